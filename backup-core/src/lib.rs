@@ -1,0 +1,6 @@
+//! The engine of ShopHosting Backups: back up and restore the shops of a web-hosting company.
+#![deny(missing_docs)]
+
+pub mod error;
+pub mod progress;
+pub mod storage;

@@ -1,0 +1,119 @@
+//! How a running operation is watched and stopped.
+//!
+//! The ground floor: it knows nothing of what runs. A monitor may never slow an operation down or fail it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// The part of an operation that is running, in the order in which they come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Phase {
+    /// Opening the repository, looking things up, checking.
+    Preparing,
+    /// Reading the database and the files into the repository.
+    Saving,
+    /// Checking what was saved and writing the snapshot.
+    Committing,
+    /// Bringing files from the repository to the staging directory.
+    RestoringFiles,
+    /// Importing the dump into the shadow schema.
+    ImportingDatabase,
+    /// Putting what was staged in the place of what was there.
+    Swapping,
+    /// Starting the site and waiting for it.
+    Starting,
+    /// Removing what is no longer needed.
+    CleaningUp,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Preparing => "preparing",
+            Self::Saving => "saving",
+            Self::Committing => "committing",
+            Self::RestoringFiles => "restoring files",
+            Self::ImportingDatabase => "importing the database",
+            Self::Swapping => "swapping",
+            Self::Starting => "starting the site",
+            Self::CleaningUp => "cleaning up",
+        })
+    }
+}
+
+/// Watches an operation. All methods are called from the threads that do the work and must return at once.
+pub trait Monitor: Send + Sync {
+    /// A new phase began; the byte counts start over.
+    fn phase(&self, _phase: Phase) {}
+    /// The bytes that the running phase has to do, as far as is known.
+    fn bytes_total(&self, _bytes: u64) {}
+    /// So many bytes more were done in the running phase.
+    fn bytes_done(&self, _bytes: u64) {}
+    /// Something that does not fail the operation but that somebody should know.
+    fn warning(&self, _text: &str) {}
+}
+
+/// A monitor that looks away.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoMonitor;
+
+impl Monitor for NoMonitor {}
+
+/// A flag that asks an operation to stop. Clones share it. Operations look at it between pieces of work and end
+/// with [`ErrorKind::Cancelled`], at the latest before their commit point; after that it has no effect.
+#[derive(Debug, Clone, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// A flag that is not set.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ask to stop. Cannot be taken back.
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether somebody asked.
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// [`ErrorKind::Cancelled`] when somebody asked.
+    pub fn check(&self) -> Result<()> {
+        if self.is_cancelled() {
+            return Err(Error::new(ErrorKind::Cancelled, "the operation was cancelled"));
+        }
+        Ok(())
+    }
+}
+
+/// How an operation is watched and stopped: handed down from the caller to every room.
+#[derive(Clone)]
+pub struct Control {
+    /// Told of progress.
+    pub monitor: Arc<dyn Monitor>,
+    /// Asked whether to go on.
+    pub cancel: Cancel,
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self {
+            monitor: Arc::new(NoMonitor),
+            cancel: Cancel::new(),
+        }
+    }
+}
+
+impl fmt::Debug for Control {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Control").field("cancel", &self.cancel).finish_non_exhaustive()
+    }
+}

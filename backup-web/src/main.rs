@@ -1,0 +1,2 @@
+//! `shophosting-backup`: the command line.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the demo, the benchmarks and the tests share: private servers and real data.
