@@ -1,6 +1,8 @@
 //! The engine of ShopHosting Backups: back up and restore the shops of a web-hosting company.
 #![deny(missing_docs)]
 
+pub mod config;
+pub mod customer;
 pub mod error;
 pub mod progress;
 pub mod storage;

@@ -1,0 +1,1184 @@
+//! Finding the configuration, laying its sources over each other, and judging the result.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider};
+use secrecy::SecretString;
+use url::Url;
+
+use super::template::{Placeholder, Template};
+use super::{Config, PasswordSource, values};
+use crate::error::{Error, ErrorKind, Result};
+
+const PREFIX: &str = "BACKUP__";
+
+/// Where a [`Config`] was read from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Origin {
+    /// No file: the defaults that are built in, everything under `./data`.
+    #[default]
+    Embedded,
+    /// This file.
+    File(PathBuf),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedded => f.write_str("the built-in configuration"),
+            Self::File(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// The environment variables that a configuration is read with. Values may be secret and are never shown.
+#[derive(Clone, Default)]
+pub struct Environment(BTreeMap<String, String>);
+
+impl Environment {
+    /// Those of this process. Variables that are not UTF-8 are left out.
+    pub fn of_process() -> Self {
+        let text = |s: std::ffi::OsString| s.into_string().ok();
+        Self(
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((text(name)?, text(value)?)))
+                .collect(),
+        )
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
+
+    fn secret(&self, name: &str) -> Option<SecretString> {
+        self.get(name).map(SecretString::from)
+    }
+}
+
+impl<N: Into<String>, V: Into<String>> FromIterator<(N, V)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (N, V)>>(variables: I) -> Self {
+        Self(
+            variables
+                .into_iter()
+                .map(|(n, v)| (n.into(), v.into()))
+                .collect(),
+        )
+    }
+}
+
+impl fmt::Debug for Environment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.keys()).finish()
+    }
+}
+
+impl Config {
+    /// Read the configuration: from `file`, else the file that `SHOPHOSTING_BACKUP_CONFIG` names, else
+    /// `./backup.toml`, else `/etc/shophosting/backup.toml`, else the one that is built in. Over the file lie the
+    /// variables `BACKUP__SECTION__KEY`; under it the platform's `DB_HOST`, `DB_USER`, `DB_PASSWORD` and `REDIS_HOST`.
+    ///
+    /// [`ErrorKind::Configuration`] for anything wrong, naming the key and where it came from.
+    pub fn load(file: Option<&Path>, environment: &Environment) -> Result<Self> {
+        let origin = find(file, environment)?;
+        let text = match &origin {
+            Origin::Embedded => String::new(),
+            Origin::File(path) => std::fs::read_to_string(path).map_err(|e| {
+                Error::caused(
+                    ErrorKind::Configuration,
+                    format!("cannot read the configuration file {}: {e}", path.display()),
+                    e,
+                )
+            })?,
+        };
+        Self::read(origin, &text, environment)
+    }
+
+    /// Read a configuration from the text of a file and the environment, as [`Config::load`] does.
+    pub fn read(origin: Origin, text: &str, environment: &Environment) -> Result<Self> {
+        let mut figment = Figment::from(Layer::of_file(&origin, text)?);
+        for (name, value) in &environment.0 {
+            if let Some(layer) = Layer::of_variable(name, value)? {
+                figment = figment.merge(layer);
+            }
+        }
+        for layer in fallbacks(&figment, environment)? {
+            figment = figment.join(layer);
+        }
+        if origin == Origin::Embedded {
+            figment = figment.clone().join(embedded(&figment)?);
+        }
+        let mut config: Self = figment.extract_lossy().map_err(explain)?;
+        config.origin = origin;
+        config
+            .find_passwords(environment)
+            .and_then(|()| config.judge())
+            .map_err(|wrong| wrong.in_any_of(&figment))?;
+        Ok(config)
+    }
+
+    fn find_passwords(&mut self, environment: &Environment) -> std::result::Result<(), Wrong> {
+        let manual = Some(("repositories.manual", &mut self.repositories.manual));
+        let daily = self
+            .repositories
+            .daily
+            .as_mut()
+            .map(|daily| ("repositories.daily", daily));
+        for (section, repository) in manual.into_iter().chain(daily) {
+            repository.password = password_source(
+                section,
+                &repository.password_file,
+                &repository.password_env,
+                environment,
+            )?;
+            if matches!(repository.password, PasswordSource::None) {
+                return Err(wrong(section, "needs password_file (or password_env)"));
+            }
+        }
+        let database = &mut self.customer_database;
+        database.password = password_source(
+            "customer_database",
+            &database.password_file,
+            &database.password_env,
+            environment,
+        )?;
+        let platforms = environment.secret("DB_PASSWORD");
+        if let (PasswordSource::None, Some(value)) = (&database.password, &platforms) {
+            database.password = PasswordSource::Environment {
+                name: "DB_PASSWORD".into(),
+                value: Some(value.clone()),
+            };
+        }
+        self.database.password = platforms;
+        Ok(())
+    }
+
+    /// What the types alone cannot say. Paths are compared by whole components.
+    fn judge(&self) -> std::result::Result<(), Wrong> {
+        require(
+            !self.queue.name.is_empty(),
+            "queue.name",
+            "may not be empty",
+        )?;
+        require(
+            !self.worker.server.is_empty(),
+            "worker.server",
+            "may not be empty",
+        )?;
+        require(
+            self.worker.concurrency >= 1,
+            "worker.concurrency",
+            "must be at least 1",
+        )?;
+        require(
+            self.retention.manual >= 1,
+            "retention.manual",
+            "must be at least 1",
+        )?;
+        require(
+            self.retention.pre_restore >= 1,
+            "retention.pre_restore",
+            "must be at least 1",
+        )?;
+        self.judge_repositories()?;
+        self.judge_customers()?;
+        self.judge_customer_database()?;
+        self.judge_site()
+    }
+
+    fn judge_repositories(&self) -> std::result::Result<(), Wrong> {
+        let manual = ("repositories.manual", &self.repositories.manual);
+        let daily = self
+            .repositories
+            .daily
+            .as_ref()
+            .map(|daily| ("repositories.daily", daily));
+        for (section, repository) in std::iter::once(manual).chain(daily) {
+            require(
+                !repository.location.trim().is_empty(),
+                &format!("{section}.location"),
+                "may not be empty",
+            )?;
+            require(
+                (1..=9).contains(&repository.connections),
+                &format!("{section}.connections"),
+                "must be 1 to 9: an SSH server refuses more logins at once",
+            )?;
+        }
+        if let Some(daily) = &self.repositories.daily {
+            // Pruning the one by our rules would remove the backups of the other.
+            require(
+                daily.location.trim_end_matches('/') != manual.1.location.trim_end_matches('/'),
+                "repositories.daily.location",
+                "must not be that of repositories.manual",
+            )?;
+        }
+        Ok(())
+    }
+
+    fn judge_customers(&self) -> std::result::Result<(), Wrong> {
+        let customers = &self.customers;
+        require(
+            customers.root != Path::new("/"),
+            "customers.root",
+            "may not be / itself",
+        )?;
+        require(
+            !customers.site_dirs.is_empty(),
+            "customers.site_dirs",
+            "may not be empty",
+        )?;
+        for (n, dir) in customers.site_dirs.iter().enumerate() {
+            for other in customers.site_dirs.iter().skip(n + 1) {
+                if dir.starts_with(other) || other.starts_with(dir) {
+                    let reason = format!(
+                        "`{}` and `{}` lie inside each other",
+                        dir.display(),
+                        other.display()
+                    );
+                    return Err(wrong("customers.site_dirs", &reason));
+                }
+            }
+            if let Some(excluded) = customers
+                .exclude
+                .iter()
+                .find(|excluded| dir.starts_with(excluded))
+            {
+                let reason = format!(
+                    "leaves `{}` out of every backup, so that `{}` could not be restored",
+                    excluded.display(),
+                    dir.display()
+                );
+                return Err(wrong("customers.exclude", &reason));
+            }
+            let maintenance = &self.site.maintenance_file;
+            if maintenance.starts_with(dir) || dir.starts_with(maintenance) {
+                let reason = format!(
+                    "must lie outside of the site directory `{}`, which a restore replaces",
+                    dir.display()
+                );
+                return Err(wrong("site.maintenance_file", &reason));
+            }
+        }
+        Ok(())
+    }
+
+    fn judge_customer_database(&self) -> std::result::Result<(), Wrong> {
+        use Placeholder::{Database, Id};
+        let database = &self.customer_database;
+        require(
+            !database.user.is_empty(),
+            "customer_database.user",
+            "may not be empty",
+        )?;
+        if database.socket.is_some() && (database.host.is_some() || database.port.is_some()) {
+            return Err(wrong(
+                "customer_database.socket",
+                "goes without host and port",
+            ));
+        }
+        require(
+            database.host.as_deref() != Some(""),
+            "customer_database.host",
+            "may not be empty",
+        )?;
+        require(
+            database.port != Some(0),
+            "customer_database.port",
+            "may not be 0",
+        )?;
+
+        only("customer_database.name", &database.name, &[Id])?;
+        let own_server = database.exec.iter().any(|word| word.has(Id));
+        if !database.name.has(Id) && !own_server {
+            return Err(wrong(
+                "customer_database.name",
+                "must hold {id}, or all customers would share one database",
+            ));
+        }
+        // What it becomes for some customer; a name that is too long for others is found when one is looked up.
+        let sample = database.name.sample();
+        if let Err(e) = sample.parse::<crate::customer::DatabaseName>() {
+            return Err(wrong("customer_database.name", &e.to_string()));
+        }
+
+        for (n, word) in database.exec.iter().enumerate() {
+            only("customer_database.exec", word, &[Id, Database])?;
+            let program = n == 0;
+            require(
+                !word.is_empty(),
+                "customer_database.exec",
+                "may not hold an empty word",
+            )?;
+            require(
+                !program || !(word.has(Id) || word.has(Database)),
+                "customer_database.exec",
+                "must start with a plain program name",
+            )?;
+        }
+        for (key, template) in [
+            ("customer_database.dump_path", &database.dump_path),
+            (
+                "customer_database.daily_dump_path",
+                &database.daily_dump_path,
+            ),
+        ] {
+            only(key, template, &[Id, Database])?;
+            if !(template.has(Id) || template.has(Database)) {
+                return Err(wrong(
+                    key,
+                    "must hold {id} or {database}, or all customers would share one dump",
+                ));
+            }
+            let sample = template.sample();
+            values::plain_absolute(&sample).map_err(|reason| wrong(key, &reason))?;
+            require(!sample.ends_with('/'), key, "must be the path of a file")?;
+        }
+        Ok(())
+    }
+
+    fn judge_site(&self) -> std::result::Result<(), Wrong> {
+        for (key, command) in [
+            ("site.stop", &self.site.stop),
+            ("site.start", &self.site.start),
+        ] {
+            require(
+                command.iter().all(|word| !word.contains('\0')),
+                key,
+                "may not hold a NUL character",
+            )?;
+            require(
+                command.first().is_none_or(|program| !program.is_empty()),
+                key,
+                "must start with a program",
+            )?;
+        }
+        // A site that is stopped and cannot be started again stays down after every restore.
+        if !self.site.stop.is_empty() && self.site.start.is_empty() {
+            return Err(wrong(
+                "site.start",
+                "may not be empty while site.stop is not",
+            ));
+        }
+        let Some(template) = &self.site.health_url else {
+            return Ok(());
+        };
+        only(
+            "site.health_url",
+            template,
+            &[Placeholder::Id, Placeholder::WebPort],
+        )?;
+        let sample = template.sample();
+        let usable = Url::parse(&sample).is_ok_and(|url| url.scheme() == "http" && url.has_host());
+        require(usable, "site.health_url", "must be an http:// address")
+    }
+}
+
+fn find(file: Option<&Path>, environment: &Environment) -> Result<Origin> {
+    const NAMING: &str = "SHOPHOSTING_BACKUP_CONFIG";
+    if let Some(named) = file.or(environment.get(NAMING).map(Path::new)) {
+        // One that somebody asked for must be there.
+        return Ok(Origin::File(named.to_owned()));
+    }
+    for usual in ["backup.toml", "/etc/shophosting/backup.toml"] {
+        let path = Path::new(usual);
+        // One that is there but cannot be read is an error, not a reason to go on to the next.
+        if path.symlink_metadata().is_ok() {
+            return Ok(Origin::File(path.to_owned()));
+        }
+    }
+    Ok(Origin::Embedded)
+}
+
+/// One source of values, and what errors call it.
+struct Layer {
+    source: String,
+    values: Dict,
+}
+
+impl Layer {
+    fn of_file(origin: &Origin, text: &str) -> Result<Self> {
+        let source = origin.to_string();
+        let table: toml::Table = toml::from_str(text).map_err(|e| {
+            // Its own display quotes the line, which may hold a password.
+            let at = e.span().map_or(0, |span| span.start);
+            let line = 1 + text.bytes().take(at).filter(|b| *b == b'\n').count();
+            Error::new(
+                ErrorKind::Configuration,
+                format!("{source}, line {line}: {}", e.message()),
+            )
+        })?;
+        let values = Value::serialize(table)
+            .ok()
+            .and_then(Value::into_dict)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Configuration,
+                    format!("{source} is not a table of sections"),
+                )
+            })?;
+        Ok(Self { source, values })
+    }
+
+    /// `BACKUP__A__B=value` as `a.b`. In brackets it is a list, in the syntax of TOML.
+    fn of_variable(name: &str, value: &str) -> Result<Option<Self>> {
+        let Some(key) = name.strip_prefix(PREFIX) else {
+            return Ok(None);
+        };
+        let source = format!("the environment variable {name}");
+        let key = key.to_ascii_lowercase().replace("__", ".");
+        if key.split('.').any(str::is_empty) {
+            return Err(Error::new(
+                ErrorKind::Configuration,
+                format!("{source} names no key"),
+            ));
+        }
+        let value = if value.trim_start().starts_with('[') {
+            let wrapped = format!("list = {value}");
+            toml::from_str::<toml::Table>(&wrapped)
+                .ok()
+                .and_then(|mut table| table.remove("list"))
+                .and_then(|list| Value::serialize(list).ok())
+                .ok_or_else(|| {
+                    let example = r#"a list is written ["like", "this"]"#;
+                    Error::new(ErrorKind::Configuration, format!("{source}: {example}"))
+                })?
+        } else {
+            Value::from(value)
+        };
+        Ok(Some(Self::single(source, &key, value)))
+    }
+
+    fn single(source: String, key: &str, value: Value) -> Self {
+        let values = figment::util::nest(key, value)
+            .into_dict()
+            .unwrap_or_default();
+        Self { source, values }
+    }
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.source.clone())
+    }
+
+    fn data(&self) -> figment::error::Result<Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// The platform's own variables, for keys that nothing else sets.
+fn fallbacks(figment: &Figment, environment: &Environment) -> Result<Vec<Layer>> {
+    let mut layers = Vec::new();
+    let mut add = |variable: &str, key: &str, value: String| {
+        layers.push(Layer::single(
+            format!("the environment variable {variable}"),
+            key,
+            Value::from(value),
+        ));
+    };
+    if let Some(host) = environment.get("DB_HOST") {
+        let mut url = platform_url("mysql://localhost/shophosting_db", "DB_HOST", host)?;
+        let user = environment.get("DB_USER").unwrap_or("root");
+        if url.set_username(user).is_err() {
+            return Err(sentence("DB_USER", "is not a user name", None));
+        }
+        add("DB_HOST", "database.url", url.into());
+        let elsewhere =
+            ["socket", "exec"].map(|key| figment.contains(&format!("customer_database.{key}")));
+        if !elsewhere.contains(&true) {
+            add("DB_HOST", "customer_database.host", host.to_owned());
+        }
+    }
+    if let Some(user) = environment.get("DB_USER") {
+        add("DB_USER", "customer_database.user", user.to_owned());
+    }
+    if let Some(host) = environment.get("REDIS_HOST") {
+        let url = platform_url("redis://localhost:6379", "REDIS_HOST", host)?;
+        add("REDIS_HOST", "queue.redis_url", url.into());
+    }
+    Ok(layers)
+}
+
+fn platform_url(pattern: &str, variable: &str, host: &str) -> Result<Url> {
+    let not_a_host = || sentence(variable, "is not a host name", None);
+    let mut url = Url::parse(pattern).map_err(|_| not_a_host())?;
+    url.set_host(Some(host)).map_err(|_| not_a_host())?;
+    Ok(url)
+}
+
+/// What holds without any file: everything under `./data`, nothing to install.
+fn embedded(figment: &Figment) -> Result<Layer> {
+    let data = std::path::absolute("data")
+        .map_err(|e| Error::io("cannot tell the working directory", e))?;
+    let path = |name: &str| data.join(name).to_string_lossy().into_owned();
+    let repository = |name: &str| {
+        let location = (
+            "location".to_owned(),
+            path(&format!("repositories/{name}")).into(),
+        );
+        let password = (
+            "password_file".to_owned(),
+            path("repository-password").into(),
+        );
+        let elsewhere = figment.contains(&format!("repositories.{name}.password_env"));
+        toml::Table::from_iter(std::iter::once(location).chain((!elsewhere).then_some(password)))
+    };
+    let section = |key: &str, value: String| {
+        toml::Table::from_iter([(key.to_owned(), toml::Value::from(value))])
+    };
+    let table = toml::Table::from_iter([
+        (
+            "database".to_owned(),
+            section("url", format!("sqlite://{}", path("backup.db"))).into(),
+        ),
+        (
+            "worker".to_owned(),
+            section("state_dir", path("state")).into(),
+        ),
+        (
+            "customers".to_owned(),
+            section("root", path("customers")).into(),
+        ),
+        (
+            "repositories".to_owned(),
+            toml::Table::from_iter([
+                ("manual".to_owned(), toml::Value::from(repository("manual"))),
+                ("daily".to_owned(), repository("daily").into()),
+            ])
+            .into(),
+        ),
+    ]);
+    let values = Value::serialize(table).ok().and_then(Value::into_dict);
+    Ok(Layer {
+        source: Origin::Embedded.to_string(),
+        values: values.unwrap_or_default(),
+    })
+}
+
+fn password_source(
+    section: &str,
+    file: &Option<PathBuf>,
+    variable: &Option<String>,
+    environment: &Environment,
+) -> std::result::Result<PasswordSource, Wrong> {
+    match (file, variable) {
+        (None, None) => Ok(PasswordSource::None),
+        (Some(path), None) => Ok(PasswordSource::File(path.clone())),
+        (None, Some(name)) if name.is_empty() || name.contains(['=', '\0']) => Err(wrong(
+            &format!("{section}.password_env"),
+            "must be the name of an environment variable",
+        )),
+        (None, Some(name)) => Ok(PasswordSource::Environment {
+            name: name.clone(),
+            value: environment.secret(name),
+        }),
+        (Some(_), Some(_)) => Err(wrong(
+            section,
+            "has both password_file and password_env: leave one out",
+        )),
+    }
+}
+
+fn only(key: &str, template: &Template, allowed: &[Placeholder]) -> std::result::Result<(), Wrong> {
+    match template.stranger(allowed) {
+        Some(name) => Err(wrong(key, &format!("cannot hold {{{name}}}"))),
+        None => Ok(()),
+    }
+}
+
+fn require(holds: bool, key: &str, reason: &str) -> std::result::Result<(), Wrong> {
+    if holds {
+        Ok(())
+    } else {
+        Err(wrong(key, reason))
+    }
+}
+
+fn wrong(key: &str, reason: &str) -> Wrong {
+    Wrong {
+        key: key.to_owned(),
+        reason: reason.to_owned(),
+    }
+}
+
+/// A key whose value makes no sense.
+struct Wrong {
+    key: String,
+    reason: String,
+}
+
+impl Wrong {
+    fn in_any_of(self, figment: &Figment) -> Error {
+        sentence(&self.key, &self.reason, figment.find_metadata(&self.key))
+    }
+}
+
+/// What is wrong with a value that does not even have the right type, or that is missing.
+fn explain(error: figment::Error) -> Error {
+    use figment::error::Kind;
+    let mut key = error.path.join(".");
+    let reason = match &error.kind {
+        Kind::MissingField(field) => {
+            if !key.is_empty() {
+                key.push('.');
+            }
+            key.push_str(field);
+            "is missing".to_owned()
+        }
+        Kind::UnknownField(_, known) => format!("is not a key; there are {}", known.join(", ")),
+        other => format!("is wrong: {other}"),
+    };
+    sentence(&key, &reason, error.metadata.as_ref())
+}
+
+fn sentence(key: &str, reason: &str, source: Option<&Metadata>) -> Error {
+    let place = source
+        .map(|source| format!(" (in {})", source.name))
+        .unwrap_or_default();
+    Error::new(
+        ErrorKind::Configuration,
+        format!("configuration: {key} {reason}{place}"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret;
+
+    use super::*;
+    use crate::config::DatabaseUrl;
+
+    /// The example of the contract, word for word.
+    const EXAMPLE: &str = r#"
+[server]
+listen = "127.0.0.1:3000"
+public_url = "https://shophosting.example"     # for Origin checks and Secure cookies
+[database]                                      # the platform's database: customers, jobs, catalogue
+url = "mysql://shophosting_app@localhost/shophosting_db"   # or sqlite:///var/lib/…/backup.db; DB_PASSWORD may supply the password
+[queue]
+redis_url = "redis://127.0.0.1:6379"            # absent: embedded queue
+name = "backups"
+[worker]
+server = "default"                              # which hosting server this worker serves
+concurrency = 2
+state_dir = "/var/lib/shophosting-backup"       # restore journals; root only
+backup_timeout = "10m"
+restore_timeout = "20m"
+[repositories.manual]
+location = "sftp:sh-backup@203.0.113.5:/home/sh-backup/manual-backups"   # restic's syntax: sftp:user@host:/path, sftp://user@host:port//path, /local/path, and object storage
+password_file = "/opt/shophosting/.manual-restic-password"
+ssh_key = "/root/.ssh/id_ed25519"               # sftp only; also: known_hosts, connections
+[repositories.daily]
+location = "sftp:sh-backup@203.0.113.5:/home/sh-backup/backups"
+password_file = "/root/.restic-password"
+[customers]
+root = "/var/customers"                         # customer N lives in {root}/customer-N
+site_dirs = ["wordpress", "volumes/files"]      # what a files restore replaces: those that the snapshot has
+exclude = ["mysql", "redis", "volumes/db", "logs", ".maintenance"]
+[customer_database]
+name = "customer_{id}"
+host = "localhost"                              # or socket = "…", port = 3306
+user = "shophosting_app"
+password_env = "DB_PASSWORD"                    # or password_file
+# imports run as the customer's own account (customers.db_user, db_password); where the platform has none, as a
+# temporary account confined to the shadow schema. Definers: the customer's own account is kept, any other becomes it, with a warning
+exec = []                                       # prefix for a server in a container: ["docker", "exec", "-i", "customer-{id}-db"]
+dump_path = "/tmp/customer-backup-{id}/{database}.sql"          # path inside manual snapshots
+daily_dump_path = "/tmp/shophosting-db-dumps/{database}.sql"    # path inside daily snapshots
+[site]
+stop = ["docker", "compose", "stop"]            # run in the customer's directory, no shell; [] = nothing to stop
+start = ["docker", "compose", "up", "-d"]
+health_url = "http://127.0.0.1:{web_port}/"     # optional
+maintenance_file = ".maintenance"
+[retention]
+manual = 5                                      # newest kept per customer, whatever their type
+pre_restore = 3
+daily_shown = "30d"
+"#;
+
+    const SMALLEST: &str = r#"
+[database]
+url = "sqlite:///var/lib/backup.db"
+[repositories.manual]
+location = "/srv/backup"
+password_file = "/root/.password"
+"#;
+
+    fn read(text: &str, environment: &[(&str, &str)]) -> Result<Config> {
+        let environment = environment
+            .iter()
+            .map(|(n, v)| (n.to_string(), v.to_string()))
+            .collect();
+        Config::read(Origin::File("/etc/backup.toml".into()), text, &environment)
+    }
+
+    fn refusal(text: &str, environment: &[(&str, &str)]) -> String {
+        let error = read(text, environment).expect_err(text);
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        error.chain()
+    }
+
+    fn customer(id: u32) -> crate::customer::Customer {
+        crate::customer::Customer {
+            id: crate::customer::CustomerId::new(id).unwrap(),
+            status: None,
+            db_name: format!("customer_{id}").parse().unwrap(),
+            db_user: None,
+            db_password: None,
+            web_port: Some(8007),
+            server_id: None,
+        }
+    }
+
+    #[test]
+    fn the_example_of_the_contract_is_read_as_it_says() {
+        let config = read(EXAMPLE, &[("DB_PASSWORD", "s3cret")]).unwrap();
+        assert_eq!(
+            config.database.url.to_string(),
+            "mysql://shophosting_app@localhost/shophosting_db"
+        );
+        assert_eq!(
+            config.database.password.as_ref().unwrap().expose_secret(),
+            "s3cret"
+        );
+        let database = &config.customer_database;
+        assert_eq!(
+            database.password.read().unwrap().unwrap().expose_secret(),
+            "s3cret"
+        );
+        let seven = customer(7);
+        assert_eq!(
+            database.default_name(seven.id).unwrap().as_str(),
+            "customer_7"
+        );
+        assert_eq!(
+            database.dump_path(&seven).unwrap(),
+            Path::new("/tmp/customer-backup-7/customer_7.sql")
+        );
+        assert_eq!(
+            database.daily_dump_path(&seven).unwrap(),
+            Path::new("/tmp/shophosting-db-dumps/customer_7.sql")
+        );
+        assert!(!database.is_in_container());
+        let health = config.site.health_url(&seven).unwrap().unwrap();
+        assert_eq!(health.as_str(), "http://127.0.0.1:8007/");
+        assert_eq!(
+            config.customers.dir(seven.id),
+            Path::new("/var/customers/customer-7")
+        );
+        assert_eq!(config.worker.backup_timeout.as_secs(), 600);
+        assert_eq!(config.import_timeout().as_secs(), 1200);
+        assert_eq!(config.retention.daily_shown.as_secs(), 30 * 86_400);
+        assert_eq!(config.repositories.manual.connections, 2);
+        assert!(!format!("{config:?}").contains("s3cret"));
+    }
+
+    #[test]
+    fn what_the_example_says_of_customers_is_the_default_too() {
+        let small = read(SMALLEST, &[]).unwrap();
+        let example = read(EXAMPLE, &[]).unwrap();
+        assert_eq!(
+            format!("{:?}", small.customers),
+            format!("{:?}", example.customers)
+        );
+        assert_eq!(
+            format!("{:?}", small.retention),
+            format!("{:?}", example.retention)
+        );
+        assert_eq!(
+            format!("{:?}", small.worker),
+            format!("{:?}", example.worker)
+        );
+        assert_eq!(small.site.stop, example.site.stop);
+        assert_eq!(small.site.start, example.site.start);
+        let (small, example) = (small.customer_database, example.customer_database);
+        assert_eq!(
+            (small.name, small.dump_path, small.daily_dump_path),
+            (example.name, example.dump_path, example.daily_dump_path)
+        );
+    }
+
+    #[test]
+    fn any_key_is_set_by_the_environment() {
+        let config = read(
+            EXAMPLE,
+            &[
+                ("BACKUP__REPOSITORIES__MANUAL__LOCATION", "/srv/elsewhere"),
+                ("BACKUP__REPOSITORIES__MANUAL__CONNECTIONS", "3"),
+                ("BACKUP__WORKER__CONCURRENCY", "4"),
+                ("BACKUP__WORKER__SERVER", "1"),
+                ("BACKUP__WORKER__BACKUP_TIMEOUT", "90s"),
+                ("BACKUP__SITE__STOP", r#"["docker", "stop", "a b"]"#),
+                ("BACKUP__SITE__START", "['true']"),
+                ("BACKUP__CUSTOMER_DATABASE__PORT", "3307"),
+                ("BACKUP_UNRELATED", "x"),
+            ],
+        )
+        .unwrap();
+        assert_eq!(config.repositories.manual.location, "/srv/elsewhere");
+        assert_eq!(config.repositories.manual.connections, 3);
+        assert_eq!(config.worker.concurrency, 4);
+        assert_eq!(config.worker.server, "1");
+        assert_eq!(config.worker.backup_timeout.as_secs(), 90);
+        assert_eq!(config.site.stop, ["docker", "stop", "a b"]);
+        assert_eq!(config.site.start, ["true"]);
+        assert_eq!(config.customer_database.port, Some(3307));
+    }
+
+    #[test]
+    fn the_platforms_variables_fill_what_nothing_else_sets() {
+        const NO_DATABASE: &str =
+            "[repositories.manual]\nlocation = '/srv/b'\npassword_file = '/p'\n";
+        let platform = [
+            ("DB_HOST", "db.internal"),
+            ("DB_USER", "app"),
+            ("DB_PASSWORD", "s3cret"),
+            ("REDIS_HOST", "cache"),
+        ];
+        let config = read(NO_DATABASE, &platform).unwrap();
+        assert_eq!(
+            config.database.url.to_string(),
+            "mysql://app@db.internal/shophosting_db"
+        );
+        assert_eq!(
+            config.queue.redis_url.unwrap().to_string(),
+            "redis://cache:6379"
+        );
+        assert_eq!(config.customer_database.host(), "db.internal");
+        assert_eq!(config.customer_database.user, "app");
+        assert!(config.customer_database.password.read().unwrap().is_some());
+
+        let config = read(EXAMPLE, &platform).unwrap();
+        assert_eq!(
+            config.database.url.to_string(),
+            "mysql://shophosting_app@localhost/shophosting_db"
+        );
+        assert_eq!(config.customer_database.host(), "localhost");
+        assert_eq!(
+            config.queue.redis_url.unwrap().to_string(),
+            "redis://127.0.0.1:6379"
+        );
+
+        let socket = format!("{NO_DATABASE}[customer_database]\nsocket = '/run/my.sock'\n");
+        assert_eq!(
+            read(&socket, &platform).unwrap().customer_database.host,
+            None
+        );
+        assert!(refusal(NO_DATABASE, &[("DB_HOST", "a/b c")]).contains("DB_HOST"));
+    }
+
+    #[test]
+    fn without_a_file_everything_is_under_data() {
+        let config = Config::read(Origin::Embedded, "", &Environment::default()).unwrap();
+        let data = std::env::current_dir().unwrap().join("data");
+        assert_eq!(
+            config.repositories.manual.location,
+            data.join("repositories/manual").to_str().unwrap()
+        );
+        assert!(config.repositories.daily.is_some());
+        assert_eq!(config.customers.root, data.join("customers"));
+        assert_eq!(config.worker.state_dir, data.join("state"));
+        assert!(
+            matches!(config.database.url, DatabaseUrl::Sqlite(path) if path == data.join("backup.db"))
+        );
+
+        let environment = [
+            ("BACKUP__REPOSITORIES__MANUAL__PASSWORD_ENV", "PW"),
+            ("PW", "s3cret"),
+        ]
+        .into_iter()
+        .collect();
+        let config = Config::read(Origin::Embedded, "", &environment).unwrap();
+        assert_eq!(
+            config
+                .repositories
+                .manual
+                .read_password()
+                .unwrap()
+                .expose_secret(),
+            "s3cret"
+        );
+    }
+
+    #[test]
+    fn with_a_file_nothing_goes_where_nobody_chose() {
+        let text = refusal("[database]\nurl = 'sqlite:///b.db'\n", &[]);
+        assert!(text.contains("repositories is missing"), "{text}");
+        let text = refusal(
+            "[database]\nurl = 'sqlite:///b.db'\n[repositories.manual]\nlocation = '/r'\n",
+            &[],
+        );
+        assert!(
+            text.contains("repositories.manual") && text.contains("password_file"),
+            "{text}"
+        );
+        let text = refusal(
+            "[repositories.manual]\nlocation = '/r'\npassword_file = '/p'\n",
+            &[],
+        );
+        assert!(text.contains("database is missing"), "{text}");
+    }
+
+    #[test]
+    fn every_refusal_names_the_key_and_where_it_came_from() {
+        let cases = [
+            ("server.listne", "[server]\nlistne = 'x'"),
+            ("server.listen", "[server]\nlisten = 'everywhere'"),
+            ("server.public_url", "[server]\npublic_url = 'shop'"),
+            ("server.public_url", "[server]\npublic_url = 'ftp://shop'"),
+            ("sevrer", "[sevrer]\nlisten = '127.0.0.1:1'"),
+            ("queue.redis_url", "[queue]\nredis_url = 'http://x'"),
+            ("queue.name", "[queue]\nname = ''"),
+            ("worker.concurrency", "[worker]\nconcurrency = 0"),
+            ("worker.concurrency", "[worker]\nconcurrency = 'two'"),
+            ("worker.concurrency", "[worker]\nconcurrency = -1"),
+            ("worker.server", "[worker]\nserver = ''"),
+            ("worker.state_dir", "[worker]\nstate_dir = 'state'"),
+            ("worker.state_dir", "[worker]\nstate_dir = '/var/../etc'"),
+            ("worker.backup_timeout", "[worker]\nbackup_timeout = '10'"),
+            ("worker.backup_timeout", "[worker]\nbackup_timeout = 10"),
+            ("worker.restore_timeout", "[worker]\nrestore_timeout = '0s'"),
+            (
+                "repositories.daily.location",
+                "[repositories.daily]\nlocation = ''\npassword_file = '/p'",
+            ),
+            (
+                "repositories.daily.location",
+                "[repositories.daily]\nlocation = '/srv/backup/'\npassword_file = '/p'",
+            ),
+            (
+                "repositories.daily.connections",
+                "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\nconnections = 10",
+            ),
+            (
+                "repositories.daily.retry_for",
+                "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\nretry_for = 'long'",
+            ),
+            (
+                "repositories.daily.password_file",
+                "[repositories.daily]\nlocation = '/d'\npassword_file = 'p'",
+            ),
+            (
+                "repositories.daily.password_env",
+                "[repositories.daily]\nlocation = '/d'\npassword_env = ''",
+            ),
+            (
+                "repositories.daily",
+                "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\npassword_env = 'P'",
+            ),
+            (
+                "repositories.daily",
+                "[repositories.daily]\nlocation = '/d'",
+            ),
+            (
+                "repositories.weekly",
+                "[repositories.weekly]\nlocation = '/d'",
+            ),
+            ("customers.root", "[customers]\nroot = '/'"),
+            ("customers.root", "[customers]\nroot = 'customers'"),
+            ("customers.site_dirs", "[customers]\nsite_dirs = []"),
+            (
+                "customers.site_dirs",
+                "[customers]\nsite_dirs = ['/wordpress']",
+            ),
+            (
+                "customers.site_dirs",
+                "[customers]\nsite_dirs = ['../customer-2']",
+            ),
+            (
+                "customers.site_dirs",
+                "[customers]\nsite_dirs = ['a', 'a/b']",
+            ),
+            (
+                "customers.site_dirs",
+                "[customers]\nsite_dirs = ['a', 'b', 'a']",
+            ),
+            (
+                "customers.site_dirs",
+                "[customers]\nsite_dirs = 'wordpress'",
+            ),
+            ("customers.exclude", "[customers]\nexclude = ['wordpress']"),
+            ("customers.exclude", "[customers]\nexclude = ['volumes']"),
+            (
+                "customer_database.name",
+                "[customer_database]\nname = 'customers'",
+            ),
+            (
+                "customer_database.name",
+                "[customer_database]\nname = 'x{web_port}'",
+            ),
+            (
+                "customer_database.name",
+                "[customer_database]\nname = '{id}/x'",
+            ),
+            (
+                "customer_database.name",
+                "[customer_database]\nname = 'customer_{'",
+            ),
+            ("customer_database.host", "[customer_database]\nhost = ''"),
+            ("customer_database.port", "[customer_database]\nport = 0"),
+            (
+                "customer_database.port",
+                "[customer_database]\nport = 70000",
+            ),
+            (
+                "customer_database.socket",
+                "[customer_database]\nsocket = '/s'\nhost = 'h'",
+            ),
+            ("customer_database.user", "[customer_database]\nuser = ''"),
+            (
+                "customer_database.exec",
+                "[customer_database]\nexec = ['docker', '{user}']",
+            ),
+            (
+                "customer_database.exec",
+                "[customer_database]\nexec = ['{id}']",
+            ),
+            (
+                "customer_database.exec",
+                "[customer_database]\nexec = ['docker', '']",
+            ),
+            (
+                "customer_database.dump_path",
+                "[customer_database]\ndump_path = '/tmp/dump.sql'",
+            ),
+            (
+                "customer_database.dump_path",
+                "[customer_database]\ndump_path = 'tmp/{id}.sql'",
+            ),
+            (
+                "customer_database.dump_path",
+                "[customer_database]\ndump_path = '/tmp/{id}/../x.sql'",
+            ),
+            (
+                "customer_database.dump_path",
+                "[customer_database]\ndump_path = '/tmp/{id}/'",
+            ),
+            (
+                "customer_database.daily_dump_path",
+                "[customer_database]\ndaily_dump_path = '/tmp/{web_port}'",
+            ),
+            (
+                "customer_database.dump_timeout",
+                "[customer_database]\ndump_timeout = '-1s'",
+            ),
+            (
+                "customer_database.password",
+                "[customer_database]\npassword = 's3cret'",
+            ),
+            ("site.stop", "[site]\nstop = 'docker compose stop'"),
+            ("site.stop", "[site]\nstop = ['']"),
+            ("site.start", "[site]\nstart = []"),
+            (
+                "site.health_url",
+                "[site]\nhealth_url = 'https://127.0.0.1/'",
+            ),
+            (
+                "site.health_url",
+                "[site]\nhealth_url = '127.0.0.1:{web_port}'",
+            ),
+            (
+                "site.health_url",
+                "[site]\nhealth_url = 'http://{database}/'",
+            ),
+            ("site.maintenance_file", "[site]\nmaintenance_file = '../x'"),
+            (
+                "site.maintenance_file",
+                "[site]\nmaintenance_file = 'wordpress/.maintenance'",
+            ),
+            ("site.command_timeout", "[site]\ncommand_timeout = '0m'"),
+            ("retention.manual", "[retention]\nmanual = 0"),
+            ("retention.pre_restore", "[retention]\npre_restore = 0"),
+            (
+                "retention.daily_shown",
+                "[retention]\ndaily_shown = 'always'",
+            ),
+        ];
+        for (key, lines) in cases {
+            let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);
+            assert!(
+                text.contains(&format!("configuration: {key}")),
+                "{lines}: {text}"
+            );
+            assert!(text.contains("/etc/backup.toml"), "{lines}: {text}");
+            assert!(!text.contains("s3cret"), "{lines}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_refused_variable_is_named() {
+        for (name, value) in [
+            ("BACKUP__WORKER__CONCURRENCY", "two"),
+            ("BACKUP__WORKER__CONCURENCY", "2"),
+            ("BACKUP__SITE__STOP", "[docker"),
+            ("BACKUP__SITE__STOP", "docker"),
+            ("BACKUP__", "x"),
+            ("BACKUP__SITE____STOP", "x"),
+            ("BACKUP__RETENTION__MANUAL", "0"),
+        ] {
+            let text = refusal(SMALLEST, &[(name, value)]);
+            assert!(text.contains(name), "{name}: {text}");
+        }
+    }
+
+    #[test]
+    fn no_slip_in_the_file_makes_a_password_public() {
+        for lines in [
+            "[queue]\nredis_url = 'redis://:s3cret@h:port'",
+            "[queue]\nredis_url = 'redis://:s3cret@h",
+            "[queue]\nredis_url = 'redis//:s3cret@h'",
+            "[queue]\nredis_url = ['redis://:s3cret@h']",
+            "[queue]\nredis_url = 'redis://:s3cret@h'\nredis_url = 'redis://:s3cret@h'",
+        ] {
+            let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);
+            assert!(!text.contains("s3cret"), "{text}");
+        }
+        let text = refusal(
+            SMALLEST,
+            &[("BACKUP__DATABASE__URL", "mysql:/u:s3cret@h/d")],
+        );
+        assert!(!text.contains("s3cret"), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_is_not_toml_is_refused_with_the_line() {
+        let text = refusal("[database]\nurl = \n", &[]);
+        assert!(text.contains("/etc/backup.toml, line 2"), "{text}");
+    }
+
+    #[test]
+    fn a_file_that_was_asked_for_must_be_there() {
+        let error = Config::load(
+            Some(Path::new("/nowhere/backup.toml")),
+            &Environment::default(),
+        )
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().contains("/nowhere/backup.toml"));
+        let environment = [("SHOPHOSTING_BACKUP_CONFIG", "/nowhere/else.toml")]
+            .into_iter()
+            .collect();
+        let error = Config::load(None, &environment).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/else.toml"));
+    }
+
+    #[test]
+    fn a_path_for_a_hostile_name_cannot_be_rendered() {
+        let config = read(EXAMPLE, &[]).unwrap();
+        assert!(
+            "../../etc"
+                .parse::<crate::customer::DatabaseName>()
+                .is_err()
+        );
+        let mut shop = customer(7);
+        shop.web_port = None;
+        let error = config.site.health_url(&shop).unwrap_err();
+        assert!(error.to_string().contains("web_port of customer 7"));
+    }
+}

@@ -1,0 +1,458 @@
+//! What the operator decides: one TOML file, any key of it overridden from the environment.
+//!
+//! Everything that can be judged without touching the machine is judged when it is read, with one error that names
+//! the key and where it came from. Never: a default that could send a customer's data somewhere nobody chose; an
+//! unknown key ignored; a password shown.
+
+mod load;
+mod template;
+mod values;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use url::Url;
+
+use crate::customer::{Customer, CustomerId, DatabaseName};
+use crate::error::{Error, ErrorKind, Result};
+
+pub use load::{Environment, Origin};
+use template::Part;
+pub use template::{Placeholder, Template};
+pub use values::{DatabaseUrl, PasswordSource, SecretUrl};
+
+/// The whole configuration. Read it with [`Config::load`]; it does not change afterwards.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct Config {
+    /// Where it was read from.
+    #[serde(skip)]
+    pub origin: Origin,
+    /// `[server]`: the dashboard.
+    #[serde(default)]
+    pub server: ServerConfig,
+    /// `[database]`: the platform's database.
+    pub database: DatabaseConfig,
+    /// `[queue]`: how workers are woken.
+    #[serde(default)]
+    pub queue: QueueConfig,
+    /// `[worker]`: who runs the jobs, and for how long.
+    #[serde(default)]
+    pub worker: WorkerConfig,
+    /// `[repositories]`: where backups are.
+    pub repositories: RepositoriesConfig,
+    /// `[customers]`: where customers' files are.
+    #[serde(default)]
+    pub customers: CustomersConfig,
+    /// `[customer_database]`: where customers' databases are.
+    #[serde(default)]
+    pub customer_database: CustomerDatabaseConfig,
+    /// `[site]`: how a customer's site is stopped, started and checked.
+    #[serde(default)]
+    pub site: SiteConfig,
+    /// `[retention]`: how many backups are kept.
+    #[serde(default)]
+    pub retention: RetentionConfig,
+}
+
+/// `[server]`: the dashboard.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct ServerConfig {
+    /// The address to listen on. Default `127.0.0.1:3000`.
+    pub listen: SocketAddr,
+    /// The address that customers' browsers use: for Origin checks and Secure cookies.
+    #[serde(deserialize_with = "values::web_url")]
+    pub public_url: Option<Url>,
+}
+
+/// `[database]`: the platform's database, with customers, jobs and the catalogue.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct DatabaseConfig {
+    /// `mysql://user[:password]@host[:port]/schema` or `sqlite:///path`. Falls back to the platform's `DB_HOST` and
+    /// `DB_USER`, schema `shophosting_db`.
+    pub url: DatabaseUrl,
+    /// `DB_PASSWORD` as it was when the configuration was read; used where the address holds no password.
+    #[serde(skip)]
+    pub password: Option<SecretString>,
+}
+
+/// `[queue]`: how workers are woken.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct QueueConfig {
+    /// A Redis server; without one the queue is embedded. Falls back to the platform's `REDIS_HOST`.
+    #[serde(deserialize_with = "values::redis_url")]
+    pub redis_url: Option<SecretUrl>,
+    /// The queue's name. Default `backups`.
+    pub name: String,
+}
+
+/// `[worker]`: who runs the jobs, and for how long.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct WorkerConfig {
+    /// The hosting server whose customers this worker serves. Default `default`.
+    pub server: String,
+    /// Jobs that run at once, at least 1. Default 2.
+    pub concurrency: u32,
+    /// The directory of restore journals; root only. Default `/var/lib/shophosting-backup`.
+    #[serde(deserialize_with = "values::absolute_path")]
+    pub state_dir: PathBuf,
+    /// The longest a backup may take. Default `10m`.
+    #[serde(deserialize_with = "values::duration")]
+    pub backup_timeout: Duration,
+    /// The longest a restore may take. Default `20m`.
+    #[serde(deserialize_with = "values::duration")]
+    pub restore_timeout: Duration,
+}
+
+/// `[repositories]`: where backups are.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RepositoriesConfig {
+    /// Backups that customers make, and those made before a restore. Ours to write.
+    pub manual: RepositoryConfig,
+    /// Backups that the platform's own script makes. Only read; absent where there are none.
+    pub daily: Option<RepositoryConfig>,
+}
+
+/// One repository: `[repositories.manual]` or `[repositories.daily]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RepositoryConfig {
+    /// In restic's syntax: `sftp:user@host:/path`, `sftp://user@host:port//path` or a directory.
+    pub location: String,
+    /// A file that holds the repository's password. This or `password_env`.
+    #[serde(default, deserialize_with = "values::optional_absolute_path")]
+    password_file: Option<PathBuf>,
+    /// The name of an environment variable that holds it.
+    password_env: Option<String>,
+    /// The private key for SFTP; without one, an agent is asked.
+    #[serde(default, deserialize_with = "values::optional_absolute_path")]
+    pub ssh_key: Option<PathBuf>,
+    /// The file of known host keys for SFTP. Default: the user's own.
+    #[serde(default, deserialize_with = "values::optional_absolute_path")]
+    pub known_hosts: Option<PathBuf>,
+    /// SFTP connections at once, 1 to 9 (a server lets 10 log in at the same time). Default 2.
+    #[serde(default = "default_connections")]
+    pub connections: u32,
+    /// How long passing faults are retried. Default `5m`.
+    #[serde(default = "default_retry_for", deserialize_with = "values::duration")]
+    pub retry_for: Duration,
+    /// Where the password comes from, out of the two keys above.
+    #[serde(skip)]
+    pub password: PasswordSource,
+}
+
+/// `[customers]`: where customers' files are.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CustomersConfig {
+    /// Customer N lives in `{root}/customer-N`. Default `/var/customers`.
+    #[serde(deserialize_with = "values::absolute_path")]
+    pub root: PathBuf,
+    /// What a files restore replaces, of these what the snapshot has; paths below the customer's directory, none
+    /// inside another. Default `wordpress`, `volumes/files`.
+    #[serde(deserialize_with = "values::relative_paths")]
+    pub site_dirs: Vec<PathBuf>,
+    /// What a backup leaves out, with all that is below; paths below the customer's directory. Default: the raw data
+    /// of the containers, logs and the maintenance file.
+    #[serde(deserialize_with = "values::relative_paths")]
+    pub exclude: Vec<PathBuf>,
+}
+
+/// `[customer_database]`: where customers' databases are.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CustomerDatabaseConfig {
+    /// The schema of a customer for whom the platform's table names none. Default `customer_{id}`.
+    pub name: Template,
+    /// The server's host; falls back to the platform's `DB_HOST` (unless `socket` or `exec` is set), then to `localhost`.
+    pub host: Option<String>,
+    /// The server's TCP port. Default: that of the client program.
+    pub port: Option<u16>,
+    /// The server's socket, instead of `host` and `port`. With `exec`: inside the container.
+    #[serde(deserialize_with = "values::optional_absolute_path")]
+    pub socket: Option<PathBuf>,
+    /// The account that dumps, and that prepares and swaps what is restored. Falls back to `DB_USER`, then to `root`.
+    pub user: String,
+    /// A file that holds its password. This or `password_env`.
+    #[serde(deserialize_with = "values::optional_absolute_path")]
+    password_file: Option<PathBuf>,
+    /// The name of an environment variable that holds it. With neither: `DB_PASSWORD` where set, else no password.
+    password_env: Option<String>,
+    /// The words before the client programs for a server in a container, as in `["docker", "exec", "-i",
+    /// "customer-{id}-db"]`. Default none.
+    exec: Vec<Template>,
+    /// Where the dump is inside manual snapshots. Default `/tmp/customer-backup-{id}/{database}.sql`.
+    dump_path: Template,
+    /// Where it is inside daily snapshots. Default `/tmp/shophosting-db-dumps/{database}.sql`.
+    daily_dump_path: Template,
+    /// The longest a dump may take. Default: `worker.backup_timeout`.
+    #[serde(deserialize_with = "values::optional_duration")]
+    dump_timeout: Option<Duration>,
+    /// The longest an import may take. Default: `worker.restore_timeout`.
+    #[serde(deserialize_with = "values::optional_duration")]
+    import_timeout: Option<Duration>,
+    /// Where the password comes from, out of the two keys above.
+    #[serde(skip)]
+    pub password: PasswordSource,
+}
+
+/// `[site]`: how a customer's site is stopped, started and checked.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SiteConfig {
+    /// The program and arguments that stop the site, run in the customer's directory without a shell; empty: nothing
+    /// to stop. Default `docker compose stop`.
+    pub stop: Vec<String>,
+    /// The same to start it. Default `docker compose up -d`.
+    pub start: Vec<String>,
+    /// An `http://` address that answers when the site is up. Without one a started site counts as up.
+    health_url: Option<Template>,
+    /// The file that makes the web server answer "maintenance", below the customer's directory. Default `.maintenance`.
+    #[serde(deserialize_with = "values::relative_path")]
+    pub maintenance_file: PathBuf,
+    /// The longest that `stop` or `start` may take. Default `2m`.
+    #[serde(deserialize_with = "values::duration")]
+    pub command_timeout: Duration,
+    /// The longest that a started site may take to answer. Default `60s`.
+    #[serde(deserialize_with = "values::duration")]
+    pub health_timeout: Duration,
+}
+
+/// `[retention]`: how many backups are kept.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RetentionConfig {
+    /// The newest manual backups kept for a customer, whatever their type; at least 1. Default 5.
+    pub manual: u32,
+    /// The newest backups kept of what a restore replaced; at least 1. Default 3.
+    pub pre_restore: u32,
+    /// Daily backups older than this are not shown. Default `30d`.
+    #[serde(deserialize_with = "values::duration")]
+    pub daily_shown: Duration,
+}
+
+impl Config {
+    /// How long a dump may take.
+    pub fn dump_timeout(&self) -> Duration {
+        self.customer_database
+            .dump_timeout
+            .unwrap_or(self.worker.backup_timeout)
+    }
+
+    /// How long an import may take.
+    pub fn import_timeout(&self) -> Duration {
+        self.customer_database
+            .import_timeout
+            .unwrap_or(self.worker.restore_timeout)
+    }
+}
+
+impl RepositoryConfig {
+    /// The repository's password. [`ErrorKind::Configuration`] when it cannot be had.
+    pub fn read_password(&self) -> Result<SecretString> {
+        self.password.read()?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::Configuration,
+                format!(
+                    "the repository {} has neither password_file nor password_env",
+                    self.location
+                ),
+            )
+        })
+    }
+}
+
+impl CustomersConfig {
+    /// A customer's directory.
+    pub fn dir(&self, customer: CustomerId) -> PathBuf {
+        customer.dir(&self.root)
+    }
+}
+
+impl CustomerDatabaseConfig {
+    /// The server's host name. Not used where `socket` is set.
+    pub fn host(&self) -> &str {
+        self.host.as_deref().unwrap_or("localhost")
+    }
+
+    /// The schema of a customer for whom the platform's table names none.
+    pub fn default_name(&self, customer: CustomerId) -> Result<DatabaseName> {
+        let name = self.name.fill(|place| match place {
+            Placeholder::Id => Ok(customer.to_string()),
+            other => Err(Error::new(
+                ErrorKind::Configuration,
+                format!("customer_database.name cannot hold {other:?}"),
+            )),
+        })?;
+        name.parse()
+    }
+
+    /// The words before the client programs; empty for a server that is reached directly.
+    pub fn exec(&self, customer: &Customer) -> Result<Vec<String>> {
+        self.exec.iter().map(|word| word.render(customer)).collect()
+    }
+
+    /// Whether the customers' servers are reached through a prefix.
+    pub fn is_in_container(&self) -> bool {
+        !self.exec.is_empty()
+    }
+
+    /// The program of the prefix; `None` for a server that is reached directly.
+    pub fn exec_program(&self) -> Option<String> {
+        self.exec.first().map(Template::to_string)
+    }
+
+    /// Where the customer's dump is inside manual snapshots.
+    pub fn dump_path(&self, customer: &Customer) -> Result<PathBuf> {
+        path_inside_snapshots(&self.dump_path, customer)
+    }
+
+    /// Where it is inside daily snapshots.
+    pub fn daily_dump_path(&self, customer: &Customer) -> Result<PathBuf> {
+        path_inside_snapshots(&self.daily_dump_path, customer)
+    }
+}
+
+fn path_inside_snapshots(template: &Template, customer: &Customer) -> Result<PathBuf> {
+    let path = template.render(customer)?;
+    values::plain_absolute(&path).map_err(|reason| Error::new(ErrorKind::Configuration, reason))
+}
+
+impl SiteConfig {
+    /// The address that answers when the customer's site is up; `None` where none is configured.
+    pub fn health_url(&self, customer: &Customer) -> Result<Option<Url>> {
+        let Some(template) = &self.health_url else {
+            return Ok(None);
+        };
+        let text = template.render(customer)?;
+        Url::parse(&text).map(Some).map_err(|e| {
+            Error::caused(
+                ErrorKind::Configuration,
+                format!("site.health_url: `{text}` is not an address"),
+                e,
+            )
+        })
+    }
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
+            public_url: None,
+        }
+    }
+}
+
+impl Default for QueueConfig {
+    fn default() -> Self {
+        Self {
+            redis_url: None,
+            name: "backups".into(),
+        }
+    }
+}
+
+impl Default for WorkerConfig {
+    fn default() -> Self {
+        Self {
+            server: "default".into(),
+            concurrency: 2,
+            state_dir: "/var/lib/shophosting-backup".into(),
+            backup_timeout: Duration::from_secs(10 * 60),
+            restore_timeout: Duration::from_secs(20 * 60),
+        }
+    }
+}
+
+fn default_connections() -> u32 {
+    2
+}
+
+fn default_retry_for() -> Duration {
+    Duration::from_secs(5 * 60)
+}
+
+impl Default for CustomersConfig {
+    fn default() -> Self {
+        Self {
+            root: "/var/customers".into(),
+            site_dirs: ["wordpress", "volumes/files"].map(PathBuf::from).to_vec(),
+            exclude: ["mysql", "redis", "volumes/db", "logs", ".maintenance"]
+                .map(PathBuf::from)
+                .to_vec(),
+        }
+    }
+}
+
+impl Default for CustomerDatabaseConfig {
+    fn default() -> Self {
+        Self {
+            name: Template::of([Part::text("customer_"), Part::Place(Placeholder::Id)]),
+            host: None,
+            port: None,
+            socket: None,
+            user: "root".into(),
+            password_file: None,
+            password_env: None,
+            exec: Vec::new(),
+            dump_path: Template::of([
+                Part::text("/tmp/customer-backup-"),
+                Part::Place(Placeholder::Id),
+                Part::text("/"),
+                Part::Place(Placeholder::Database),
+                Part::text(".sql"),
+            ]),
+            daily_dump_path: Template::of([
+                Part::text("/tmp/shophosting-db-dumps/"),
+                Part::Place(Placeholder::Database),
+                Part::text(".sql"),
+            ]),
+            dump_timeout: None,
+            import_timeout: None,
+            password: PasswordSource::None,
+        }
+    }
+}
+
+impl Default for SiteConfig {
+    fn default() -> Self {
+        Self {
+            stop: ["docker", "compose", "stop"].map(String::from).to_vec(),
+            start: ["docker", "compose", "up", "-d"].map(String::from).to_vec(),
+            health_url: None,
+            maintenance_file: ".maintenance".into(),
+            command_timeout: Duration::from_secs(2 * 60),
+            health_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for RetentionConfig {
+    fn default() -> Self {
+        Self {
+            manual: 5,
+            pre_restore: 3,
+            daily_shown: Duration::from_secs(30 * 24 * 60 * 60),
+        }
+    }
+}

@@ -1,0 +1,439 @@
+//! The kinds of values that the configuration has beyond plain ones: addresses with passwords, passwords kept
+//! elsewhere, paths.
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Component, Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Deserializer, de};
+use url::Url;
+
+use crate::error::{Error, ErrorKind, Result};
+
+/// An address that may hold a password. [`fmt::Display`] and [`fmt::Debug`] never show the password.
+#[derive(Clone)]
+pub struct SecretUrl {
+    whole: SecretString,
+    shown: Url,
+    has_password: bool,
+}
+
+impl SecretUrl {
+    pub(super) fn parse(text: String, schemes: &[&str]) -> std::result::Result<Self, String> {
+        // The text itself may not appear in a message: a slip in it does not make its password public.
+        let mut shown = Url::parse(&text).map_err(|e| format!("not an address: {e}"))?;
+        if !schemes.contains(&shown.scheme()) {
+            return Err(format!(
+                "the address must start with {}://",
+                schemes.join(":// or ")
+            ));
+        }
+        // Without `//` a password would be part of the path.
+        if !shown.has_host() && shown.scheme() != "unix" {
+            return Err("the address has no host".into());
+        }
+        let has_password = shown.password().is_some();
+        if has_password && shown.set_password(Some("***")).is_err() {
+            return Err("the address has a password but no host".into());
+        }
+        Ok(Self {
+            whole: text.into(),
+            shown,
+            has_password,
+        })
+    }
+
+    /// The whole address, password and all.
+    pub fn whole(&self) -> &SecretString {
+        &self.whole
+    }
+
+    /// Whether it holds a password.
+    pub fn has_password(&self) -> bool {
+        self.has_password
+    }
+
+    /// The address with asterisks for the password.
+    pub fn shown(&self) -> &Url {
+        &self.shown
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.shown, f)
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}`", self.shown)
+    }
+}
+
+/// A Redis address (`redis://`, `rediss://`, `unix://`).
+pub(super) fn redis_url<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<SecretUrl>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    SecretUrl::parse(text, &["redis", "rediss", "unix"])
+        .map(Some)
+        .map_err(de::Error::custom)
+}
+
+/// An `http://` or `https://` address.
+pub(super) fn web_url<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Url>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let url = Url::parse(&text).map_err(de::Error::custom)?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(de::Error::custom("must be an http:// or https:// address"));
+    }
+    Ok(Some(url))
+}
+
+/// Where the platform's database is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub enum DatabaseUrl {
+    /// A MySQL or MariaDB server: `mysql://user[:password]@host[:port]/schema`.
+    MySql(SecretUrl),
+    /// A file: `sqlite:///absolute/path` (`sqlite://path` from the working directory).
+    Sqlite(PathBuf),
+}
+
+impl TryFrom<String> for DatabaseUrl {
+    type Error = String;
+
+    fn try_from(text: String) -> std::result::Result<Self, String> {
+        if let Some(path) = text.strip_prefix("sqlite:") {
+            let path = path.strip_prefix("//").unwrap_or(path);
+            if path.is_empty() || path.starts_with(':') || path.contains(['?', '\0']) {
+                return Err(
+                    "a SQLite address is sqlite:// and the path of a file, nothing else".into(),
+                );
+            }
+            let path = std::path::absolute(path)
+                .map_err(|e| format!("the path has no meaning here: {e}"))?;
+            return Ok(Self::Sqlite(path));
+        }
+        let url = SecretUrl::parse(text, &["mysql", "mariadb"])
+            .map_err(|e| format!("{e} (or sqlite://)"))?;
+        if url.shown().path().trim_matches('/').is_empty() {
+            return Err("the address names no schema: mysql://user@host/SCHEMA".into());
+        }
+        Ok(Self::MySql(url))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MySql(url) => fmt::Display::fmt(url, f),
+            Self::Sqlite(path) => write!(f, "sqlite://{}", path.display()),
+        }
+    }
+}
+
+/// Where a password comes from.
+#[derive(Debug, Clone, Default)]
+pub enum PasswordSource {
+    /// There is none.
+    #[default]
+    None,
+    /// A file, read each time it is needed.
+    File(PathBuf),
+    /// An environment variable, as it was when the configuration was read.
+    Environment {
+        /// The variable's name.
+        name: String,
+        /// Its value; `None` when it was not set.
+        value: Option<SecretString>,
+    },
+}
+
+impl PasswordSource {
+    /// The password; `None` where none is configured. White space around a password in a file does not count (as
+    /// the restic program has it, whose password files these may be). [`ErrorKind::Configuration`] when it cannot
+    /// be had, with what to do.
+    pub fn read(&self) -> Result<Option<SecretString>> {
+        match self {
+            Self::None => Ok(None),
+            Self::File(path) => read_password_file(path).map(Some),
+            Self::Environment {
+                value: Some(value), ..
+            } if !value.expose_secret().is_empty() => Ok(Some(value.clone())),
+            Self::Environment { name, .. } => Err(Error::new(
+                ErrorKind::Configuration,
+                format!("the environment variable {name} shall hold a password but is not set"),
+            )),
+        }
+    }
+
+    /// Whether it is a file that every user of the machine can read.
+    pub fn is_world_readable(&self) -> bool {
+        match self {
+            Self::File(path) => path
+                .metadata()
+                .is_ok_and(|meta| meta.permissions().mode() & 0o004 != 0),
+            _ => false,
+        }
+    }
+}
+
+fn read_password_file(path: &Path) -> Result<SecretString> {
+    const LONGEST: u64 = 64 * 1024;
+    let failed = |e: std::io::Error| {
+        Error::caused(
+            ErrorKind::Configuration,
+            format!("cannot read the password file {}: {e}", path.display()),
+            e,
+        )
+    };
+    let mut bytes = Vec::new();
+    let read = File::open(path)
+        .and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes))
+        .map_err(failed)?;
+    let refused = |reason: &str| {
+        Error::new(
+            ErrorKind::Configuration,
+            format!("the password file {} {reason}", path.display()),
+        )
+    };
+    if read as u64 > LONGEST {
+        return Err(refused("is larger than 64 KiB: it is something else"));
+    }
+    // Not `from_utf8(bytes)`: its error would carry the bytes along.
+    let text = std::str::from_utf8(&bytes).map_err(|_| refused("is not text in UTF-8"))?;
+    let password = text.trim();
+    if password.is_empty() {
+        return Err(refused("is empty"));
+    }
+    if PasswordSource::File(path.to_owned()).is_world_readable() {
+        tracing::warn!(
+            "every user can read the password file {}: chmod 600 it",
+            path.display()
+        );
+    }
+    Ok(password.into())
+}
+
+/// An absolute path without `..`, written the one plain way.
+pub(super) fn absolute_path<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<PathBuf, D::Error> {
+    plain_absolute(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+/// The same where the key may be missing.
+pub(super) fn optional_absolute_path<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<PathBuf>, D::Error> {
+    absolute_path(deserializer).map(Some)
+}
+
+/// A path below a customer's directory: no leading `/`, no `..`.
+pub(super) fn relative_path<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<PathBuf, D::Error> {
+    plain_relative(&String::deserialize(deserializer)?).map_err(de::Error::custom)
+}
+
+/// A list of such paths.
+pub(super) fn relative_paths<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<PathBuf>, D::Error> {
+    let list: Vec<String> = Vec::deserialize(deserializer)?;
+    list.iter()
+        .map(|text| plain_relative(text).map_err(de::Error::custom))
+        .collect()
+}
+
+/// A duration such as `10m`, longer than nothing.
+pub(super) fn duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<std::time::Duration, D::Error> {
+    let duration: std::time::Duration = humantime_serde::deserialize(deserializer)?;
+    if duration.is_zero() {
+        return Err(de::Error::custom("must be longer than nothing"));
+    }
+    Ok(duration)
+}
+
+/// The same where the key may be missing.
+pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<std::time::Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+pub(super) fn plain_absolute(text: &str) -> std::result::Result<PathBuf, String> {
+    let path = plain(text)?;
+    if !path.is_absolute() {
+        return Err(format!(
+            "`{text}` must be an absolute path, starting with /"
+        ));
+    }
+    Ok(path)
+}
+
+pub(super) fn plain_relative(text: &str) -> std::result::Result<PathBuf, String> {
+    let path = plain(text)?;
+    if path.is_absolute() {
+        return Err(format!(
+            "`{text}` must be a path below the customer's directory, without a leading /"
+        ));
+    }
+    if path.as_os_str().is_empty() {
+        return Err(format!("`{text}` names the customer's directory itself"));
+    }
+    Ok(path)
+}
+
+fn plain(text: &str) -> std::result::Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(format!("`{}` is not a path", text.escape_debug()));
+    }
+    let mut path = PathBuf::new();
+    for component in Path::new(text).components() {
+        match component {
+            Component::ParentDir => return Err(format!("`{text}` may not hold `..`")),
+            Component::CurDir => {}
+            part => path.push(part),
+        }
+    }
+    Ok(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_never_shows_its_password() {
+        let url = SecretUrl::parse("mysql://u:s3cret@h/db".into(), &["mysql"]).unwrap();
+        assert!(url.has_password());
+        for text in [
+            format!("{url}"),
+            format!("{url:?}"),
+            url.shown().to_string(),
+        ] {
+            assert!(!text.contains("s3cret"), "{text}");
+            assert!(text.contains("u:***@h/db"), "{text}");
+        }
+        assert_eq!(url.whole().expose_secret(), "mysql://u:s3cret@h/db");
+        for bad in [
+            "mysql://u:s3cret@h:99999/db",
+            "u:s3cret@h/db",
+            "pg://u:s3cret@h/db",
+            "mysql://u:s3cret@/",
+            "mysql://u:s3cret@h",
+        ] {
+            let error = DatabaseUrl::try_from(bad.to_owned()).unwrap_err();
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_sqlite_address_is_a_path() {
+        let path = |text: &str| match DatabaseUrl::try_from(text.to_owned()) {
+            Ok(DatabaseUrl::Sqlite(path)) => path,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(path("sqlite:///var/lib/b.db"), Path::new("/var/lib/b.db"));
+        assert_eq!(
+            path("sqlite://data/b.db"),
+            std::env::current_dir().unwrap().join("data/b.db")
+        );
+        for bad in [
+            "sqlite:",
+            "sqlite://",
+            "sqlite::memory:",
+            "sqlite:///x?mode=ro",
+        ] {
+            assert!(DatabaseUrl::try_from(bad.to_owned()).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_plain_and_without_a_way_up() {
+        assert_eq!(
+            plain_absolute("/var//customers/").unwrap(),
+            Path::new("/var/customers")
+        );
+        assert_eq!(
+            plain_relative("volumes/./files/").unwrap(),
+            Path::new("volumes/files")
+        );
+        for bad in ["", "var", "./var", "/var/../etc", "/..", "a\0"] {
+            assert!(plain_absolute(bad).is_err(), "{bad:?}");
+        }
+        for bad in ["", ".", "/wordpress", "../x", "a/../../b", "./"] {
+            assert!(plain_relative(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_password_file_is_read_as_restic_reads_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("password");
+        let read = |content: &[u8]| {
+            std::fs::write(&path, content).unwrap();
+            PasswordSource::File(path.clone()).read()
+        };
+        for content in ["s3cret", "s3cret\n", "s3cret\r\n", " s3cret \n\n"] {
+            assert_eq!(
+                read(content.as_bytes()).unwrap().unwrap().expose_secret(),
+                "s3cret"
+            );
+        }
+        assert_eq!(
+            read(b"two words\n").unwrap().unwrap().expose_secret(),
+            "two words"
+        );
+        for bad in [&b""[..], b"\n", b"s3cret\xff", &[b'x'; 70_000]] {
+            let error = read(bad).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            assert!(!error.chain().contains("s3cret"));
+        }
+        let error = PasswordSource::File(dir.path().join("none"))
+            .read()
+            .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        assert!(error.to_string().contains("none"));
+    }
+
+    #[test]
+    fn a_password_everybody_can_read_is_noticed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let source = PasswordSource::File(file.path().to_owned());
+        assert!(!source.is_world_readable());
+        std::fs::set_permissions(file.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(source.is_world_readable());
+    }
+
+    #[test]
+    fn a_missing_variable_is_named_and_a_set_one_never_shown() {
+        let unset = PasswordSource::Environment {
+            name: "DB_PASSWORD".into(),
+            value: None,
+        };
+        assert!(
+            unset
+                .read()
+                .unwrap_err()
+                .to_string()
+                .contains("DB_PASSWORD")
+        );
+        let set = PasswordSource::Environment {
+            name: "DB_PASSWORD".into(),
+            value: Some("s3cret".into()),
+        };
+        assert!(!format!("{set:?}").contains("s3cret"));
+        assert_eq!(set.read().unwrap().unwrap().expose_secret(), "s3cret");
+    }
+}
