@@ -4,5 +4,6 @@
 pub mod config;
 pub mod customer;
 pub mod error;
+pub mod process;
 pub mod progress;
 pub mod storage;
