@@ -3,5 +3,6 @@
 //! Everything starts on free ports in scratch directories and is gone when its value is dropped. It knows the product
 //! only from outside: its configuration and its command line.
 
+pub mod mariadb;
 pub mod restic;
 pub mod tree;
