@@ -6,4 +6,5 @@ pub mod customer;
 pub mod error;
 pub mod process;
 pub mod progress;
+pub mod repository;
 pub mod storage;

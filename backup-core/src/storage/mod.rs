@@ -50,10 +50,15 @@ impl FromStr for FileId {
     /// Exactly 64 lower-case hexadecimal digits.
     fn from_str(text: &str) -> Result<Self> {
         let mut id = [0; 32];
-        if text.bytes().any(|b| b.is_ascii_uppercase()) || hex::decode_to_slice(text, &mut id).is_err() {
+        if text.bytes().any(|b| b.is_ascii_uppercase())
+            || hex::decode_to_slice(text, &mut id).is_err()
+        {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!("`{}` is not an id of 64 hexadecimal digits", text.escape_debug()),
+                format!(
+                    "`{}` is not an id of 64 hexadecimal digits",
+                    text.escape_debug()
+                ),
             ));
         }
         Ok(Self(id))
