@@ -33,6 +33,8 @@ impl Restic {
             scratch,
         };
         fs::write(restic.password_file(), password)?;
+        // `check` makes a directory in it and complains where it cannot.
+        fs::create_dir(restic.scratch.path().join("cache"))?;
         fs::set_permissions(restic.password_file(), Permissions::from_mode(0o600))?;
         Ok(restic)
     }

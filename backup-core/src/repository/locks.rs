@@ -247,7 +247,9 @@ fn refuse_if_taken(
             Ok(info) => info,
             // Unreadable: it may say anything, also that we must keep out.
             Err(error) => {
-                return Err(error.context(format!("the lock {id} of the repository cannot be read")));
+                return Err(
+                    error.context(format!("the lock {id} of the repository cannot be read"))
+                );
             }
         };
         if id != *mine && (exclusive || info.exclusive) {

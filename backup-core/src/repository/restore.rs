@@ -458,10 +458,9 @@ fn set_attributes(
     let (uid, gid) = (meta.uid.map(Uid::from_raw), meta.gid.map(Gid::from_raw));
     chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)
         .map_err(|error| failed("owner", error))?;
-    if let Some(mode) = meta.mode
-        && !is_symlink
-    {
-        let mode = Mode::from_raw_mode(mode::permissions_from_go(mode));
+    if !is_symlink {
+        // restic leaves a mode of no permissions at all out of the tree.
+        let mode = Mode::from_raw_mode(mode::permissions_from_go(meta.mode.unwrap_or(0)));
         chmodat(directory, name, mode, AtFlags::empty()).map_err(|error| failed("mode", error))?;
     }
     let at = Path::new("/proc/self/fd")
