@@ -1,1 +1,4 @@
 //! What the demo, the benchmarks and the tests share: private servers and real data.
+
+pub mod proxy;
+pub mod sshd;
