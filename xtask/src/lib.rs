@@ -7,4 +7,5 @@ pub mod mariadb;
 pub mod proxy;
 pub mod restic;
 pub mod sshd;
+pub mod testbed;
 pub mod tree;

@@ -32,6 +32,7 @@ impl Restic {
             options: Vec::new(),
             scratch,
         };
+        fs::create_dir(restic.cache())?;
         fs::write(restic.password_file(), password)?;
         fs::set_permissions(restic.password_file(), Permissions::from_mode(0o600))?;
         Ok(restic)
@@ -57,6 +58,10 @@ impl Restic {
         self.scratch.path().join("password")
     }
 
+    fn cache(&self) -> PathBuf {
+        self.scratch.path().join("cache")
+    }
+
     /// `restic ARGUMENTS`, ready to run: for tests that look at the exit code or run it beside something else.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.program);
@@ -67,7 +72,7 @@ impl Restic {
         command
             .env("RESTIC_REPOSITORY", &self.repository)
             .env("RESTIC_PASSWORD_FILE", self.password_file())
-            .env("RESTIC_CACHE_DIR", self.scratch.path().join("cache"))
+            .env("RESTIC_CACHE_DIR", self.cache())
             .args(&self.options)
             .args(arguments)
             .stdin(Stdio::null());
