@@ -32,6 +32,7 @@ impl Restic {
             options: Vec::new(),
             scratch,
         };
+        fs::create_dir(restic.cache())?;
         fs::write(restic.password_file(), password)?;
         // `check` makes a directory in it and complains where it cannot.
         fs::create_dir(restic.scratch.path().join("cache"))?;
@@ -59,6 +60,10 @@ impl Restic {
         self.scratch.path().join("password")
     }
 
+    fn cache(&self) -> PathBuf {
+        self.scratch.path().join("cache")
+    }
+
     /// `restic ARGUMENTS`, ready to run: for tests that look at the exit code or run it beside something else.
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.program);
@@ -69,7 +74,7 @@ impl Restic {
         command
             .env("RESTIC_REPOSITORY", &self.repository)
             .env("RESTIC_PASSWORD_FILE", self.password_file())
-            .env("RESTIC_CACHE_DIR", self.scratch.path().join("cache"))
+            .env("RESTIC_CACHE_DIR", self.cache())
             .args(&self.options)
             .args(arguments)
             .stdin(Stdio::null());
