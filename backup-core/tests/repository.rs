@@ -109,20 +109,19 @@ impl Bench {
     /// Restore the site with our own restore and give where it is.
     fn restore(&self, snapshot: &Snapshot, name: &str) -> PathBuf {
         let staging = self.scratch.path().join(format!("staging-{name}"));
-        std::fs::create_dir(&staging).unwrap();
-        std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(0o700)).unwrap();
-        let parent = std::fs::File::open(&staging).unwrap();
+        let target = directory(&staging);
         self.repository
-            .restore_directory(
-                snapshot,
-                &self.site(),
-                parent.as_fd(),
-                name.as_ref(),
-                &Control::default(),
-            )
+            .restore_directory(snapshot, &self.site(), target.as_fd(), &Control::default())
             .unwrap();
-        staging.join(name)
+        staging
     }
+}
+
+/// A new private directory, open.
+fn directory(path: &Path) -> std::fs::File {
+    std::fs::create_dir(path).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::File::open(path).unwrap()
 }
 
 fn storage_at(path: &Path) -> Arc<dyn Storage> {
@@ -465,14 +464,13 @@ fn a_damaged_pack_fails_the_restore_and_the_check() {
     assert!(bench.repository.check(true).unwrap().errors.is_empty());
     damage_largest_pack(&bench.path());
     assert!(!bench.repository.check(true).unwrap().errors.is_empty());
-    let parent = std::fs::File::open(bench.scratch.path()).unwrap();
+    let target = directory(&bench.scratch.path().join("out"));
     let error = bench
         .repository
         .restore_directory(
             &bench.last(),
             &bench.site(),
-            parent.as_fd(),
-            "out".as_ref(),
+            target.as_fd(),
             &Control::default(),
         )
         .unwrap_err();
@@ -638,15 +636,9 @@ fn snapshots_made_by_restic_are_read_and_restored() {
     let repository = Repository::open(storage_at(&path), &PASSWORD.to_owned().into()).unwrap();
     let snapshot = repository.snapshots().unwrap().remove(0);
     assert_eq!(snapshot.owner(), None);
-    let parent = std::fs::File::open(scratch.path()).unwrap();
+    let target = directory(&scratch.path().join("out"));
     repository
-        .restore_directory(
-            &snapshot,
-            &site,
-            parent.as_fd(),
-            "out".as_ref(),
-            &Control::default(),
-        )
+        .restore_directory(&snapshot, &site, target.as_fd(), &Control::default())
         .unwrap();
     assert_same_tree(&site, scratch.path().join("out"));
 }

@@ -34,8 +34,6 @@ impl Restic {
         };
         fs::create_dir(restic.cache())?;
         fs::write(restic.password_file(), password)?;
-        // `check` makes a directory in it and complains where it cannot.
-        fs::create_dir(restic.scratch.path().join("cache"))?;
         fs::set_permissions(restic.password_file(), Permissions::from_mode(0o600))?;
         Ok(restic)
     }

@@ -37,17 +37,16 @@ pub struct Restored {
 }
 
 impl Repository {
-    /// Restore the directory at an absolute path of a snapshot as `name` in `parent`, with owner, mode, times, extended attributes
+    /// Restore the directory at an absolute path of a snapshot into `target`, with owner, mode, times, extended attributes
     /// and links as they were, also of the directory itself.
     ///
-    /// `parent` must be a directory that nobody else can write, and `name` must not exist in it. On an error, what was restored until then
+    /// `target` must be an empty directory that nobody else can get at. On an error, what was restored until then
     /// stays for the caller to remove. Memory is bounded by the number of files, not by their sizes.
     pub fn restore_directory(
         &self,
         snapshot: &Snapshot,
         path: &Path,
-        parent: BorrowedFd<'_>,
-        name: &OsStr,
+        target: BorrowedFd<'_>,
         control: &Control,
     ) -> Result<Restored> {
         let index = self.fresh_index()?;
@@ -64,10 +63,10 @@ impl Repository {
                     ),
                 )
             })?;
-        let plan = Plan::read(self, &index, root, name, control)?;
+        let plan = Plan::read(self, &index, root, control)?;
         control.monitor.bytes_total(plan.bytes);
         let staged = Staged {
-            parent,
+            target,
             plan: &plan,
         };
         staged.create(control)?;
@@ -130,17 +129,11 @@ struct Target {
 
 impl Plan {
     /// Reads the tree level by level.
-    fn read(
-        repository: &Repository,
-        index: &Index,
-        root: Node,
-        name: &OsStr,
-        control: &Control,
-    ) -> Result<Self> {
+    fn read(repository: &Repository, index: &Index, root: Node, control: &Control) -> Result<Self> {
         let mut plan = Self {
             directories: vec![Directory {
                 above: None,
-                name: name.to_owned(),
+                name: OsString::from("."),
                 meta: root.meta,
             }],
             entries: Vec::new(),
@@ -248,10 +241,10 @@ impl Plan {
 
     fn path(&self, directory: usize) -> PathBuf {
         let mut names = Vec::new();
-        let mut at = Some(directory);
-        while let Some(index) = at {
-            names.push(&self.directories[index].name);
-            at = self.directories[index].above;
+        let mut at = directory;
+        while let Some(above) = self.directories[at].above {
+            names.push(&self.directories[at].name);
+            at = above;
         }
         names.into_iter().rev().collect()
     }
@@ -263,7 +256,7 @@ fn special(file_type: FileType, device: u64) -> Kind {
 
 /// The plan on its way to the disk.
 struct Staged<'a> {
-    parent: BorrowedFd<'a>,
+    target: BorrowedFd<'a>,
     plan: &'a Plan,
 }
 
@@ -273,11 +266,11 @@ impl Staged<'_> {
         let mut open = OpenDirectories::new(self);
         for (at, directory) in self.plan.directories.iter().enumerate() {
             control.cancel.check()?;
-            match directory.above {
-                None => mkdirat(self.parent, &directory.name, Mode::RWXU),
-                Some(above) => mkdirat(open.get(above)?, &directory.name, Mode::RWXU),
-            }
-            .map_err(|error| self.failed("create the directory", &self.plan.path(at), error))?;
+            let Some(above) = directory.above else {
+                continue;
+            };
+            mkdirat(open.get(above)?, &directory.name, Mode::RWXU)
+                .map_err(|error| self.failed("create the directory", &self.plan.path(at), error))?;
         }
         for entry in &self.plan.entries {
             let directory = open.get(entry.directory)?;
@@ -334,7 +327,7 @@ impl Staged<'_> {
     fn write_at(&self, entry: &Entry, offset: u64, plain: &[u8]) -> Result<()> {
         let path = self.entry_path(entry);
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = open_below(self.parent, &path, flags)
+        let file = open_below(self.target, &path, flags)
             .map_err(|error| self.failed("open", &path, error))?;
         std::fs::File::from(file)
             .write_all_at(plain, offset)
@@ -356,7 +349,7 @@ impl Staged<'_> {
         }
         for (at, directory) in self.plan.directories.iter().enumerate().rev() {
             let above = match directory.above {
-                None => self.parent,
+                None => self.target,
                 Some(above) => open.get(above)?,
             };
             set_attributes(above, &directory.name, &directory.meta, false)
@@ -404,13 +397,13 @@ impl<'a> OpenDirectories<'a> {
     fn open(&self, directory: usize) -> Result<OwnedFd> {
         let path = self.staged.plan.path(directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        open_below(self.staged.parent, &path, flags)
+        open_below(self.staged.target, &path, flags)
             .map_err(|error| self.staged.failed("open the directory", &path, error))
     }
 }
 
 /// Open a path below a directory, however long it is, and follow no link on the way.
-fn open_below(parent: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+fn open_below(top: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
     /// Below the kernel's limit for one path.
     const STEP_BYTES: usize = 3000;
     let through = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -420,23 +413,26 @@ fn open_below(parent: BorrowedFd<'_>, path: &Path, flags: OFlags) -> Result<Owne
         if !step.as_os_str().is_empty()
             && step.as_os_str().len() + name.as_os_str().len() >= STEP_BYTES
         {
-            above = Some(open_step(above.as_ref(), parent, &step, through)?);
+            above = Some(open_step(above.as_ref(), top, &step, through)?);
             step.clear();
         }
         step.push(name);
     }
-    open_step(above.as_ref(), parent, &step, flags)
+    if step.as_os_str().is_empty() {
+        step.push(".");
+    }
+    open_step(above.as_ref(), top, &step, flags)
 }
 
 fn open_step(
     above: Option<&OwnedFd>,
-    parent: BorrowedFd<'_>,
+    top: BorrowedFd<'_>,
     step: &Path,
     flags: OFlags,
 ) -> Result<OwnedFd, Errno> {
     use rustix::fs::{ResolveFlags, openat2};
     use std::os::fd::AsFd;
-    let at = above.map_or(parent, AsFd::as_fd);
+    let at = above.map_or(top, AsFd::as_fd);
     openat2(
         at,
         step,
