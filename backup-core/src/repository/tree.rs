@@ -31,7 +31,11 @@ pub enum EntryKind {
 
 impl Repository {
     /// What lies at each of these absolute paths of a snapshot; None where nothing does. Compares whole components.
-    pub fn entries(&self, snapshot: &Snapshot, paths: &[PathBuf]) -> Result<Vec<Option<EntryKind>>> {
+    pub fn entries(
+        &self,
+        snapshot: &Snapshot,
+        paths: &[PathBuf],
+    ) -> Result<Vec<Option<EntryKind>>> {
         let index = self.fresh_index()?;
         // The paths have their upper directories in common.
         let mut read = HashMap::new();
@@ -40,14 +44,21 @@ impl Repository {
             let node = self.walk(&index, snapshot, path, &mut read)?;
             entries.push(node.map(|node| match node.node_type {
                 NodeType::Dir => EntryKind::Directory,
-                NodeType::File => EntryKind::File { bytes: node.meta.size },
+                NodeType::File => EntryKind::File {
+                    bytes: node.meta.size,
+                },
                 _ => EntryKind::Other,
             }));
         }
         Ok(entries)
     }
 
-    pub(super) fn node(&self, index: &Index, snapshot: &Snapshot, path: &Path) -> Result<Option<Node>> {
+    pub(super) fn node(
+        &self,
+        index: &Index,
+        snapshot: &Snapshot,
+        path: &Path,
+    ) -> Result<Option<Node>> {
         self.walk(index, snapshot, path, &mut HashMap::new())
     }
 
