@@ -2,5 +2,6 @@
 #![deny(missing_docs)]
 
 pub mod error;
+pub mod process;
 pub mod progress;
 pub mod storage;
