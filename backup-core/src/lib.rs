@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod customer;
+pub mod database;
 pub mod error;
 pub mod process;
 pub mod progress;
