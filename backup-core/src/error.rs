@@ -107,10 +107,18 @@ impl Error {
     pub fn customer_message(&self) -> &'static str {
         match self.kind {
             ErrorKind::InvalidInput => "That request could not be understood.",
-            ErrorKind::NotFound => "That backup does not exist, or does not hold what was asked for.",
-            ErrorKind::Busy => "The backup storage is busy with maintenance. Please try again in a few minutes.",
-            ErrorKind::Unreachable => "The backup storage could not be reached. Please try again later.",
-            ErrorKind::NoSpace => "There is not enough space left. Our team has to make room first.",
+            ErrorKind::NotFound => {
+                "That backup does not exist, or does not hold what was asked for."
+            }
+            ErrorKind::Busy => {
+                "The backup storage is busy with maintenance. Please try again in a few minutes."
+            }
+            ErrorKind::Unreachable => {
+                "The backup storage could not be reached. Please try again later."
+            }
+            ErrorKind::NoSpace => {
+                "There is not enough space left. Our team has to make room first."
+            }
             ErrorKind::Timeout => "It took too long and was stopped. Please try again later.",
             ErrorKind::Cancelled => "It was cancelled.",
             ErrorKind::Configuration
@@ -156,8 +164,12 @@ mod tests {
 
     #[test]
     fn the_chain_names_every_cause_once() {
-        let error = Error::io("cannot read /a", std::io::Error::other("disk on fire")).context("the backup failed");
-        assert_eq!(error.chain(), "the backup failed: cannot read /a: disk on fire");
+        let error = Error::io("cannot read /a", std::io::Error::other("disk on fire"))
+            .context("the backup failed");
+        assert_eq!(
+            error.chain(),
+            "the backup failed: cannot read /a: disk on fire"
+        );
         assert_eq!(error.to_string(), "the backup failed");
     }
 

@@ -3,8 +3,10 @@
 
 pub mod config;
 pub mod customer;
+pub mod database;
 pub mod error;
 pub mod process;
 pub mod progress;
+pub mod repository;
 pub mod site;
 pub mod storage;

@@ -171,7 +171,7 @@ impl Program {
     /// [`ErrorKind::Cancelled`] (its whole process group is killed), [`ErrorKind::Failed`] with its last
     /// lines when it does not exit with 0.
     pub fn run(&self, limit: Duration, cancel: &Cancel) -> Result<()> {
-        let mut running = self.start(Pipes::Log, limit, cancel)?;
+        let running = self.start(Pipes::Log, limit, cancel)?;
         running.wait()
     }
 
@@ -385,12 +385,11 @@ impl Running {
         self.stdout.take()
     }
 
-    /// Wait for the program's end; its standard input is closed first if nobody took it.
+    /// Wait for the program's end. A program that reads its standard input ends only after whoever took that closed it.
     ///
     /// # Errors
     /// [`ErrorKind::Timeout`], [`ErrorKind::Cancelled`], [`ErrorKind::Failed`]: as [`Program::run`].
-    pub fn wait(&mut self) -> Result<()> {
-        self.stdin = None;
+    pub fn wait(&self) -> Result<()> {
         let end = self.watch.wait();
         match end {
             End::Exited(status) if status.success() => Ok(()),

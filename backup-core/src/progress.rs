@@ -88,7 +88,10 @@ impl Cancel {
     /// [`ErrorKind::Cancelled`] when somebody asked.
     pub fn check(&self) -> Result<()> {
         if self.is_cancelled() {
-            return Err(Error::new(ErrorKind::Cancelled, "the operation was cancelled"));
+            return Err(Error::new(
+                ErrorKind::Cancelled,
+                "the operation was cancelled",
+            ));
         }
         Ok(())
     }
@@ -114,6 +117,8 @@ impl Default for Control {
 
 impl fmt::Debug for Control {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Control").field("cancel", &self.cancel).finish_non_exhaustive()
+        f.debug_struct("Control")
+            .field("cancel", &self.cancel)
+            .finish_non_exhaustive()
     }
 }

@@ -1,1 +1,11 @@
 //! What the demo, the benchmarks and the tests share: private servers and real data.
+//!
+//! Everything starts on free ports in scratch directories and is gone when its value is dropped. It knows the product
+//! only from outside: its configuration and its command line.
+
+pub mod mariadb;
+pub mod proxy;
+pub mod restic;
+pub mod sshd;
+pub mod testbed;
+pub mod tree;

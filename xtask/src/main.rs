@@ -1,2 +1,112 @@
-//! The project's own tasks.
-fn main() {}
+//! The project's own tasks: `demo` and `bench`. Each needs the built binary of the product and takes root.
+
+mod bench;
+mod demo;
+mod measure;
+
+use std::env;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc;
+use std::thread;
+
+use anyhow::{Context, Result, bail, ensure};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+const USAGE: &str = "\
+usage: cargo run -p xtask -- TASK [--binary FILE]
+
+  demo              back up a real shop, wreck it, restore it, prove that it is the same
+  bench [--runs N] [--scale PERCENT]
+                    time and memory beside the stock restic; writes docs/benchmarks.md
+
+  --binary FILE     the product; default: the one that cargo built for the task";
+
+fn main() -> ExitCode {
+    match run_interruptibly(task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\n{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn task() -> Result<()> {
+    let mut arguments = env::args().skip(1);
+    let Some(task) = arguments.next() else {
+        bail!("{USAGE}")
+    };
+    let (mut binary, mut runs, mut scale) = (None, 1, 100);
+    while let Some(option) = arguments.next() {
+        let value = arguments
+            .next()
+            .with_context(|| format!("{option} takes a value\n\n{USAGE}"))?;
+        match option.as_str() {
+            "--binary" => binary = Some(PathBuf::from(value)),
+            "--runs" => runs = value.parse().context("--runs takes a number")?,
+            "--scale" => scale = value.parse().context("--scale takes a percentage")?,
+            _ => bail!("{option} is unknown\n\n{USAGE}"),
+        }
+    }
+    match task.as_str() {
+        "demo" => demo::run(&product(binary, "debug")?),
+        "bench" => bench::run(&product(binary, "release")?, runs, scale),
+        _ => bail!("{task} is unknown\n\n{USAGE}"),
+    }
+}
+
+/// The product's binary: the given one, or what cargo built into the target directory that we run from.
+fn product(given: Option<PathBuf>, profile: &str) -> Result<PathBuf> {
+    let binary = match given {
+        Some(binary) => binary,
+        None => {
+            let own = env::current_exe()?;
+            let target = own
+                .ancestors()
+                .nth(2)
+                .context("this program is not in a target directory")?;
+            target.join(profile).join("shophosting-backup")
+        }
+    };
+    ensure!(
+        binary.exists(),
+        "{} is not there: `make demo` and `make bench` build it",
+        binary.display()
+    );
+    Ok(binary)
+}
+
+/// Run a task so that Ctrl-C ends it like a failure does: what it started is stopped and removed.
+fn run_interruptibly(task: fn() -> Result<()>) -> Result<()> {
+    enum Event {
+        Signal,
+        Done(Result<()>),
+    }
+    let (events, received) = mpsc::channel();
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let signal_events = events.clone();
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            // Nobody listens once the task is done.
+            let _ = signal_events.send(Event::Signal);
+        }
+    });
+    let worker = thread::spawn(move || {
+        let _ = events.send(Event::Done(task()));
+    });
+    loop {
+        match received.recv() {
+            Ok(Event::Signal) => {
+                eprintln!("\nInterrupted: cleaning up.");
+                measure::interrupt();
+            }
+            Ok(Event::Done(result)) => {
+                let _ = worker.join();
+                return result;
+            }
+            Err(_) => bail!("the task ended without a result"),
+        }
+    }
+}

@@ -4,12 +4,34 @@
 //! what is in the files. Never: a file under its final name that is not whole; a listing that leaves something out
 //! without an error; a password or key in a message.
 
+mod local;
+mod location;
+mod sftp;
+mod temporary;
+
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
+
+pub use location::Location;
+pub use sftp::SftpOptions;
+
+/// Reach the storage of a repository.
+///
+/// For SFTP it connects at once, so that a wrong key, host key or address shows here: see [`Storage`] for the kinds
+/// of errors. Whether there is a repository yet is not looked at. The options are for SFTP only.
+pub fn open(location: &Location, options: &SftpOptions) -> Result<Arc<dyn Storage>> {
+    Ok(match location.place() {
+        location::Place::Local(path) => Arc::new(local::LocalStorage::open(location, path.clone())),
+        location::Place::Sftp(place) => {
+            Arc::new(sftp::SftpStorage::open(location, place, options)?)
+        }
+    })
+}
 
 /// The kinds of files in a repository, each in a place of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +48,66 @@ pub enum FileKind {
     Index,
     /// `data/xx/`
     Pack,
+}
+
+impl FileKind {
+    /// The directory of the kind, below that of the repository. [`FileKind::Config`] has none.
+    fn directory(self) -> Option<&'static str> {
+        match self {
+            Self::Config => None,
+            Self::Key => Some("keys"),
+            Self::Lock => Some("locks"),
+            Self::Snapshot => Some("snapshots"),
+            Self::Index => Some("index"),
+            Self::Pack => Some("data"),
+        }
+    }
+
+    /// The directory that holds a file, below that of the repository; empty for the top.
+    fn directory_of(self, id: &FileId) -> String {
+        match (self, self.directory()) {
+            (Self::Pack, _) => format!("data/{:02x}", id.0[0]),
+            (_, directory) => directory.unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The name of a file in its directory.
+    fn file_name(self, id: &FileId) -> String {
+        match self {
+            Self::Config => "config".to_owned(),
+            _ => id.to_string(),
+        }
+    }
+}
+
+/// Every directory of a repository below its own, parents first.
+fn all_directories() -> impl Iterator<Item = String> {
+    ["keys", "locks", "snapshots", "index", "data"]
+        .into_iter()
+        .map(str::to_owned)
+        .chain((0..=u8::MAX).map(|first| format!("data/{first:02x}")))
+}
+
+/// How a file of a repository is called in messages.
+fn describe(kind: FileKind, id: &FileId) -> String {
+    match kind.directory_of(id) {
+        directory if directory.is_empty() => kind.file_name(id),
+        directory => format!("{directory}/{}", kind.file_name(id)),
+    }
+}
+
+/// That `length` bytes from `offset` are in a file of `size` bytes.
+fn check_range(kind: FileKind, id: &FileId, offset: u64, length: u64, size: u64) -> Result<()> {
+    if offset.checked_add(length).is_none_or(|end| end > size) {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "{} has {size} bytes, too few for {length} bytes from {offset}",
+                describe(kind, id)
+            ),
+        ));
+    }
+    Ok(())
 }
 
 /// The name of a file: 32 bytes, in hexadecimal digits on disk (the SHA-256 of what the file holds).
@@ -50,10 +132,15 @@ impl FromStr for FileId {
     /// Exactly 64 lower-case hexadecimal digits.
     fn from_str(text: &str) -> Result<Self> {
         let mut id = [0; 32];
-        if text.bytes().any(|b| b.is_ascii_uppercase()) || hex::decode_to_slice(text, &mut id).is_err() {
+        if text.bytes().any(|b| b.is_ascii_uppercase())
+            || hex::decode_to_slice(text, &mut id).is_err()
+        {
             return Err(Error::new(
                 ErrorKind::InvalidInput,
-                format!("`{}` is not an id of 64 hexadecimal digits", text.escape_debug()),
+                format!(
+                    "`{}` is not an id of 64 hexadecimal digits",
+                    text.escape_debug()
+                ),
             ));
         }
         Ok(Self(id))

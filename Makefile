@@ -1,0 +1,39 @@
+# Thin on purpose: every target calls cargo, xtask or one script.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help deps lint licences test demo bench
+
+# Tests, demo and benchmarks start servers and restore files with their owners: that takes root. Whoever is not
+# root builds as himself, and cargo runs what it built through sudo.
+ifneq ($(shell id -u),0)
+host := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export CARGO_TARGET_$(host)_RUNNER := sudo --preserve-env env PATH=$(PATH)
+endif
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+deps: ## Install what building and testing need and this machine lacks (Debian, Ubuntu)
+	@xtask/install-deps
+
+lint: ## Formatting and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+licences: ## Licences, advisories and sources of all dependencies
+	@if cargo deny --version >/dev/null 2>&1; then \
+		cargo deny --locked check; \
+	else \
+		echo "SKIPPED: licences and advisories were not checked (cargo install cargo-deny)" >&2; \
+	fi
+
+test: deps lint licences ## Everything that has to pass before a change goes in
+	cargo test --workspace --locked --no-fail-fast
+
+demo: deps ## Back up a real shop, wreck it, restore it, prove that it is the same
+	cargo build --locked -p backup-web
+	cargo run --locked --quiet -p xtask -- demo
+
+bench: deps ## Time and memory beside the stock restic; writes docs/benchmarks.md
+	cargo build --locked --release -p backup-web
+	cargo run --locked --quiet -p xtask -- bench

@@ -1,0 +1,527 @@
+//! The client programs: which there are, how they are called, how SQL is asked through them.
+//!
+//! Never: a password in an argument; an option file of somebody else that changes what a client does.
+
+use std::time::Duration;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::database::{Account, Endpoint, Server};
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::Program;
+use crate::progress::Cancel;
+
+/// For a question or a small change.
+pub(super) const QUERY_LIMIT: Duration = Duration::from_secs(120);
+/// For a change that may have to move hundreds of tables.
+pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(900);
+const PROBE_LIMIT: Duration = Duration::from_secs(30);
+const MAX_ANSWER: usize = 256 << 20;
+
+/// Whose programs, or whose server: they differ in options and in what they understand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    MariaDb,
+    MySql,
+}
+
+/// The programs of one family.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Tools {
+    pub(super) family: Family,
+    pub(super) dump: String,
+    pub(super) client: String,
+    /// The client can give up its own commands (running programs, reading files) before it reads the input.
+    pub(super) sandbox: bool,
+    /// Behind a prefix, a signal may not reach the program (`docker exec` passes none on): it gets its limit from `timeout`.
+    pub(super) timeout: bool,
+}
+
+/// A failure of SQL: the server's error number when it gave one.
+#[derive(Debug)]
+pub(super) struct SqlError {
+    pub(super) code: Option<u16>,
+    pub(super) error: Error,
+}
+
+impl From<Error> for SqlError {
+    fn from(error: Error) -> Self {
+        Self { code: None, error }
+    }
+}
+
+impl From<SqlError> for Error {
+    fn from(error: SqlError) -> Self {
+        error.error
+    }
+}
+
+/// What a query selected: rows of columns, as the server sent them. A NULL is the text `NULL`.
+pub(super) type Rows = Vec<Vec<Vec<u8>>>;
+
+impl Server {
+    /// The client programs, looked for once.
+    pub(super) fn tools(&self, cancel: &Cancel) -> Result<&Tools> {
+        if let Some(tools) = self.tools.get() {
+            return Ok(tools);
+        }
+        let found = self.find_tools(cancel)?;
+        Ok(self.tools.get_or_init(|| found))
+    }
+
+    fn find_tools(&self, cancel: &Cancel) -> Result<Tools> {
+        let mut last_error = None;
+        for (dump, client) in [("mariadb-dump", "mariadb"), ("mysqldump", "mysql")] {
+            let versions = self
+                .version(dump, cancel)
+                .and_then(|dump| Ok((dump, self.version(client, cancel)?)));
+            match versions {
+                Ok((of_dump, of_client)) if family(&of_dump) == family(&of_client) => {
+                    let sandbox = self
+                        .probe(&[client, "--no-defaults", "--sandbox", "--version"], cancel)
+                        .is_ok();
+                    let timeout = !self.exec.is_empty()
+                        && self
+                            .probe(&["timeout", "9", client, "--version"], cancel)
+                            .is_ok();
+                    return Ok(Tools {
+                        family: family(&of_dump),
+                        dump: dump.to_owned(),
+                        client: client.to_owned(),
+                        sandbox,
+                        timeout,
+                    });
+                }
+                Ok((of_dump, of_client)) => {
+                    last_error = Some(Error::new(
+                        ErrorKind::Configuration,
+                        format!(
+                            "{dump} ({of_dump}) and {client} ({of_client}) are not of one family; install both of MariaDB or both of MySQL"
+                        ),
+                    ));
+                }
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                Err(error) => {
+                    last_error.get_or_insert(error);
+                }
+            }
+        }
+        let missing = format!(
+            "no client programs of MariaDB or MySQL for the database server at {self}; install mariadb-dump and mariadb, or mysqldump and mysql, where they are run"
+        );
+        Err(match last_error {
+            Some(error) => Error::caused(ErrorKind::Configuration, missing, error),
+            None => Error::new(ErrorKind::Configuration, missing),
+        })
+    }
+
+    fn version(&self, program: &str, cancel: &Cancel) -> Result<String> {
+        let printed = self.probe(&[program, "--no-defaults", "--version"], cancel)?;
+        Ok(String::from_utf8_lossy(&printed).trim().to_owned())
+    }
+
+    fn probe(&self, argv: &[&str], cancel: &Cancel) -> Result<Vec<u8>> {
+        let argv = self
+            .exec
+            .iter()
+            .map(String::as_str)
+            .chain(argv.iter().copied());
+        Program::new(argv)?.output(b"", 100_000, PROBE_LIMIT, cancel)
+    }
+
+    /// `program` as `account` on this server, with `options` of its own to follow. `limit` is for one that streams.
+    pub(super) fn program(
+        &self,
+        program: &str,
+        account: &Account,
+        limit: Option<Duration>,
+    ) -> Result<Program> {
+        let mut argv = self.exec.clone();
+        if !argv.is_empty() {
+            pass_password_variable(&mut argv);
+        }
+        if let (Some(limit), Some(Tools { timeout: true, .. })) = (limit, self.tools.get()) {
+            argv.extend([
+                "timeout".to_owned(),
+                limit.as_secs().saturating_add(1).to_string(),
+            ]);
+        }
+        argv.push(program.to_owned());
+        let program = Program::new(argv)?.hide(&account.password);
+        // The first option must be the one that says which option files count: ours or none.
+        let program = if self.exec.is_empty() {
+            program
+                .secret_file_arg("--defaults-file=", option_file(account))
+                // The one option file that MySQL's programs read all the same.
+                .env("MYSQL_TEST_LOGIN_FILE", &SecretString::from("/dev/null"))
+        } else {
+            program
+                .arg("--no-defaults")
+                .arg(format!("--user={}", account.user))
+                .env("MYSQL_PWD", &account.password)
+        };
+        Ok(match &self.endpoint {
+            Endpoint::Socket(path) => {
+                let mut socket = std::ffi::OsString::from("--socket=");
+                socket.push(path);
+                program.arg("--protocol=socket").arg(socket)
+            }
+            Endpoint::Host { host, port: None } if host == "localhost" => {
+                program.arg("--host=localhost")
+            }
+            Endpoint::Host { host, port } => program
+                .arg("--protocol=tcp")
+                .arg(format!("--host={host}"))
+                .arg(format!("--port={}", port.unwrap_or(3306))),
+        })
+    }
+
+    /// Run SQL as `account`, in the schema `database` if given, and give what it selects.
+    pub(super) fn ask(
+        &self,
+        account: &Account,
+        database: Option<&str>,
+        sql: &[u8],
+        limit: Duration,
+        cancel: &Cancel,
+    ) -> Result<Rows, SqlError> {
+        let tools = self.tools(cancel)?;
+        let mut program = self
+            .program(&tools.client, account, None)?
+            .args(SCRIPT_OPTIONS);
+        if tools.sandbox {
+            program = program.arg("--sandbox");
+        }
+        if let Some(database) = database {
+            program = program.arg(format!("--database={database}"));
+        }
+        let program = program.arg("--default-character-set=utf8mb4");
+        let printed = program
+            .output(sql, MAX_ANSWER, limit, cancel)
+            .map_err(|error| explain(self, account, error))?;
+        Ok(parse_rows(&printed))
+    }
+
+    /// Run SQL as the server's own account.
+    pub(super) fn query(&self, sql: &str, cancel: &Cancel) -> Result<Rows, SqlError> {
+        self.ask(&self.account, None, sql.as_bytes(), QUERY_LIMIT, cancel)
+    }
+
+    /// Run SQL that changes much, as the server's own account.
+    pub(super) fn change(&self, sql: &str, cancel: &Cancel) -> Result<Rows, SqlError> {
+        self.ask(&self.account, None, sql.as_bytes(), CHANGE_LIMIT, cancel)
+    }
+
+    /// Whose server it is; the programs may be of the other family.
+    pub(super) fn server_family(&self, cancel: &Cancel) -> Result<Family> {
+        let rows = self.query("SELECT VERSION();", cancel)?;
+        Ok(family(&String::from_utf8_lossy(&rows.concat().concat())))
+    }
+}
+
+/// How a client reads a script: no command of its own but `DELIMITER`, comments kept (a trigger is not what it was without
+/// them), no file of this host sent to a server, rows that can be told apart whatever they hold.
+pub(super) const SCRIPT_OPTIONS: [&str; 7] = [
+    "--batch",
+    "--skip-column-names",
+    "--binary-mode",
+    "--comments",
+    "--local-infile=0",
+    "--connect-timeout=20",
+    "--max-allowed-packet=1G",
+];
+
+fn family(version: &str) -> Family {
+    if version.contains("MariaDB") {
+        Family::MariaDb
+    } else {
+        Family::MySql
+    }
+}
+
+/// Container programs give a container only the variables that they are told to, here by name and not by value.
+fn pass_password_variable(argv: &mut Vec<String>) {
+    let container_program = argv
+        .first()
+        .and_then(|program| program.rsplit('/').next())
+        .is_some_and(|program| ["docker", "podman", "nerdctl"].contains(&program));
+    if let (true, Some(at)) = (container_program, argv.iter().position(|arg| arg == "exec")) {
+        argv.splice(at + 1..at + 1, ["-e".to_owned(), "MYSQL_PWD".to_owned()]);
+    }
+}
+
+fn option_file(account: &Account) -> SecretString {
+    let quoted = |text: &str| {
+        let mut quoted = String::with_capacity(text.len() + 2);
+        quoted.push('"');
+        for c in text.chars() {
+            match c {
+                '\\' => quoted.push_str("\\\\"),
+                '"' => quoted.push_str("\\\""),
+                '\n' => quoted.push_str("\\n"),
+                '\r' => quoted.push_str("\\r"),
+                '\t' => quoted.push_str("\\t"),
+                c => quoted.push(c),
+            }
+        }
+        quoted.push('"');
+        quoted
+    };
+    SecretString::from(format!(
+        "[client]\nuser={}\npassword={}\n",
+        quoted(&account.user),
+        quoted(account.password.expose_secret())
+    ))
+}
+
+/// Read the server's error number off a client's failure and say what it means.
+pub(super) fn explain(server: &Server, account: &Account, error: Error) -> SqlError {
+    if error.kind() != ErrorKind::Failed {
+        return SqlError { code: None, error };
+    }
+    let code = error_number(&error.to_string());
+    let user = &account.user;
+    let explained = match code {
+        Some(1044 | 1045 | 1142 | 1143 | 1227 | 1370 | 1698) => Some((
+            ErrorKind::Refused,
+            format!(
+                "the database server at {server} denies something to the account {user}; correct its password or grant it what the log names"
+            ),
+        )),
+        Some(1049) => Some((
+            ErrorKind::NotFound,
+            format!("the database does not exist on the server at {server}"),
+        )),
+        Some(2002 | 2003 | 2005 | 2006 | 2013) => Some((
+            ErrorKind::Unreachable,
+            format!(
+                "the database server at {server} cannot be reached or went away; check that it runs and its address"
+            ),
+        )),
+        Some(1021 | 1114) => Some((
+            ErrorKind::NoSpace,
+            format!("the disk of the database server at {server} is full"),
+        )),
+        Some(1205) => Some((
+            ErrorKind::Busy,
+            format!(
+                "a table is in use on the database server at {server}; try again when the site is quiet"
+            ),
+        )),
+        Some(1153) => Some((
+            ErrorKind::Failed,
+            format!(
+                "a row is larger than max_allowed_packet of the database server at {server}; raise it"
+            ),
+        )),
+        Some(1419) => Some((
+            ErrorKind::Refused,
+            format!(
+                "the database server at {server} lets no customer create triggers or functions; set log_bin_trust_function_creators = 1 there"
+            ),
+        )),
+        _ => None,
+    };
+    let error = match explained {
+        Some((kind, message)) => Error::caused(kind, message, error),
+        None => error,
+    };
+    SqlError { code, error }
+}
+
+/// `ERROR 1045 (28000)…` of a client, `Got error: 1045:` and `… (1045)` of a dump program.
+fn error_number(said: &str) -> Option<u16> {
+    ["ERROR ", "Got error: ", "errno: ", "("]
+        .iter()
+        .find_map(|before| {
+            said.match_indices(before).find_map(|(at, _)| {
+                let digits: String = said
+                    .get(at + before.len()..)?
+                    .chars()
+                    .take_while(char::is_ascii_digit)
+                    .collect();
+                digits
+                    .parse()
+                    .ok()
+                    .filter(|code| (1_000..10_000).contains(code))
+            })
+        })
+}
+
+/// What a client prints with `--batch`: a line per row, a tab between columns, both escaped inside.
+fn parse_rows(printed: &[u8]) -> Rows {
+    let mut lines: Vec<&[u8]> = printed.split(|&byte| byte == b'\n').collect();
+    lines.pop(); // what comes after the last line's end: nothing
+    lines
+        .into_iter()
+        .map(|line| line.split(|&byte| byte == b'\t').map(unescape).collect())
+        .collect()
+}
+
+fn unescape(column: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(column.len());
+    let mut bytes = column.iter();
+    while let Some(&byte) = bytes.next() {
+        if byte != b'\\' {
+            plain.push(byte);
+            continue;
+        }
+        match bytes.next() {
+            Some(b'n') => plain.push(b'\n'),
+            Some(b't') => plain.push(b'\t'),
+            Some(b'0') => plain.push(0),
+            Some(&other) => plain.push(other),
+            None => plain.push(b'\\'),
+        }
+    }
+    plain
+}
+
+/// An identifier in backticks.
+pub(super) fn identifier(name: &str) -> String {
+    format!("`{}`", name.replace('`', "``"))
+}
+
+/// A text literal that no SQL mode and no character set can misread.
+pub(super) fn literal(text: &str) -> String {
+    format!("CONVERT({} USING utf8mb4)", hex_literal(text.as_bytes()))
+}
+
+/// Bytes as a literal.
+pub(super) fn hex_literal(bytes: &[u8]) -> String {
+    if bytes.is_empty() {
+        "''".to_owned()
+    } else {
+        format!("0x{}", hex::encode(bytes))
+    }
+}
+
+/// Bytes that the server sent in hexadecimal.
+pub(super) fn from_hex(column: Option<&Vec<u8>>) -> Result<Vec<u8>> {
+    column
+        .and_then(|column| hex::decode(column).ok())
+        .ok_or_else(|| {
+            Error::new(
+                ErrorKind::Failed,
+                "the database server gave an answer that cannot be understood",
+            )
+        })
+}
+
+/// A name that the server sent in hexadecimal.
+pub(super) fn name_from_hex(column: Option<&Vec<u8>>) -> Result<String> {
+    String::from_utf8(from_hex(column)?).map_err(|error| {
+        Error::caused(
+            ErrorKind::Failed,
+            "the database server gave a name that is not UTF-8",
+            error,
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn account() -> Account {
+        Account {
+            user: "o'brien".to_owned(),
+            password: SecretString::from("pa#ss\"w\\or'd\n"),
+        }
+    }
+
+    fn tools(timeout: bool) -> Tools {
+        Tools {
+            family: Family::MySql,
+            dump: "mysqldump".to_owned(),
+            client: "mysql".to_owned(),
+            sandbox: false,
+            timeout,
+        }
+    }
+
+    #[test]
+    fn the_password_is_in_no_argument() {
+        let host = Endpoint::Host {
+            host: "db.example".to_owned(),
+            port: Some(3307),
+        };
+        let local = Server::new(host.clone(), Vec::new(), "x", SecretString::from("y"));
+        let text = local
+            .program("mysql", &account(), None)
+            .unwrap()
+            .to_string();
+        assert_eq!(
+            text,
+            "mysql --defaults-file=… --protocol=tcp --host=db.example --port=3307"
+        );
+        let exec = ["docker", "exec", "-i", "customer-7-db"]
+            .map(str::to_owned)
+            .to_vec();
+        let inside = Server::new(host, exec, "x", SecretString::from("y"));
+        inside.tools.set(tools(true)).unwrap();
+        let text = inside
+            .program("mysql", &account(), Some(Duration::from_secs(60)))
+            .unwrap()
+            .to_string();
+        assert!(
+            text.starts_with("docker exec -e MYSQL_PWD -i customer-7-db timeout 61 mysql --no-defaults --user=o'brien"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn the_option_file_quotes_what_option_files_interpret() {
+        assert_eq!(
+            option_file(&account()).expose_secret(),
+            "[client]\nuser=\"o'brien\"\npassword=\"pa#ss\\\"w\\\\or'd\\n\"\n"
+        );
+    }
+
+    #[test]
+    fn families_are_told_by_their_version() {
+        assert_eq!(
+            family("mysqldump  Ver 8.0.46 for Linux on x86_64 (MySQL Community Server - GPL)"),
+            Family::MySql
+        );
+        assert_eq!(
+            family("mysqldump  Ver 10.19 Distrib 10.11.19-MariaDB, for debian-linux-gnu"),
+            Family::MariaDb
+        );
+    }
+
+    #[test]
+    fn rows_come_back_as_they_were() {
+        assert_eq!(
+            parse_rows(b"a\\tb\\\\n\tc\\n\\0\n\td\n"),
+            vec![
+                vec![b"a\tb\\n".to_vec(), b"c\n\0".to_vec()],
+                vec![Vec::new(), b"d".to_vec()]
+            ]
+        );
+        assert!(parse_rows(b"").is_empty());
+    }
+
+    #[test]
+    fn error_numbers_are_read_off_clients_and_dump_programs() {
+        assert_eq!(
+            error_number("`mariadb` failed with exit status 1: ERROR 1205 (HY000) at line 2: Lock"),
+            Some(1205)
+        );
+        assert_eq!(
+            error_number("mysqldump: Got error: 1045: \"Access denied\" when trying to connect"),
+            Some(1045)
+        );
+        assert_eq!(
+            error_number("mysqldump: Couldn't execute 'SHOW': no such view (1356)"),
+            Some(1356)
+        );
+        assert_eq!(error_number("`mysqldump` failed with exit status 2"), None);
+    }
+
+    #[test]
+    fn identifiers_and_literals_hold_anything() {
+        assert_eq!(identifier("a`b"), "`a``b`");
+        assert_eq!(literal("ä"), "CONVERT(0xc3a4 USING utf8mb4)");
+    }
+}

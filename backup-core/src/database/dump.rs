@@ -1,0 +1,321 @@
+//! The dump of one database as a stream.
+//!
+//! Never: a dump program's early death that looks like the end of the dump; a temporary file; more than a buffer in memory.
+
+use std::fmt;
+use std::io::{self, Read};
+use std::process::ChildStdout;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::database::Server;
+use crate::database::client::{Family, Tools, explain, from_hex, literal, name_from_hex};
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::Running;
+use crate::progress::Control;
+
+/// The last line of a dump that is whole.
+pub(super) const TRAILER: &[u8] = b"-- Dump completed";
+
+/// A dump that runs. Its reader is to be read to the end, then [`Dump::finish`] says whether it is whole. Dropping it kills
+/// the dump program.
+pub struct Dump {
+    shared: Arc<Shared>,
+    reader: Option<Box<dyn Read + Send>>,
+}
+
+/// What a finished dump came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DumpReport {
+    /// The length of the dump.
+    pub bytes: u64,
+}
+
+/// Start dumping `database`: tables with their rows as of one moment (those of transactional engines), views,
+/// triggers, routines and events. An unchanged database gives the same bytes again.
+///
+/// What the account cannot see and the dump program would silently leave out is told to the monitor as a warning.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is no such database, [`ErrorKind::Configuration`] when the client programs are
+/// missing, [`ErrorKind::Refused`] and [`ErrorKind::Unreachable`] as the server has it. `limit` and cancelling
+/// kill the dump program; the reader then gives an error and never an end.
+pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control) -> Result<Dump> {
+    let tools = server.tools(&control.cancel)?;
+    check_database(server, database, control)?;
+    check_rights(server, database, control)?;
+    check_events(server, database, control)?;
+    start(server, tools, database, limit, control)
+}
+
+fn start(
+    server: &Server,
+    tools: &Tools,
+    database: &str,
+    limit: Duration,
+    control: &Control,
+) -> Result<Dump> {
+    let program = server
+        .program(&tools.dump, &server.account, Some(limit))?
+        .args(options(tools.family))
+        .arg("--")
+        .arg(database);
+    let mut running = program.spawn(limit, &control.cancel)?;
+    drop(running.take_stdin());
+    let stdout = running
+        .take_stdout()
+        .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump program has no output"))?;
+    let shared = Arc::new(Shared {
+        server: server.clone(),
+        database: database.to_owned(),
+        running,
+        state: Mutex::default(),
+    });
+    Ok(Dump {
+        reader: Some(Box::new(Reader {
+            stdout,
+            shared: Arc::clone(&shared),
+        })),
+        shared,
+    })
+}
+
+/// `--single-transaction` gives the rows of one moment without locking anybody out, and rules out `LOCK TABLES`;
+/// `--hex-blob` keeps binary data whole through any character set; without the date, an unchanged database
+/// gives an unchanged dump, which the repository then stores once; the large packet is for large rows.
+fn options(family: Family) -> Vec<&'static str> {
+    let mut options = vec![
+        "--single-transaction",
+        "--quick",
+        "--routines",
+        "--triggers",
+        "--events",
+        "--hex-blob",
+        "--default-character-set=utf8mb4",
+        "--no-tablespaces",
+        "--skip-dump-date",
+        "--comments",
+        "--max-allowed-packet=1G",
+    ];
+    if family == Family::MySql {
+        options.extend(["--set-gtid-purged=OFF", "--column-statistics=0"]);
+    }
+    options
+}
+
+fn check_database(server: &Server, database: &str, control: &Control) -> Result<()> {
+    let found = server.query(
+        &format!(
+            "SELECT 1 FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = {};",
+            literal(database)
+        ),
+        &control.cancel,
+    )?;
+    if found.is_empty() {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!(
+                "there is no database {database} on the server at {server}, or the account may not see it"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Routines and triggers that the account may not see are missing from a dump without a word.
+fn check_rights(server: &Server, database: &str, control: &Control) -> Result<()> {
+    let rights = server.query(
+        &format!(
+            "SET @me = CONCAT('''', REPLACE(SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '''', ''''''), '''@''', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '''');
+             SELECT 'global', PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = @me
+             UNION ALL SELECT 'schema', PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = @me AND {} LIKE TABLE_SCHEMA;
+             SELECT 'version', VERSION();",
+            literal(database)
+        ),
+        &control.cancel,
+    )?;
+    let has = |scopes: &[&str], right: &str| {
+        rights.iter().any(|row| {
+            matches!(row.as_slice(), [scope, name] if scopes.iter().any(|s| s.as_bytes() == scope) && name == right.as_bytes())
+        })
+    };
+    let is_mariadb = rights
+        .iter()
+        .any(|row| String::from_utf8_lossy(&row.concat()).contains("MariaDB"));
+    let user = &server.account.user;
+    if !has(&["global", "schema"], "TRIGGER") {
+        control.monitor.warning(&format!(
+            "the account {user} may not see triggers: a dump of {database} holds none; GRANT TRIGGER on the database to it"
+        ));
+    }
+    let sees_routines = has(&["global"], "SELECT")
+        || has(&["global"], "SHOW_ROUTINE")
+        || has(&["global", "schema"], "SHOW CREATE ROUTINE")
+        || (is_mariadb
+            && server
+                .query("SELECT 1 FROM mysql.proc LIMIT 0;", &control.cancel)
+                .is_ok());
+    if !sees_routines {
+        let grant = if is_mariadb {
+            "SELECT ON mysql.proc"
+        } else {
+            "SHOW_ROUTINE ON *.*"
+        };
+        control.monitor.warning(&format!(
+            "the account {user} may not see routines of others: a dump of {database} may lack some; GRANT {grant} to it"
+        ));
+    }
+    Ok(())
+}
+
+/// The dump programs look for ever for a delimiter that is not in such an event: it is better said at once.
+fn check_events(server: &Server, database: &str, control: &Control) -> Result<()> {
+    let rows = server.query(
+        &format!(
+            "SELECT HEX(EVENT_NAME) FROM information_schema.EVENTS
+             WHERE EVENT_SCHEMA = {} AND INSTR(CONCAT(EVENT_DEFINITION, EVENT_COMMENT, EVENT_NAME), ';;') > 0 LIMIT 1;",
+            literal(database)
+        ),
+        &control.cancel,
+    )?;
+    match rows.first() {
+        Some(row) => Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "the event {} of the database {database} holds `;;`, which the dump programs cannot dump; change it",
+                name_from_hex(row.first())?
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+impl Dump {
+    /// What streams the dump, once; for another thread if wanted. It gives an error and not an end when the dump is not whole.
+    pub fn take_reader(&mut self) -> Option<Box<dyn Read + Send>> {
+        self.reader.take()
+    }
+
+    /// Whether the dump that was read is whole.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Damaged`] when it is not; what the reader met: a failure of the dump program, [`ErrorKind::Timeout`],
+    /// [`ErrorKind::Cancelled`]; [`ErrorKind::Failed`] when it was not read to its end.
+    pub fn finish(self) -> Result<DumpReport> {
+        let mut state = self.shared.lock();
+        match state.outcome.take() {
+            Some(Ok(())) => Ok(DumpReport { bytes: state.bytes }),
+            Some(Err(error)) => Err(error),
+            None => Err(Error::new(
+                ErrorKind::Failed,
+                format!(
+                    "the dump of {} was not read to its end",
+                    self.shared.database
+                ),
+            )),
+        }
+    }
+}
+
+impl Drop for Dump {
+    fn drop(&mut self) {
+        self.shared.running.kill();
+    }
+}
+
+impl fmt::Debug for Dump {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Dump({})", self.shared.database)
+    }
+}
+
+struct Shared {
+    server: Server,
+    database: String,
+    running: Running,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bytes: u64,
+    /// The end of what was read so far, enough for the trailer.
+    tail: Vec<u8>,
+    outcome: Option<Result<()>>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn judge(&self) -> Result<()> {
+        let database = &self.database;
+        self.running.wait().map_err(|error| {
+            let error = Error::from(explain(&self.server, &self.server.account, error));
+            match error.kind() {
+                ErrorKind::Cancelled => error,
+                _ => error.context(format!("the dump of the database {database} failed")),
+            }
+        })?;
+        let state = self.lock();
+        if state.bytes == 0 {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("the dump of the database {database} is empty"),
+            ));
+        }
+        if !ends_with_trailer(&state.tail) {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!("the dump of the database {database} is cut off: its last line is missing"),
+            ));
+        }
+        Ok(())
+    }
+}
+
+const TAIL_BYTES: usize = 256;
+
+fn keep_tail(tail: &mut Vec<u8>, read: &[u8]) {
+    tail.extend_from_slice(
+        read.get(read.len().saturating_sub(TAIL_BYTES)..)
+            .unwrap_or(read),
+    );
+    let surplus = tail.len().saturating_sub(TAIL_BYTES);
+    tail.drain(..surplus);
+}
+
+fn ends_with_trailer(tail: &[u8]) -> bool {
+    let last_line = tail.trim_ascii_end().rsplit(|&byte| byte == b'\n').next();
+    last_line.is_some_and(|line| line.starts_with(TRAILER))
+}
+
+struct Reader {
+    stdout: ChildStdout,
+    shared: Arc<Shared>,
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        let n = self.stdout.read(buffer)?;
+        if let (Some(read), true) = (buffer.get(..n), n > 0) {
+            let mut state = self.shared.lock();
+            state.bytes += n as u64;
+            keep_tail(&mut state.tail, read);
+            return Ok(n);
+        }
+        let known = matches!(self.shared.lock().outcome, Some(_));
+        if !known {
+            let outcome = self.shared.judge();
+            self.shared.lock().outcome = Some(outcome);
+        }
+        match &self.shared.lock().outcome {
+            Some(Err(error)) => Err(io::Error::other(error.to_string())),
+            _ => Ok(0),
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! A customer's MySQL or MariaDB database: dumped as a stream, imported into a shadow schema, swapped in.
+//!
+//! Everything goes through the client programs, so that a server on this host and one in a container are reached in
+//! the same way. Never: a password in an argument; a dump on disk or whole in memory; SQL that a tenant wrote run by
+//! an account with rights outside that tenant's schemas; a live schema that is neither as it was nor as the dump says.
+//!
+//! # Rights that the account of [`Server`] needs
+//!
+//! To dump: `SELECT, SHOW VIEW, TRIGGER, EVENT, LOCK TABLES` on the customers' schemas, and to see routines `SELECT` on
+//! `mysql.proc` (MariaDB) or `SHOW_ROUTINE` (MySQL). To restore: all rights on the customers' schemas and on those
+//! whose names begin with theirs, `WITH GRANT OPTION`; `CREATE USER` where customers have no account of their own; `SUPER`
+//! or `SET USER` to put back a definer that is not the customer when a swap is undone (without it the customer becomes the definer).
+
+mod client;
+mod dump;
+#[allow(dead_code)]
+mod rewrite;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+
+use secrecy::SecretString;
+
+pub use dump::{Dump, DumpReport, dump};
+
+/// How a server is reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// By TCP; without a port, `localhost` means the client's default socket, as everywhere with MySQL.
+    Host {
+        /// Name or address.
+        host: String,
+        /// The server's port; 3306 when absent.
+        port: Option<u16>,
+    },
+    /// By a Unix socket.
+    Socket(PathBuf),
+}
+
+/// A customer's database server: where it is and the account that dumps from it and prepares imports. Clones share
+/// what was found out about the client programs.
+#[derive(Clone)]
+pub struct Server {
+    endpoint: Endpoint,
+    exec: Vec<String>,
+    account: Account,
+    tools: Arc<OnceLock<client::Tools>>,
+}
+
+/// A name and a password.
+#[derive(Clone)]
+pub(crate) struct Account {
+    pub(crate) user: String,
+    pub(crate) password: SecretString,
+}
+
+impl Server {
+    /// A server at `endpoint`, as seen by programs that are run with the argument array `exec` before them: empty for
+    /// programs on this host, `["docker", "exec", "-i", "customer-7-db"]` for those in a container.
+    pub fn new(
+        endpoint: Endpoint,
+        exec: Vec<String>,
+        user: impl Into<String>,
+        password: SecretString,
+    ) -> Self {
+        Self {
+            endpoint,
+            exec,
+            account: Account {
+                user: user.into(),
+                password,
+            },
+            tools: Arc::default(),
+        }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server")
+            .field("endpoint", &self.endpoint)
+            .field("exec", &self.exec)
+            .field("user", &self.account.user)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The server, for a message.
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.endpoint {
+            Endpoint::Host {
+                host,
+                port: Some(port),
+            } => write!(f, "{host}:{port}")?,
+            Endpoint::Host { host, port: None } => f.write_str(host)?,
+            Endpoint::Socket(path) => write!(f, "{}", path.display())?,
+        }
+        if !self.exec.is_empty() {
+            write!(f, " through `{}`", self.exec.join(" "))?;
+        }
+        Ok(())
+    }
+}

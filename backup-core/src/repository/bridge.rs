@@ -1,0 +1,206 @@
+//! Lets rustic read and write through our storage, and keeps the commit point in our hands.
+//!
+//! rustic writes a snapshot file at the end of every archive run, however many files it had dropped on the way. That
+//! write is answered here without being done: a snapshot becomes visible only by [`super::archive::Uncommitted::commit`].
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use rustic_core::{
+    BytesList, ErrorKind as RusticKind, FileType, Id, ReadBackend, RusticError, RusticResult,
+    WriteBackend,
+};
+
+use super::seal::id_bytes;
+use crate::error::{Error, ErrorKind};
+use crate::storage::{FileId, FileKind, Storage};
+
+/// rustic's view of a storage.
+#[derive(Debug)]
+pub(super) struct Bridge {
+    storage: Arc<dyn Storage>,
+    written: Mutex<Written>,
+}
+
+/// What rustic wrote while somebody wanted to know.
+#[derive(Debug, Default)]
+struct Written {
+    watchers: usize,
+    /// Sealed index files: they say where new blobs lie.
+    indexes: Vec<Bytes>,
+}
+
+/// As long as it lives, index files that rustic writes are remembered.
+pub(super) struct IndexWatch<'a>(&'a Bridge);
+
+impl IndexWatch<'_> {
+    /// The sealed index files written meanwhile (and perhaps some more, by other archive runs).
+    pub(super) fn written(&self) -> Vec<Bytes> {
+        self.0.written().indexes.clone()
+    }
+}
+
+impl Drop for IndexWatch<'_> {
+    fn drop(&mut self) {
+        let mut written = self.0.written();
+        written.watchers -= 1;
+        if written.watchers == 0 {
+            written.indexes.clear();
+        }
+    }
+}
+
+impl Bridge {
+    pub(super) fn new(storage: Arc<dyn Storage>) -> Self {
+        Self {
+            storage,
+            written: Mutex::default(),
+        }
+    }
+
+    pub(super) fn watch_indexes(&self) -> IndexWatch<'_> {
+        self.written().watchers += 1;
+        IndexWatch(self)
+    }
+
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ReadBackend for Bridge {
+    fn location(&self) -> String {
+        self.storage.location().to_owned()
+    }
+
+    fn list_with_size(&self, tpe: FileType) -> RusticResult<Vec<(Id, u32)>> {
+        let files = self.storage.list(kind(tpe)).map_err(into_rustic)?;
+        files
+            .into_iter()
+            .map(|(id, size)| match u32::try_from(size) {
+                Ok(size) => Ok((Id::new(id.0), size)),
+                Err(_) => Err(into_rustic(Error::new(
+                    ErrorKind::Damaged,
+                    format!("the file {id} of the repository is larger than any can be"),
+                ))),
+            })
+            .collect()
+    }
+
+    fn read_full(&self, tpe: FileType, id: &Id) -> RusticResult<Bytes> {
+        self.storage
+            .read(kind(tpe), &file_id(id))
+            .map_err(into_rustic)
+    }
+
+    fn read_partial(
+        &self,
+        tpe: FileType,
+        id: &Id,
+        _cacheable: bool,
+        offset: u32,
+        length: u32,
+    ) -> RusticResult<Bytes> {
+        self.storage
+            .read_range(kind(tpe), &file_id(id), offset.into(), length.into())
+            .map_err(into_rustic)
+    }
+
+    fn warmup_path(&self, tpe: FileType, id: &Id) -> String {
+        format!("{}/{}", tpe.dirname(), id.to_hex().as_str())
+    }
+}
+
+impl WriteBackend for Bridge {
+    fn create(&self) -> RusticResult<()> {
+        self.storage.create().map_err(into_rustic)
+    }
+
+    fn write_bytes(
+        &self,
+        tpe: FileType,
+        id: &Id,
+        _cacheable: bool,
+        content: BytesList,
+    ) -> RusticResult<()> {
+        if tpe == FileType::Snapshot {
+            return Ok(());
+        }
+        let content = content.into_vec();
+        self.storage
+            .write(kind(tpe), &file_id(id), &content)
+            .map_err(into_rustic)?;
+        if tpe == FileType::Index {
+            let mut written = self.written();
+            if written.watchers > 0 {
+                written.indexes.push(content.concat().into());
+            }
+        }
+        Ok(())
+    }
+
+    fn remove(&self, tpe: FileType, id: &Id, _cacheable: bool) -> RusticResult<()> {
+        self.storage
+            .remove(kind(tpe), &file_id(id))
+            .map_err(into_rustic)
+    }
+}
+
+fn kind(tpe: FileType) -> FileKind {
+    match tpe {
+        FileType::Config => FileKind::Config,
+        FileType::Index => FileKind::Index,
+        FileType::Key => FileKind::Key,
+        FileType::Snapshot => FileKind::Snapshot,
+        FileType::Pack => FileKind::Pack,
+    }
+}
+
+pub(super) fn file_id(id: &Id) -> FileId {
+    FileId(id_bytes(id))
+}
+
+fn into_rustic(error: Error) -> Box<RusticError> {
+    RusticError::with_source(
+        RusticKind::Backend,
+        "the repository's storage failed",
+        error,
+    )
+}
+
+/// Our error for one of rustic's: the storage's own error where that was the cause, so that its kind and its advice are kept.
+#[expect(clippy::boxed_local, reason = "rustic's results carry boxes")]
+pub(super) fn from_rustic(message: impl Into<String>, error: Box<RusticError>) -> Error {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&*error);
+    while let Some(inner) = cause {
+        if let Some(ours) = inner.downcast_ref::<Error>() {
+            return Error::caused(ours.kind(), message, ours.chain());
+        }
+        cause = inner.source();
+    }
+    let kind = if error.is_incorrect_password() {
+        ErrorKind::Refused
+    } else {
+        ErrorKind::Failed
+    };
+    Error::caused(kind, message, error.display_log())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kind_of_a_storage_error_survives_its_way_through_rustic() {
+        let error = into_rustic(Error::new(
+            ErrorKind::NoSpace,
+            "the disk of the backup server is full",
+        ));
+        let back = from_rustic("cannot write a pack", error);
+        assert_eq!(back.kind(), ErrorKind::NoSpace);
+        assert_eq!(
+            back.chain(),
+            "cannot write a pack: the disk of the backup server is full"
+        );
+    }
+}

@@ -1,0 +1,191 @@
+//! Where every blob of the repository lies.
+//!
+//! rustic's index is read whole and then kept; it is read again when the list of index files is not the one it was made from. An
+//! index that is older than a prune would make a backup refer to blobs that are gone: so it is compared at the start of every
+//! operation, under the operation's lock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rustic_core::repofile::{IndexFile, Tree};
+use rustic_core::{DataId, Id, IndexedFullStatus, TreeId};
+
+use super::bridge::from_rustic;
+use super::seal::Sealer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{FileId, FileKind, Storage};
+
+/// An open repository of rustic's with its index in memory.
+pub(super) type Indexed = rustic_core::Repository<IndexedFullStatus>;
+
+/// The place of a blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Location {
+    pub pack: Id,
+    pub offset: u32,
+    /// Bytes in the pack, envelope included.
+    pub length: u32,
+    /// Bytes of the plain blob where it was compressed.
+    pub uncompressed_length: Option<u32>,
+}
+
+impl Location {
+    /// Bytes of the plain blob.
+    pub(super) fn plain_bytes(&self) -> u64 {
+        match self.uncompressed_length {
+            Some(length) => length.into(),
+            None => u64::from(self.length).saturating_sub(super::seal::ENVELOPE_BYTES as u64),
+        }
+    }
+}
+
+/// The index of one moment.
+#[derive(Clone)]
+pub(super) struct Index {
+    files: BTreeSet<FileId>,
+    repository: Arc<Indexed>,
+}
+
+impl Index {
+    pub(super) fn new(files: BTreeSet<FileId>, repository: Indexed) -> Self {
+        Self {
+            files,
+            repository: Arc::new(repository),
+        }
+    }
+
+    /// Whether it was made from exactly these index files.
+    pub(super) fn is_made_from(&self, files: &BTreeSet<FileId>) -> bool {
+        self.files == *files
+    }
+
+    pub(super) fn repository(&self) -> &Indexed {
+        &self.repository
+    }
+
+    pub(super) fn locate_data(&self, id: &DataId) -> Result<Location> {
+        let entry = self
+            .repository
+            .get_index_entry(id)
+            .map_err(|error| missing(id, error))?;
+        Ok(location(
+            *entry.pack,
+            entry.location.offset,
+            entry.location.length,
+            entry.location.uncompressed_length,
+        ))
+    }
+
+    pub(super) fn locate_tree(&self, id: &TreeId) -> Result<Location> {
+        let entry = self
+            .repository
+            .get_index_entry(id)
+            .map_err(|error| missing(id, error))?;
+        Ok(location(
+            *entry.pack,
+            entry.location.offset,
+            entry.location.length,
+            entry.location.uncompressed_length,
+        ))
+    }
+}
+
+/// The index of one moment, and what an archive run has added to it since.
+pub(super) struct ExtendedIndex<'a> {
+    index: &'a Index,
+    added: HashMap<Id, Location>,
+}
+
+impl<'a> ExtendedIndex<'a> {
+    /// With the blobs that these sealed index files list.
+    pub(super) fn new(index: &'a Index, sealer: &Sealer, index_files: &[Bytes]) -> Result<Self> {
+        let mut added = HashMap::new();
+        for sealed in index_files {
+            let file: IndexFile = sealer.open_json(sealed)?;
+            for pack in file.packs {
+                for blob in pack.blobs {
+                    let place = blob.location;
+                    added.insert(
+                        *blob.id,
+                        location(
+                            *pack.id,
+                            place.offset,
+                            place.length,
+                            place.uncompressed_length,
+                        ),
+                    );
+                }
+            }
+        }
+        Ok(Self { index, added })
+    }
+
+    pub(super) fn locate_data(&self, id: &DataId) -> Result<Location> {
+        match self.added.get(id) {
+            Some(location) => Ok(*location),
+            None => self.index.locate_data(id),
+        }
+    }
+
+    pub(super) fn locate_tree(&self, id: &TreeId) -> Result<Location> {
+        match self.added.get(id) {
+            Some(location) => Ok(*location),
+            None => self.index.locate_tree(id),
+        }
+    }
+
+    /// Read one tree.
+    pub(super) fn read_tree(
+        &self,
+        storage: &dyn Storage,
+        sealer: &Sealer,
+        id: &TreeId,
+    ) -> Result<Tree> {
+        let location = self.locate_tree(id)?;
+        let sealed = storage.read_range(
+            FileKind::Pack,
+            &super::bridge::file_id(&location.pack),
+            location.offset.into(),
+            location.length.into(),
+        )?;
+        parse_tree(&sealer.open_blob(&sealed, location.uncompressed_length, id)?)
+    }
+}
+
+/// A tree from its JSON.
+pub(super) fn parse_tree(json: &[u8]) -> Result<Tree> {
+    serde_json::from_slice(json).map_err(|error| {
+        Error::caused(
+            ErrorKind::Damaged,
+            "a directory in the repository cannot be read",
+            error,
+        )
+    })
+}
+
+fn location(
+    pack: Id,
+    offset: u32,
+    length: u32,
+    uncompressed: Option<std::num::NonZeroU32>,
+) -> Location {
+    Location {
+        pack,
+        offset,
+        length,
+        uncompressed_length: uncompressed.map(Into::into),
+    }
+}
+
+fn missing(id: &Id, error: Box<rustic_core::RusticError>) -> Error {
+    let error = from_rustic("the index has no such blob", error);
+    Error::caused(
+        ErrorKind::Damaged,
+        format!(
+            "the repository lacks the blob {}: run `check`",
+            id.to_hex().as_str()
+        ),
+        error,
+    )
+}

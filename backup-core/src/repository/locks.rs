@@ -1,0 +1,326 @@
+//! Restic's lock files: ours are written, others' are honoured, so that no program removes what another is using.
+//!
+//! A shared lock is taken by everything that reads or adds, an exclusive one by what removes packs. A lock is written first and
+//! the others are looked at afterwards: of two that start at once, at least one sees the other. Never: going on
+//! with a lock that could not be refreshed for so long that others call it stale.
+
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use jiff::{SignedDuration, Timestamp};
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::seal::Sealer;
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{FileId, FileKind, Storage};
+
+/// Restic refreshes every five minutes and calls a lock stale after thirty.
+const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
+const STALE_AFTER: SignedDuration = SignedDuration::from_mins(30);
+/// A lock of ours that is older is not trusted at a commit: what it protected may be gone.
+const TRUSTED_FOR: Duration = Duration::from_secs(25 * 60);
+
+/// What a lock file says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LockInfo {
+    /// When it was made or last refreshed.
+    pub time: Timestamp,
+    /// Whether nobody else may use the repository meanwhile.
+    pub exclusive: bool,
+    /// The machine it was made on.
+    #[serde(default)]
+    pub hostname: String,
+    /// The user who made it.
+    #[serde(default)]
+    pub username: String,
+    /// The process that holds it.
+    #[serde(default)]
+    pub pid: i64,
+    /// The user id of that process.
+    #[serde(default)]
+    pub uid: u32,
+    /// The group id of that process.
+    #[serde(default)]
+    pub gid: u32,
+}
+
+impl LockInfo {
+    fn of_this_process(exclusive: bool) -> Self {
+        Self {
+            time: Timestamp::now(),
+            exclusive,
+            hostname: super::hostname(),
+            username: super::username(),
+            pid: rustix::process::getpid().as_raw_nonzero().get().into(),
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+        }
+    }
+
+    /// Whether its owner is surely gone: too old, or a process of this machine that does not exist.
+    pub fn is_stale(&self) -> bool {
+        if Timestamp::now().duration_since(self.time) > STALE_AFTER {
+            return true;
+        }
+        self.hostname == super::hostname() && !process_exists(self.pid)
+    }
+}
+
+impl fmt::Display for LockInfo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kind = if self.exclusive {
+            "exclusive"
+        } else {
+            "shared"
+        };
+        let stale = if self.is_stale() { ", stale" } else { "" };
+        write!(
+            f,
+            "{kind} lock of process {} of {} on {} since {}{stale}",
+            self.pid, self.username, self.hostname, self.time
+        )
+    }
+}
+
+fn process_exists(pid: i64) -> bool {
+    let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return false;
+    };
+    // No permission to signal it: it is there.
+    !matches!(
+        rustix::process::test_kill_process(pid),
+        Err(rustix::io::Errno::SRCH)
+    )
+}
+
+/// A lock that is held until it is dropped, and refreshed meanwhile.
+#[derive(Debug)]
+pub struct Lock {
+    held: Arc<Held>,
+    refresher: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    storage: Arc<dyn Storage>,
+    sealer: Arc<Sealer>,
+    exclusive: bool,
+    current: Mutex<Current>,
+    released: AtomicBool,
+    wake: Condvar,
+}
+
+#[derive(Debug)]
+struct Current {
+    id: FileId,
+    written: Instant,
+}
+
+impl Lock {
+    /// Take a lock, or fail with [`ErrorKind::Busy`] naming who is in the way.
+    pub(super) fn acquire(
+        storage: &Arc<dyn Storage>,
+        sealer: &Arc<Sealer>,
+        exclusive: bool,
+    ) -> Result<Self> {
+        let mine = LockInfo::of_this_process(exclusive);
+        let id = write(&**storage, sealer, &mine)?;
+        let mut lock = Self {
+            held: Arc::new(Held {
+                storage: Arc::clone(storage),
+                sealer: Arc::clone(sealer),
+                exclusive,
+                current: Mutex::new(Current {
+                    id,
+                    written: Instant::now(),
+                }),
+                released: AtomicBool::new(false),
+                wake: Condvar::new(),
+            }),
+            refresher: None,
+        };
+        // From here on a failure removes it: the guard is dropped.
+        refuse_if_taken(&**storage, sealer, &id, exclusive)?;
+        let held = Arc::clone(&lock.held);
+        let refresher = std::thread::Builder::new()
+            .name("lock-refresh".into())
+            .spawn(move || held.keep_fresh())
+            .map_err(|error| Error::io("cannot start the thread that refreshes the lock", error))?;
+        lock.refresher = Some(refresher);
+        Ok(lock)
+    }
+
+    /// Fails when the lock could not be refreshed for so long that others may have ignored it.
+    pub(super) fn require_fresh(&self) -> Result<()> {
+        if self.held.current().written.elapsed() > TRUSTED_FOR {
+            return Err(Error::new(
+                ErrorKind::Unreachable,
+                "the repository's lock could not be refreshed for 25 minutes, so others may have removed data that this \
+                 backup needs: start it again",
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        self.held.released.store(true, Ordering::Release);
+        self.held.wake.notify_all();
+        if let Some(refresher) = self.refresher.take() {
+            let _ = refresher.join();
+        }
+        let id = self.held.current().id;
+        if let Err(error) = self.held.storage.remove(FileKind::Lock, &id) {
+            tracing::warn!(
+                "the lock {id} could not be removed and stays until it is stale: {}",
+                error.chain()
+            );
+        }
+    }
+}
+
+impl Held {
+    fn current(&self) -> MutexGuard<'_, Current> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep_fresh(&self) {
+        let mut current = self.current();
+        loop {
+            let (guard, timeout) = self
+                .wake
+                .wait_timeout_while(current, REFRESH_EVERY, |_| {
+                    !self.released.load(Ordering::Acquire)
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            current = guard;
+            if !timeout.timed_out() {
+                return;
+            }
+            let old = current.id;
+            drop(current);
+            // The new one first: at no moment is there none.
+            match write(
+                &*self.storage,
+                &self.sealer,
+                &LockInfo::of_this_process(self.exclusive),
+            ) {
+                Ok(id) => {
+                    *self.current() = Current {
+                        id,
+                        written: Instant::now(),
+                    };
+                    if let Err(error) = self.storage.remove(FileKind::Lock, &old) {
+                        tracing::warn!("the lock {old} could not be replaced: {}", error.chain());
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!("the lock {old} could not be refreshed: {}", error.chain())
+                }
+            }
+            current = self.current();
+        }
+    }
+}
+
+fn write(storage: &dyn Storage, sealer: &Sealer, info: &LockInfo) -> Result<FileId> {
+    let (id, content) = sealer.seal_json(info)?;
+    storage
+        .write(FileKind::Lock, &id, &[content])
+        .map_err(|error| error.context("cannot lock the repository"))?;
+    Ok(id)
+}
+
+fn refuse_if_taken(
+    storage: &dyn Storage,
+    sealer: &Sealer,
+    mine: &FileId,
+    exclusive: bool,
+) -> Result<()> {
+    for (id, info) in list(storage, sealer)? {
+        let info = match info {
+            Ok(info) => info,
+            // Unreadable: it may say anything, also that we must keep out.
+            Err(error) => {
+                return Err(
+                    error.context(format!("the lock {id} of the repository cannot be read"))
+                );
+            }
+        };
+        if id != *mine && (exclusive || info.exclusive) {
+            let advice = if info.is_stale() {
+                "its owner is gone: remove it with `unlock`"
+            } else {
+                "try again when it is done"
+            };
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("the repository is in use ({info}); {advice}"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// All locks. One that vanishes while we look is left out.
+pub(super) fn list(
+    storage: &dyn Storage,
+    sealer: &Sealer,
+) -> Result<Vec<(FileId, Result<LockInfo>)>> {
+    let mut locks = Vec::new();
+    for (id, _) in storage.list(FileKind::Lock)? {
+        match storage.read(FileKind::Lock, &id) {
+            Ok(sealed) => locks.push((id, sealer.open_json(&sealed))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(locks)
+}
+
+/// Remove the stale ones; gives what was removed.
+pub(super) fn remove_stale(storage: &dyn Storage, sealer: &Sealer) -> Result<Vec<LockInfo>> {
+    let mut removed = Vec::new();
+    for (id, info) in list(storage, sealer)? {
+        let info = info.map_err(|error| {
+            error.context(format!("the lock {id} of the repository cannot be read"))
+        })?;
+        if info.is_stale() {
+            storage.remove(FileKind::Lock, &id)?;
+            removed.push(info);
+        }
+    }
+    Ok(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_of_a_running_process_is_not_stale() {
+        assert!(!LockInfo::of_this_process(false).is_stale());
+    }
+
+    #[test]
+    fn a_lock_is_stale_after_thirty_minutes_or_when_its_process_is_gone() {
+        let mut old = LockInfo::of_this_process(true);
+        old.time = Timestamp::now() - SignedDuration::from_mins(31);
+        assert!(old.is_stale());
+
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let mut orphaned = LockInfo::of_this_process(true);
+        orphaned.pid = child.id().into();
+        child.wait().unwrap();
+        assert!(orphaned.is_stale());
+
+        // The same number on another machine says nothing.
+        orphaned.hostname = "elsewhere".into();
+        assert!(!orphaned.is_stale());
+    }
+}

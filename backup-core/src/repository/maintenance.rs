@@ -1,0 +1,111 @@
+//! Forgetting, pruning and checking.
+//!
+//! Forgetting removes snapshot files and nothing else. Pruning removes packs that no snapshot needs: only under the exclusive lock, and
+//! only from listings that were read under it. rustic's pruning beside a backup loses data.
+
+use rustic_core::{CheckOptions, LimitOption, PruneOptions};
+use serde::Serialize;
+
+use super::bridge::from_rustic;
+use super::{Repository, SnapshotId, guarded};
+#[cfg(doc)]
+use crate::error::ErrorKind;
+use crate::error::Result;
+use crate::storage::FileKind;
+
+/// What a prune did.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PruneReport {
+    /// Bytes in packs before.
+    pub bytes_before: u64,
+    /// Bytes in packs after.
+    pub bytes_after: u64,
+    /// Packs removed.
+    pub packs_removed: u64,
+}
+
+/// What a check found.
+#[derive(Debug, Clone, Serialize)]
+pub struct CheckReport {
+    /// Snapshots that were looked at.
+    pub snapshots: usize,
+    /// Whether every pack was read and compared with its name.
+    pub data_read: bool,
+    /// What is damaged; empty for a sound repository.
+    pub errors: Vec<String>,
+    /// What is untidy but harms nothing.
+    pub warnings: Vec<String>,
+}
+
+impl Repository {
+    /// Forget snapshots by id. The commit point is each snapshot file's removal; one that is already gone is fine.
+    pub fn forget(&self, ids: &[SnapshotId]) -> Result<()> {
+        for id in ids {
+            self.storage
+                .remove(FileKind::Snapshot, &id.0)
+                .map_err(|error| {
+                    error.context(format!("the snapshot {id} could not be forgotten"))
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Remove the packs that no snapshot needs, and repack those that are mostly waste.
+    ///
+    /// Takes the exclusive lock; fails with [`ErrorKind::Busy`] when anybody uses the repository. Cannot be cancelled: it removes only after
+    /// everything that stays was written and indexed.
+    pub fn prune(&self) -> Result<PruneReport> {
+        let lock = self.lock_exclusive()?;
+        let packs_before = self.pack_sizes()?;
+        let mut options = PruneOptions::default()
+            .instant_delete(true)
+            .keep_delete(jiff::Span::new());
+        options.max_repack = LimitOption::Unlimited;
+        let failed = |error| from_rustic("the repository could not be pruned", error);
+        let plan = guarded(|| self.opened.prune_plan(&options))?.map_err(failed)?;
+        lock.require_fresh()?;
+        guarded(|| self.opened.prune(&options, plan))?.map_err(failed)?;
+        let packs_after = self.pack_sizes()?;
+        Ok(PruneReport {
+            bytes_before: packs_before.values().sum(),
+            bytes_after: packs_after.values().sum(),
+            packs_removed: packs_before
+                .keys()
+                .filter(|id| !packs_after.contains_key(id))
+                .count() as u64,
+        })
+    }
+
+    /// Check that every snapshot's trees and blobs are there; with `read_data` also that every pack holds what its name says.
+    ///
+    /// Takes the shared lock. An error means that the check itself could not be made; damage is in the report.
+    pub fn check(&self, read_data: bool) -> Result<CheckReport> {
+        let _lock = self.lock_shared()?;
+        let snapshots = self.snapshots()?;
+        let trees: Vec<_> = snapshots.iter().map(|snapshot| snapshot.tree).collect();
+        let options = CheckOptions::default()
+            .trust_cache(true)
+            .read_data(read_data);
+        let results = guarded(|| self.opened.check_with_trees(options, trees))?
+            .map_err(|error| from_rustic("the repository could not be checked", error))?;
+        let mut report = CheckReport {
+            snapshots: snapshots.len(),
+            data_read: read_data,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        };
+        for (level, finding) in results.0 {
+            // The type of the level has no public name.
+            if format!("{level:?}") == "Error" {
+                report.errors.push(finding.to_string());
+            } else {
+                report.warnings.push(finding.to_string());
+            }
+        }
+        Ok(report)
+    }
+
+    fn pack_sizes(&self) -> Result<std::collections::HashMap<crate::storage::FileId, u64>> {
+        Ok(self.storage.list(FileKind::Pack)?.into_iter().collect())
+    }
+}

@@ -1,0 +1,307 @@
+//! Repositories in restic format, version 2: everything that knows rustic and the format.
+//!
+//! Made so that the stock restic program reads all that we write, and we all that it writes. Commit points: a backup is there when
+//! its snapshot file is ([`Uncommitted::commit`]); a snapshot is gone when its file is ([`Repository::forget`]). Never: removing
+//! a pack without the exclusive lock, or trusting an index older than the lock that is held.
+
+mod archive;
+mod blobs;
+mod bridge;
+mod index;
+mod locks;
+mod maintenance;
+mod mode;
+mod restore;
+mod seal;
+mod snapshot;
+mod source;
+mod stream;
+mod tree;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustic_core::repofile::SnapshotFile;
+use rustic_core::{
+    ConfigOptions, Credentials, KeyOptions, OpenStatus, RepositoryBackends, RepositoryOptions,
+};
+use secrecy::{ExposeSecret, SecretString};
+
+pub use archive::{ArchiveRequest, Archived, Uncommitted};
+pub use locks::{Lock, LockInfo};
+pub use maintenance::{CheckReport, PruneReport};
+pub use restore::RestorePlan;
+pub use snapshot::{BackupType, Origin, Snapshot, SnapshotId};
+pub use source::{StreamSource, TreeSource};
+pub use tree::EntryKind;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::storage::{FileId, FileKind, Storage};
+use bridge::{Bridge, from_rustic};
+use index::Index;
+use seal::Sealer;
+
+/// Large enough for fast uploads, small enough that nobody needs much memory to restore.
+const PACK_BYTES: u64 = 16 * 1024 * 1024;
+
+/// An open repository. Opening costs a third of a second of key derivation, so keep it; it may be used from many threads at once.
+/// All methods block; call them from a thread that may.
+pub struct Repository {
+    storage: Arc<dyn Storage>,
+    bridge: Arc<Bridge>,
+    sealer: Arc<Sealer>,
+    opened: rustic_core::Repository<OpenStatus>,
+    index: Mutex<Option<Index>>,
+    /// Snapshot files never change: each is read once.
+    snapshots: Mutex<BTreeMap<FileId, Snapshot>>,
+}
+
+impl fmt::Debug for Repository {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Repository")
+            .field("storage", &self.storage)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Repository {
+    /// Create a repository of format version 2 where none is. The commit point is its `config` file.
+    ///
+    /// Fails with [`ErrorKind::Busy`] where one exists already.
+    pub fn init(storage: Arc<dyn Storage>, password: &SecretString) -> Result<Self> {
+        if Self::exists(&*storage)? {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("there is a repository at {} already", storage.location()),
+            ));
+        }
+        let pack_size = bytesize::ByteSize(PACK_BYTES);
+        let config = ConfigOptions::default()
+            .set_version(2u32)
+            .set_datapack_size(pack_size)
+            .set_datapack_growfactor(0u32)
+            .set_treepack_growfactor(0u32);
+        let bridge = Arc::new(Bridge::new(Arc::clone(&storage)));
+        let rustic = connect(&bridge)?;
+        let failed = |error| {
+            from_rustic(
+                format!("cannot create a repository at {}", storage.location()),
+                error,
+            )
+        };
+        let opened =
+            guarded(|| rustic.init(&credentials(password), &KeyOptions::default(), &config))?
+                .map_err(failed)?;
+        Self::assemble(storage, bridge, opened)
+    }
+
+    /// Whether there is a repository at this storage.
+    pub fn exists(storage: &dyn Storage) -> Result<bool> {
+        match storage.list(FileKind::Config) {
+            Ok(files) => Ok(!files.is_empty()),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Open a repository.
+    ///
+    /// Fails with [`ErrorKind::NotFound`] where there is none and [`ErrorKind::Refused`] for a wrong password.
+    pub fn open(storage: Arc<dyn Storage>, password: &SecretString) -> Result<Self> {
+        if !Self::exists(&*storage)? {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "there is no repository at {}: create it with `init`",
+                    storage.location()
+                ),
+            ));
+        }
+        let bridge = Arc::new(Bridge::new(Arc::clone(&storage)));
+        let rustic = connect(&bridge)?;
+        let opened = guarded(|| rustic.open(&credentials(password)))?.map_err(|error| {
+            let wrong_password = error.is_incorrect_password();
+            let error = from_rustic(
+                format!("cannot open the repository at {}", storage.location()),
+                error,
+            );
+            if wrong_password {
+                error.context(format!(
+                    "the password of the repository at {} is wrong: check its password_file",
+                    storage.location()
+                ))
+            } else {
+                error
+            }
+        })?;
+        Self::assemble(storage, bridge, opened)
+    }
+
+    fn assemble(
+        storage: Arc<dyn Storage>,
+        bridge: Arc<Bridge>,
+        opened: rustic_core::Repository<OpenStatus>,
+    ) -> Result<Self> {
+        let key = opened.key();
+        let sealer = Arc::new(Sealer::new(&key.encrypt, &key.mac.k, &key.mac.r)?);
+        Ok(Self {
+            storage,
+            bridge,
+            sealer,
+            opened,
+            index: Mutex::new(None),
+            snapshots: Mutex::default(),
+        })
+    }
+
+    /// Where it is, as an operator wrote it.
+    pub fn location(&self) -> &str {
+        self.storage.location()
+    }
+
+    /// Take the lock under which one reads and adds. Fails with [`ErrorKind::Busy`] beside an exclusive one.
+    pub fn lock_shared(&self) -> Result<Lock> {
+        Lock::acquire(&self.storage, &self.sealer, false)
+    }
+
+    /// Take the lock under which one removes packs. Fails with [`ErrorKind::Busy`] beside any other.
+    pub fn lock_exclusive(&self) -> Result<Lock> {
+        Lock::acquire(&self.storage, &self.sealer, true)
+    }
+
+    /// All locks that are held, ours and others'.
+    pub fn locks(&self) -> Result<Vec<LockInfo>> {
+        let locks = locks::list(&*self.storage, &self.sealer)?;
+        locks.into_iter().map(|(_, info)| info).collect()
+    }
+
+    /// Remove the locks whose owners are gone; gives those that were removed.
+    pub fn unlock(&self) -> Result<Vec<LockInfo>> {
+        locks::remove_stale(&*self.storage, &self.sealer)
+    }
+
+    /// All snapshots, oldest first. Only those not seen before are read.
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        let listed: BTreeSet<FileId> = self
+            .storage
+            .list(FileKind::Snapshot)?
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let unseen: Vec<FileId> = {
+            let mut known = self.known_snapshots();
+            known.retain(|id, _| listed.contains(id));
+            listed
+                .into_iter()
+                .filter(|id| !known.contains_key(id))
+                .collect()
+        };
+        let read = blobs::in_parallel(&unseen, |id| self.read_snapshot(id))?;
+        let mut known = self.known_snapshots();
+        known.extend(
+            unseen
+                .into_iter()
+                .zip(read)
+                .filter_map(|(id, snapshot)| Some((id, snapshot?))),
+        );
+        let mut snapshots: Vec<Snapshot> = known.values().cloned().collect();
+        snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+        Ok(snapshots)
+    }
+
+    /// One snapshot by its full id; None where there is none.
+    pub fn snapshot(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
+        self.read_snapshot(&id.0)
+    }
+
+    /// None: it was forgotten since it was listed.
+    fn read_snapshot(&self, id: &FileId) -> Result<Option<Snapshot>> {
+        let sealed = match self.storage.read(FileKind::Snapshot, id) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let file: SnapshotFile = self.sealer.open_json(&sealed).map_err(|error| {
+            error.context(format!("the snapshot {id} cannot be read: run `check`"))
+        })?;
+        Ok(Some(Snapshot::new(*id, file)))
+    }
+
+    fn known_snapshots(&self) -> MutexGuard<'_, BTreeMap<FileId, Snapshot>> {
+        self.snapshots
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The index, read again when the repository has other index files than the one in memory was made from. Call it under a lock.
+    fn fresh_index(&self) -> Result<Index> {
+        let files: BTreeSet<FileId> = self
+            .storage
+            .list(FileKind::Index)?
+            .into_iter()
+            .map(|(id, _)| id)
+            .collect();
+        let mut kept = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = kept.as_ref()
+            && index.is_made_from(&files)
+        {
+            return Ok(index.clone());
+        }
+        // rustic consumes what it indexes; with the master key in hand another opening costs two small reads.
+        let rustic = connect(&self.bridge)?;
+        let key = Credentials::Masterkey(self.opened.key());
+        let indexed = guarded(|| {
+            rustic
+                .open(&key)
+                .and_then(rustic_core::Repository::to_indexed)
+        })?
+        .map_err(|error| from_rustic("the index of the repository cannot be read", error))?;
+        let index = Index::new(files, indexed);
+        *kept = Some(index.clone());
+        Ok(index)
+    }
+}
+
+fn connect(bridge: &Arc<Bridge>) -> Result<rustic_core::Repository<()>> {
+    let backends = RepositoryBackends::new(Arc::clone(bridge) as _, None);
+    let mut options = RepositoryOptions::default();
+    options.no_cache = true;
+    rustic_core::Repository::new(&options, &backends)
+        .map_err(|error| from_rustic("the repository cannot be used", error))
+}
+
+fn credentials(password: &SecretString) -> Credentials {
+    Credentials::password(password.expose_secret())
+}
+
+/// rustic unwraps in places: what panics there is an error here.
+fn guarded<T>(run: impl FnOnce() -> T) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| {
+        Error::new(
+            ErrorKind::Failed,
+            "rustic broke off: see the log for what it said",
+        )
+    })
+}
+
+/// This machine's name, as restic would write it.
+fn hostname() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The user's name for lock files and snapshots: for humans only.
+fn username() -> String {
+    std::env::var("USER").unwrap_or_else(|_| {
+        let uid = rustix::process::getuid();
+        if uid.is_root() {
+            "root".to_owned()
+        } else {
+            uid.as_raw().to_string()
+        }
+    })
+}

@@ -1,0 +1,727 @@
+//! What a backup reads: a directory tree and a stream, as one sequence of entries in path order.
+//!
+//! The tree belongs to a tenant who may change it while we read it as root. So no path is ever looked up twice: every directory is
+//! opened relative to the one above it, no link is followed, and a file is read only when what was opened is what was looked
+//! at. rustic drops what fails and goes on; therefore nothing fails towards rustic: every finding is written down here and
+//! judged by [`super::archive`] before the commit.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use base64::Engine;
+use jiff::Timestamp;
+use rustic_core::repofile::{Metadata, Node, NodeType};
+use rustic_core::{ReadSource, ReadSourceEntry, ReadSourceOpen, RusticResult};
+use rustix::fs::{
+    AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, open, openat, readlinkat, statat,
+};
+use rustix::io::Errno;
+
+use super::mode;
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Control;
+
+/// A directory tree to read.
+#[derive(Debug, Clone)]
+pub struct TreeSource {
+    /// The directory, absolute; it and everything below it is read.
+    pub root: PathBuf,
+    /// Paths relative to `root` that are left out, with everything below them.
+    pub exclude: Vec<PathBuf>,
+}
+
+/// A stream to store as a file.
+pub struct StreamSource {
+    /// The absolute path it gets in the snapshot. Nothing needs to be there on disk.
+    pub path: PathBuf,
+    /// The content, read once to its end. An error of the reader fails the backup.
+    pub reader: Box<dyn Read + Send>,
+}
+
+impl std::fmt::Debug for StreamSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StreamSource")
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What was noticed while reading.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    /// The first thing that makes the backup worthless.
+    pub failure: Option<Error>,
+    /// Files that were there when their directory was listed, and not when they were read.
+    pub vanished: Vec<PathBuf>,
+    /// Entries whose stored size differs from what was read: the stream, and files that were cut short meanwhile.
+    pub true_sizes: BTreeMap<PathBuf, u64>,
+    /// Other things worth telling.
+    pub warnings: Vec<String>,
+    /// Bytes of the stream.
+    pub stream_bytes: u64,
+}
+
+struct Shared {
+    control: Control,
+    findings: Mutex<Findings>,
+}
+
+impl Shared {
+    fn findings(&self) -> MutexGuard<'_, Findings> {
+        self.findings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fail(&self, error: Error) {
+        self.findings().failure.get_or_insert(error);
+    }
+
+    fn must_stop(&self) -> bool {
+        self.control.cancel.is_cancelled() || self.findings().failure.is_some()
+    }
+}
+
+/// The source of one archive run. Its entries can be taken once.
+pub(super) struct MixedSource {
+    parts: Mutex<Vec<Part>>,
+    shared: Arc<Shared>,
+}
+
+enum Part {
+    Tree(TreeSource),
+    Stream(StreamSource),
+}
+
+impl Part {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Tree(tree) => &tree.root,
+            Self::Stream(stream) => &stream.path,
+        }
+    }
+}
+
+impl MixedSource {
+    pub(super) fn new(
+        tree: Option<TreeSource>,
+        stream: Option<StreamSource>,
+        control: Control,
+    ) -> Result<Self> {
+        let mut parts: Vec<Part> = tree
+            .map(Part::Tree)
+            .into_iter()
+            .chain(stream.map(Part::Stream))
+            .collect();
+        for part in &parts {
+            require_plain_absolute(part.path())?;
+        }
+        // rustic builds directories from a sorted sequence.
+        parts.sort_by(|a, b| a.path().cmp(b.path()));
+        if let [a, b] = parts.as_slice()
+            && (a.path().starts_with(b.path()) || b.path().starts_with(a.path()))
+        {
+            return Err(Error::new(
+                ErrorKind::Configuration,
+                format!(
+                    "the dump's path {} and the site's directory {} lie inside each other: change customer_database.dump_path",
+                    a.path().display(),
+                    b.path().display()
+                ),
+            ));
+        }
+        Ok(Self {
+            parts: Mutex::new(parts),
+            shared: Arc::new(Shared {
+                control,
+                findings: Mutex::default(),
+            }),
+        })
+    }
+
+    /// What was noticed until now.
+    pub(super) fn take_findings(&self) -> Findings {
+        std::mem::take(&mut *self.shared.findings())
+    }
+}
+
+impl ReadSource for MixedSource {
+    type Open = Open;
+    type Iter = Entries;
+
+    fn size(&self) -> RusticResult<Option<u64>> {
+        Ok(None)
+    }
+
+    fn entries(&self) -> Entries {
+        let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
+        Entries {
+            shared: Arc::clone(&self.shared),
+            parts: parts.into_iter(),
+            ancestors: Vec::new().into_iter(),
+            last_ancestor: PathBuf::from("/"),
+            part: None,
+            walk: None,
+        }
+    }
+}
+
+/// The entries of a [`MixedSource`].
+pub(super) struct Entries {
+    shared: Arc<Shared>,
+    parts: std::vec::IntoIter<Part>,
+    /// The directories above the current part that still have to be told.
+    ancestors: std::vec::IntoIter<PathBuf>,
+    last_ancestor: PathBuf,
+    part: Option<Part>,
+    walk: Option<Walk>,
+}
+
+type Entry = ReadSourceEntry<Open>;
+
+impl Iterator for Entries {
+    type Item = RusticResult<Entry>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            if self.shared.must_stop() {
+                return None;
+            }
+            if let Some(directory) = self.ancestors.next() {
+                let entry = ancestor_entry(&directory);
+                self.last_ancestor = directory;
+                return Some(Ok(entry));
+            }
+            if let Some(part) = self.part.take() {
+                match part {
+                    Part::Stream(stream) => return Some(Ok(stream_entry(stream, &self.shared))),
+                    Part::Tree(tree) => match Walk::start(&tree, Arc::clone(&self.shared)) {
+                        Ok((walk, root)) => {
+                            self.walk = Some(walk);
+                            return Some(Ok(root));
+                        }
+                        Err(error) => self.shared.fail(error),
+                    },
+                }
+            } else if let Some(entry) = self.walk.as_mut().and_then(Walk::next) {
+                return Some(Ok(entry));
+            } else {
+                self.walk = None;
+                let part = self.parts.next()?;
+                self.ancestors = ancestors_of(part.path(), &self.last_ancestor).into_iter();
+                self.part = Some(part);
+            }
+        }
+    }
+}
+
+/// The directories above `path`, from the top, that are not already above or equal to `told`.
+fn ancestors_of(path: &Path, told: &Path) -> Vec<PathBuf> {
+    let mut ancestors: Vec<PathBuf> = path
+        .ancestors()
+        .skip(1)
+        .filter(|above| above.parent().is_some() && !told.starts_with(above))
+        .map(Path::to_owned)
+        .collect();
+    ancestors.reverse();
+    ancestors
+}
+
+/// A directory above what is backed up. It need not exist: the dump's does not.
+fn ancestor_entry(path: &Path) -> Entry {
+    let meta = match statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+            metadata(&stat, &[])
+        }
+        _ => Metadata {
+            mode: Some(mode::to_go(
+                rustix::fs::FileType::Directory.as_raw_mode() | 0o700,
+            )),
+            mtime: Some(Timestamp::now()),
+            uid: Some(rustix::process::geteuid().as_raw()),
+            gid: Some(rustix::process::getegid().as_raw()),
+            ..Metadata::default()
+        },
+    };
+    Entry {
+        path: path.to_owned(),
+        node: Node::new_node(path.file_name().unwrap_or_default(), NodeType::Dir, meta),
+        open: None,
+    }
+}
+
+fn stream_entry(stream: StreamSource, shared: &Arc<Shared>) -> Entry {
+    let meta = Metadata {
+        mode: Some(mode::to_go(
+            rustix::fs::FileType::RegularFile.as_raw_mode() | 0o600,
+        )),
+        mtime: Some(Timestamp::now()),
+        uid: Some(rustix::process::geteuid().as_raw()),
+        gid: Some(rustix::process::getegid().as_raw()),
+        links: 1,
+        ..Metadata::default()
+    };
+    Entry {
+        node: Node::new_node(
+            stream.path.file_name().unwrap_or_default(),
+            NodeType::File,
+            meta,
+        ),
+        open: Some(Open(Opening::Stream {
+            path: stream.path.clone(),
+            reader: stream.reader,
+            shared: Arc::clone(shared),
+        })),
+        path: stream.path,
+    }
+}
+
+/// A depth-first walk in name order that holds every directory it is in by a descriptor.
+struct Walk {
+    shared: Arc<Shared>,
+    root: PathBuf,
+    exclude: Vec<PathBuf>,
+    stack: Vec<OpenDirectory>,
+}
+
+struct OpenDirectory {
+    descriptor: Arc<OwnedFd>,
+    path: PathBuf,
+    /// Sorted backwards, so that the next one is at the end.
+    names: Vec<OsString>,
+}
+
+impl Walk {
+    /// Opens the root, whose entry comes first.
+    fn start(tree: &TreeSource, shared: Arc<Shared>) -> Result<(Self, Entry)> {
+        let unreadable = |error: Errno| {
+            Error::io(
+                format!("cannot read the directory {}", tree.root.display()),
+                error.into(),
+            )
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let descriptor = open(&tree.root, flags, Mode::empty()).map_err(unreadable)?;
+        let stat = fstat(&descriptor).map_err(unreadable)?;
+        let mut walk = Self {
+            shared,
+            root: tree.root.clone(),
+            exclude: tree.exclude.clone(),
+            stack: Vec::new(),
+        };
+        let entry = walk.enter(descriptor, tree.root.clone(), &stat)?;
+        Ok((walk, entry))
+    }
+
+    fn next(&mut self) -> Option<Entry> {
+        loop {
+            if self.shared.must_stop() {
+                return None;
+            }
+            let directory = self.stack.last_mut()?;
+            let Some(name) = directory.names.pop() else {
+                self.stack.pop();
+                continue;
+            };
+            let path = directory.path.join(&name);
+            let above = Arc::clone(&directory.descriptor);
+            if self.is_excluded(&path) {
+                continue;
+            }
+            match self.look_at(&above, &name, &path) {
+                Ok(entry) => return Some(entry),
+                Err(Skipped::Vanished) => self.shared.findings().vanished.push(path),
+                Err(Skipped::Unreadable(error)) => self.shared.fail(error),
+            }
+        }
+    }
+
+    fn is_excluded(&self, path: &Path) -> bool {
+        path.strip_prefix(&self.root)
+            .is_ok_and(|relative| self.exclude.iter().any(|excluded| relative == excluded))
+    }
+
+    fn look_at(
+        &mut self,
+        above: &Arc<OwnedFd>,
+        name: &OsStr,
+        path: &Path,
+    ) -> Result<Entry, Skipped> {
+        let skipped = |error| Skipped::from_errno(error, path);
+        let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(skipped)?;
+        let file_type = FileType::from_raw_mode(stat.st_mode);
+        if file_type == FileType::Directory {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let descriptor = openat(above, name, flags, Mode::empty()).map_err(skipped)?;
+            let stat = fstat(&descriptor).map_err(skipped)?;
+            return self
+                .enter(descriptor, path.to_owned(), &stat)
+                .map_err(Skipped::Unreadable);
+        }
+        let node_type = match file_type {
+            FileType::RegularFile => NodeType::File,
+            FileType::Symlink => {
+                let target = readlinkat(above, name, Vec::new()).map_err(skipped)?;
+                NodeType::from_link(Path::new(OsStr::from_bytes(target.as_bytes())))
+            }
+            FileType::Fifo => NodeType::Fifo,
+            FileType::Socket => NodeType::Socket,
+            FileType::CharacterDevice => NodeType::Chardev {
+                device: stat.st_rdev,
+            },
+            FileType::BlockDevice => NodeType::Dev {
+                device: stat.st_rdev,
+            },
+            _ => {
+                self.shared.findings().warnings.push(format!(
+                    "{} is of an unknown type and was left out",
+                    path.display()
+                ));
+                return Err(Skipped::Vanished);
+            }
+        };
+        let xattrs = self.extended_attributes(above, name, path)?;
+        let open = (file_type == FileType::RegularFile).then(|| {
+            Open(Opening::File(FileOpening {
+                above: Arc::clone(above),
+                name: name.to_owned(),
+                path: path.to_owned(),
+                identity: (stat.st_dev, stat.st_ino),
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                opened: false,
+                shared: Arc::clone(&self.shared),
+            }))
+        });
+        Ok(Entry {
+            path: path.to_owned(),
+            node: Node::new_node(name, node_type, metadata(&stat, &xattrs)),
+            open,
+        })
+    }
+
+    /// Go down into a directory; gives its entry.
+    fn enter(&mut self, descriptor: OwnedFd, path: PathBuf, stat: &Stat) -> Result<Entry> {
+        let unreadable = |error: Errno| {
+            Error::io(
+                format!("cannot list the directory {}", path.display()),
+                error.into(),
+            )
+        };
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&descriptor).map_err(unreadable)? {
+            let entry = entry.map_err(unreadable)?;
+            let name = entry.file_name().to_bytes();
+            if name != b"." && name != b".." {
+                names.push(OsString::from_vec(name.to_vec()));
+            }
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        let descriptor = Arc::new(descriptor);
+        let xattrs = match self.extended_attributes(&descriptor, OsStr::new("."), &path) {
+            Ok(xattrs) => xattrs,
+            Err(Skipped::Unreadable(error)) => return Err(error),
+            Err(Skipped::Vanished) => Vec::new(),
+        };
+        let entry = Entry {
+            path: path.clone(),
+            node: Node::new_node(
+                path.file_name().unwrap_or_default(),
+                NodeType::Dir,
+                metadata(stat, &xattrs),
+            ),
+            open: None,
+        };
+        self.stack.push(OpenDirectory {
+            descriptor,
+            path,
+            names,
+        });
+        Ok(entry)
+    }
+
+    fn extended_attributes(
+        &self,
+        above: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+    ) -> Result<Vec<Xattr>, Skipped> {
+        let failed =
+            |error: std::io::Error| match error.raw_os_error().map(Errno::from_raw_os_error) {
+                Some(errno) => Skipped::from_errno(errno, path),
+                None => {
+                    Skipped::Unreadable(Error::io(format!("cannot read {}", path.display()), error))
+                }
+            };
+        // By way of the descriptor, so that no directory above can be swapped for a link; the crate follows none itself.
+        let at = Path::new("/proc/self/fd")
+            .join(above.as_raw_fd().to_string())
+            .join(name);
+        let names = match xattr::list(&at) {
+            Ok(names) => names,
+            Err(error) if error.raw_os_error() == Some(Errno::NOTSUP.raw_os_error()) => {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let mut attributes = Vec::new();
+        for name in names {
+            // None: removed since the list was made.
+            let Some(value) = xattr::get(&at, &name).map_err(failed)? else {
+                continue;
+            };
+            match name.into_string() {
+                Ok(name) => attributes.push(Xattr { name, value }),
+                Err(name) => self.shared.findings().warnings.push(format!(
+                    "the extended attribute {name:?} of {} has a name that the format cannot hold and was left out",
+                    path.display()
+                )),
+            }
+        }
+        Ok(attributes)
+    }
+}
+
+/// Why an entry is not in the snapshot.
+enum Skipped {
+    Vanished,
+    Unreadable(Error),
+}
+
+impl Skipped {
+    fn from_errno(error: Errno, path: &Path) -> Self {
+        match error {
+            // Gone, or replaced by something of another type between two looks: the next backup sees what it is then.
+            Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::STALE => Self::Vanished,
+            error => Self::Unreadable(Error::io(
+                format!("cannot read {}", path.display()),
+                error.into(),
+            )),
+        }
+    }
+}
+
+/// An extended attribute as it is written in a tree. rustic does not export its own type, but reads it from this form.
+#[derive(serde::Serialize)]
+struct Xattr {
+    name: String,
+    #[serde(serialize_with = "as_base64")]
+    value: Vec<u8>,
+}
+
+fn as_base64<S: serde::Serializer>(value: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&base64::engine::general_purpose::STANDARD.encode(value))
+}
+
+fn metadata(stat: &Stat, xattrs: &[Xattr]) -> Metadata {
+    let is_directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let is_regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    let mtime = timestamp(stat.st_mtime, stat.st_mtime_nsec);
+    Metadata {
+        mode: Some(mode::to_go(stat.st_mode)),
+        mtime,
+        // As restic: the true access time would make every directory differ after every read.
+        atime: mtime,
+        ctime: timestamp(stat.st_ctime, stat.st_ctime_nsec),
+        uid: Some(stat.st_uid),
+        gid: Some(stat.st_gid),
+        user: None,
+        group: None,
+        inode: stat.st_ino,
+        // Tells hard links apart; anywhere else it would only make equal files differ.
+        device_id: if stat.st_nlink > 1 && !is_directory {
+            stat.st_dev
+        } else {
+            0
+        },
+        size: if is_regular {
+            u64::try_from(stat.st_size).unwrap_or(0)
+        } else {
+            0
+        },
+        links: if is_directory { 0 } else { stat.st_nlink },
+        extended_attributes: serde_json::to_value(xattrs)
+            .and_then(serde_json::from_value)
+            .unwrap_or_default(),
+    }
+}
+
+fn timestamp(seconds: i64, nanoseconds: impl TryInto<i32>) -> Option<Timestamp> {
+    Timestamp::new(seconds, nanoseconds.try_into().unwrap_or(0)).ok()
+}
+
+/// What rustic opens when it finds that the content is needed.
+pub(super) struct Open(Opening);
+
+enum Opening {
+    File(FileOpening),
+    Stream {
+        path: PathBuf,
+        reader: Box<dyn Read + Send>,
+        shared: Arc<Shared>,
+    },
+}
+
+struct FileOpening {
+    above: Arc<OwnedFd>,
+    name: OsString,
+    path: PathBuf,
+    identity: (u64, u64),
+    size: u64,
+    opened: bool,
+    shared: Arc<Shared>,
+}
+
+impl Drop for FileOpening {
+    fn drop(&mut self) {
+        // Not opened: unchanged since the parent snapshot, and so done.
+        if !self.opened {
+            self.shared.control.monitor.bytes_done(self.size);
+        }
+    }
+}
+
+impl ReadSourceOpen for Open {
+    type Reader = SourceReader;
+
+    fn open(self) -> RusticResult<SourceReader> {
+        match self.0 {
+            Opening::Stream {
+                path,
+                reader,
+                shared,
+            } => Ok(SourceReader {
+                content: Content::Stream(reader),
+                path,
+                read: 0,
+                shared,
+            }),
+            Opening::File(mut file) => {
+                file.opened = true;
+                match open_regular(&file) {
+                    Ok(handle) => Ok(SourceReader {
+                        content: Content::File {
+                            // What was appended since the look belongs to the next backup: size and content stay in step.
+                            handle: handle.take(file.size),
+                            size: file.size,
+                        },
+                        path: file.path.clone(),
+                        read: 0,
+                        shared: Arc::clone(&file.shared),
+                    }),
+                    Err(skipped) => {
+                        match skipped {
+                            Skipped::Vanished => {
+                                file.shared.findings().vanished.push(file.path.clone())
+                            }
+                            Skipped::Unreadable(error) => file.shared.fail(error),
+                        }
+                        Err(rustic_core::RusticError::new(
+                            rustic_core::ErrorKind::InputOutput,
+                            "a file was skipped",
+                        ))
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn open_regular(file: &FileOpening) -> Result<std::fs::File, Skipped> {
+    let skipped = |error| Skipped::from_errno(error, &file.path);
+    // Non-blocking: a FIFO that took the file's place must not hang us.
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let descriptor =
+        openat(file.above.as_fd(), &file.name, flags, Mode::empty()).map_err(skipped)?;
+    let stat = fstat(&descriptor).map_err(skipped)?;
+    if (stat.st_dev, stat.st_ino) != file.identity {
+        return Err(Skipped::Vanished);
+    }
+    Ok(descriptor.into())
+}
+
+/// The content of one entry.
+pub(super) struct SourceReader {
+    content: Content,
+    path: PathBuf,
+    read: u64,
+    shared: Arc<Shared>,
+}
+
+enum Content {
+    File {
+        handle: std::io::Take<std::fs::File>,
+        size: u64,
+    },
+    Stream(Box<dyn Read + Send>),
+}
+
+impl Read for SourceReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.shared.must_stop() {
+            return Err(std::io::Error::other("the backup was stopped"));
+        }
+        let result = match &mut self.content {
+            Content::File { handle, .. } => handle.read(buffer),
+            Content::Stream(reader) => reader.read(buffer),
+        };
+        match result {
+            Ok(0) if !buffer.is_empty() => {
+                self.note_true_size();
+                Ok(0)
+            }
+            Ok(count) => {
+                self.read += count as u64;
+                self.shared.control.monitor.bytes_done(count as u64);
+                Ok(count)
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(error),
+            Err(error) => {
+                let text = error.to_string();
+                self.shared.fail(Error::io(
+                    format!("cannot read {} to its end", self.path.display()),
+                    error,
+                ));
+                Err(std::io::Error::other(text))
+            }
+        }
+    }
+}
+
+impl SourceReader {
+    fn note_true_size(&self) {
+        let mut findings = self.shared.findings();
+        match self.content {
+            Content::Stream(_) => {
+                findings.stream_bytes = self.read;
+                findings.true_sizes.insert(self.path.clone(), self.read);
+            }
+            Content::File { size, .. } if self.read < size => {
+                findings.warnings.push(format!(
+                    "{} became shorter while it was read",
+                    self.path.display()
+                ));
+                findings.true_sizes.insert(self.path.clone(), self.read);
+            }
+            Content::File { .. } => {}
+        }
+    }
+}
+
+fn require_plain_absolute(path: &Path) -> Result<()> {
+    use std::path::Component;
+    let plain = path.is_absolute()
+        && path.file_name().is_some()
+        && path
+            .components()
+            .all(|component| matches!(component, Component::RootDir | Component::Normal(_)));
+    if plain {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Configuration,
+        format!("{} is not an absolute path without `..`", path.display()),
+    ))
+}

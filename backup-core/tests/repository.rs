@@ -1,0 +1,766 @@
+//! What the repository room promises, judged by the stock restic program.
+
+use std::io::Read;
+use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use backup_core::error::{ErrorKind, Result};
+use backup_core::progress::{Cancel, Control, Monitor};
+use backup_core::repository::{
+    ArchiveRequest, Archived, BackupType, Origin, Repository, Snapshot, StreamSource, TreeSource,
+};
+use backup_core::storage::{self, Location, Storage};
+use jiff::Zoned;
+use xtask::restic::Restic;
+use xtask::tree::{
+    add_privileged_entries, add_socket, add_what_old_restic_loses, assert_same_tree,
+    build_nasty_tree,
+};
+
+const PASSWORD: &str = "correct horse";
+const DUMP: &str = "/tmp/customer-backup-7/customer_7.sql";
+
+struct Bench {
+    scratch: tempfile::TempDir,
+    repository: Arc<Repository>,
+    restic: Restic,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("repository");
+        let repository = Repository::init(storage_at(&path), &PASSWORD.to_owned().into()).unwrap();
+        let restic = Restic::new(&path, PASSWORD).unwrap();
+        Self {
+            scratch,
+            repository: Arc::new(repository),
+            restic,
+        }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.scratch.path().join("repository")
+    }
+
+    fn site(&self) -> PathBuf {
+        self.scratch.path().join("customer-7")
+    }
+
+    fn backup(&self, stream: Option<Box<dyn Read + Send>>, with_files: bool) -> Result<Archived> {
+        self.backup_under(stream, with_files, &Control::default())
+    }
+
+    fn backup_under(
+        &self,
+        stream: Option<Box<dyn Read + Send>>,
+        with_files: bool,
+        control: &Control,
+    ) -> Result<Archived> {
+        let lock = self.repository.lock_shared()?;
+        let parent = self
+            .repository
+            .snapshots()?
+            .into_iter()
+            .rev()
+            .find(|snapshot| snapshot.paths.contains(&self.site()));
+        let mut paths = Vec::new();
+        let mut tags = vec![
+            "customer-7".to_owned(),
+            "manual".to_owned(),
+            "2026-01-02-030405".to_owned(),
+        ];
+        tags.extend(
+            BackupType::of(stream.is_some(), with_files).map(|backup_type| backup_type.to_string()),
+        );
+        if stream.is_some() {
+            paths.push(PathBuf::from("/tmp/customer-backup-7"));
+        }
+        if with_files {
+            paths.push(self.site());
+        }
+        let request = ArchiveRequest {
+            tree: with_files.then(|| TreeSource {
+                root: self.site(),
+                exclude: vec!["mysql".into(), "volumes/db".into()],
+            }),
+            stream: stream.map(|reader| StreamSource {
+                path: DUMP.into(),
+                reader,
+            }),
+            paths,
+            tags,
+            time: Zoned::now(),
+            note: Some("before the sale".to_owned()),
+            parent: parent.map(|snapshot| snapshot.id),
+        };
+        self.repository
+            .archive(lock, request, control)?
+            .commit(control)
+    }
+
+    fn last(&self) -> Snapshot {
+        self.repository.snapshots().unwrap().pop().unwrap()
+    }
+
+    /// Restore the site with our own restore and give where it is.
+    fn restore(&self, snapshot: &Snapshot, name: &str) -> PathBuf {
+        let staging = self.scratch.path().join(format!("staging-{name}"));
+        let target = directory(&staging);
+        let plan = self
+            .repository
+            .plan_restore(snapshot, &self.site(), &Cancel::new())
+            .unwrap();
+        self.repository
+            .restore(&plan, target.as_fd(), &Control::default())
+            .unwrap();
+        staging
+    }
+}
+
+/// A new private directory, open.
+fn directory(path: &Path) -> std::fs::File {
+    std::fs::create_dir(path).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)).unwrap();
+    std::fs::File::open(path).unwrap()
+}
+
+fn storage_at(path: &Path) -> Arc<dyn Storage> {
+    let location: Location = path.to_str().unwrap().parse().unwrap();
+    storage::open(&location, &storage::SftpOptions::default()).unwrap()
+}
+
+/// Bytes that neither compress nor repeat, the same every time.
+fn noise(bytes: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    (0..bytes)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state as u8
+        })
+        .collect()
+}
+
+fn dump(bytes: usize) -> Box<dyn Read + Send> {
+    Box::new(std::io::Cursor::new(noise(bytes, 42)))
+}
+
+#[derive(Default)]
+struct Counting {
+    done: AtomicU64,
+    cancel_at: Option<(u64, Cancel)>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Monitor for Counting {
+    fn bytes_done(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::SeqCst) + bytes;
+        if let Some((limit, cancel)) = &self.cancel_at
+            && done >= *limit
+        {
+            cancel.cancel();
+        }
+    }
+    fn warning(&self, text: &str) {
+        self.warnings.lock().unwrap().push(text.to_owned());
+    }
+}
+
+#[test]
+fn restic_restores_and_verifies_what_we_wrote_three_backups_deep() {
+    let bench = Bench::new();
+    build_nasty_tree(&bench.site()).unwrap();
+    for round in 0..3 {
+        std::fs::write(
+            bench.site().join(format!("new in round {round}")),
+            noise(3_000_000, round),
+        )
+        .unwrap();
+        let content = noise(2_500_000 + round as usize, round);
+        let archived = bench
+            .backup(Some(Box::new(std::io::Cursor::new(content.clone()))), true)
+            .unwrap();
+        assert_eq!(archived.stream_bytes, content.len() as u64);
+        assert!(archived.warnings.is_empty(), "{:?}", archived.warnings);
+
+        let id = archived.snapshot.to_string();
+        let target = bench.scratch.path().join(format!("restic-{round}"));
+        bench.restic.restore(&id, &target).unwrap();
+        assert_same_tree(
+            bench.site(),
+            target.join(bench.site().strip_prefix("/").unwrap()),
+        );
+        assert_eq!(std::fs::read(target.join(&DUMP[1..])).unwrap(), content);
+        assert_eq!(bench.restic.dump(&id, DUMP).unwrap(), content);
+    }
+    bench.restic.check_read_data().unwrap();
+}
+
+#[test]
+fn snapshots_say_what_the_contract_says() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let archived = bench.backup(Some(dump(10)), true).unwrap();
+    let snapshots = bench.restic.snapshots().unwrap();
+    let snapshot = &snapshots[0];
+    assert_eq!(snapshot["id"], archived.snapshot.to_string());
+    assert_eq!(
+        snapshot["paths"],
+        serde_json::json!([bench.site(), "/tmp/customer-backup-7"])
+    );
+    assert_eq!(
+        snapshot["tags"],
+        serde_json::json!(["2026-01-02-030405", "both", "customer-7", "manual"])
+    );
+    assert_eq!(snapshot["hostname"], rustix_hostname().as_str());
+    assert!(
+        snapshot["username"]
+            .as_str()
+            .is_some_and(|name| !name.is_empty())
+    );
+
+    let ours = bench.last();
+    assert_eq!(ours.owner(), Some("7".parse().unwrap()));
+    assert_eq!(ours.origin(), Some(Origin::Manual));
+    assert_eq!(ours.backup_type(), Some(BackupType::Both));
+    assert_eq!(ours.note.as_deref(), Some("before the sale"));
+}
+
+fn rustix_hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .unwrap()
+        .trim()
+        .to_owned()
+}
+
+#[test]
+fn our_restore_brings_everything_back_also_what_restic_loses() {
+    let bench = Bench::new();
+    build_nasty_tree(&bench.site()).unwrap();
+    add_what_old_restic_loses(&bench.site()).unwrap();
+    add_privileged_entries(&bench.site()).unwrap();
+    add_socket(&bench.site()).unwrap();
+    bench.backup(None, true).unwrap();
+    let restored = bench.restore(&bench.last(), "site");
+    assert_same_tree(bench.site(), restored);
+    bench.restic.check_read_data().unwrap();
+}
+
+#[test]
+fn excluded_directories_are_left_out_by_whole_components() {
+    let bench = Bench::new();
+    for directory in [
+        "mysql",
+        "mysql2",
+        "wordpress/mysql",
+        "volumes/db",
+        "volumes/files",
+    ] {
+        std::fs::create_dir_all(bench.site().join(directory)).unwrap();
+        std::fs::write(bench.site().join(directory).join("file"), "x").unwrap();
+    }
+    bench.backup(None, true).unwrap();
+    let restored = bench.restore(&bench.last(), "site");
+    assert!(!restored.join("mysql").exists());
+    assert!(!restored.join("volumes/db").exists());
+    for kept in ["mysql2/file", "wordpress/mysql/file", "volumes/files/file"] {
+        assert!(restored.join(kept).exists(), "{kept}");
+    }
+}
+
+#[test]
+fn an_unchanged_site_is_not_read_again() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    for n in 0..20 {
+        std::fs::write(bench.site().join(format!("file {n}")), noise(200_000, n)).unwrap();
+    }
+    let first = bench.backup(None, true).unwrap();
+    assert!(first.bytes_added > 4_000_000);
+    // Unreadable content shows whether it is read.
+    let second = bench.backup(None, true).unwrap();
+    assert_eq!(second.files, 20);
+    assert_eq!(second.bytes, first.bytes);
+    assert!(second.bytes_added < 10_000, "{second:?}");
+    std::fs::write(bench.site().join("file 3"), noise(200_000, 99)).unwrap();
+    let third = bench.backup(None, true).unwrap();
+    assert!((200_000..300_000).contains(&third.bytes_added), "{third:?}");
+    bench.restic.check_read_data().unwrap();
+}
+
+#[test]
+fn backups_of_different_types_share_one_history() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    std::fs::write(bench.site().join("file"), noise(2_000_000, 1)).unwrap();
+    bench.backup(None, true).unwrap();
+    bench.backup(Some(dump(1000)), false).unwrap();
+    let both = bench.backup(Some(dump(1000)), true).unwrap();
+    assert!(both.bytes_added < 10_000, "{both:?}");
+    assert_eq!((both.files, both.stream_bytes), (1, 1000));
+}
+
+/// A reader that gives some bytes and then fails, as a dump does whose program died.
+struct Dying(usize);
+
+impl Read for Dying {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.0 == 0 {
+            return Err(std::io::Error::other("the dump program died"));
+        }
+        let count = buffer.len().min(self.0);
+        buffer[..count].fill(b'x');
+        self.0 -= count;
+        Ok(count)
+    }
+}
+
+#[test]
+fn a_stream_that_fails_half_way_leaves_no_snapshot() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let error = bench
+        .backup(Some(Box::new(Dying(5_000_000))), true)
+        .unwrap_err();
+    assert!(
+        error.chain().contains("the dump program died"),
+        "{}",
+        error.chain()
+    );
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+    assert!(bench.restic.snapshots().unwrap().is_empty());
+    assert!(bench.repository.locks().unwrap().is_empty());
+    bench.restic.check_read_data().ok();
+}
+
+#[test]
+fn an_uncommitted_backup_is_invisible() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let lock = bench.repository.lock_shared().unwrap();
+    let request = ArchiveRequest {
+        tree: Some(TreeSource {
+            root: bench.site(),
+            exclude: Vec::new(),
+        }),
+        stream: None,
+        paths: vec![bench.site()],
+        tags: vec!["customer-7".into()],
+        time: Zoned::now(),
+        note: None,
+        parent: None,
+    };
+    let uncommitted = bench
+        .repository
+        .archive(lock, request, &Control::default())
+        .unwrap();
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+    assert_eq!(bench.repository.locks().unwrap().len(), 1);
+    drop(uncommitted);
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+    assert!(bench.repository.locks().unwrap().is_empty());
+}
+
+#[test]
+fn cancelling_ends_a_backup_without_a_snapshot() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    for n in 0..50 {
+        std::fs::write(bench.site().join(format!("{n}")), noise(300_000, n)).unwrap();
+    }
+    let cancel = Cancel::new();
+    let control = Control {
+        monitor: Arc::new(Counting {
+            cancel_at: Some((2_000_000, cancel.clone())),
+            ..Counting::default()
+        }),
+        cancel,
+    };
+    let error = bench.backup_under(None, true, &control).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+}
+
+#[test]
+fn progress_counts_every_byte_once_read_or_not() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    for n in 0..10 {
+        std::fs::write(bench.site().join(format!("{n}")), noise(100_000, n)).unwrap();
+    }
+    for _ in 0..2 {
+        let monitor = Arc::new(Counting::default());
+        let control = Control {
+            monitor: Arc::clone(&monitor) as _,
+            cancel: Cancel::new(),
+        };
+        bench
+            .backup_under(Some(dump(50_000)), true, &control)
+            .unwrap();
+        assert_eq!(monitor.done.load(Ordering::SeqCst), 1_050_000);
+    }
+}
+
+#[test]
+fn a_link_planted_in_a_files_place_is_not_followed() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let secret = bench.scratch.path().join("secret");
+    std::fs::write(&secret, "of another").unwrap();
+    std::os::unix::fs::symlink(&secret, bench.site().join("link")).unwrap();
+    std::os::unix::fs::symlink(bench.scratch.path(), bench.site().join("directory")).unwrap();
+    bench.backup(None, true).unwrap();
+    let restored = bench.restore(&bench.last(), "site");
+    assert_eq!(std::fs::read_link(restored.join("link")).unwrap(), secret);
+    assert!(
+        restored
+            .join("directory")
+            .symlink_metadata()
+            .unwrap()
+            .is_symlink()
+    );
+}
+
+#[test]
+fn a_site_that_is_a_link_is_refused() {
+    let bench = Bench::new();
+    std::os::unix::fs::symlink("/etc", bench.site()).unwrap();
+    bench.backup(None, true).unwrap_err();
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+}
+
+#[test]
+fn one_file_streams_out_in_order() {
+    let bench = Bench::new();
+    let content = noise(40_000_000, 5);
+    bench
+        .backup(Some(Box::new(std::io::Cursor::new(content.clone()))), false)
+        .unwrap();
+    let mut stream = bench
+        .repository
+        .stream_file(&bench.last(), Path::new(DUMP), &Control::default())
+        .unwrap();
+    assert_eq!(stream.bytes, content.len() as u64);
+    let mut read = Vec::new();
+    stream.read_to_end(&mut read).unwrap();
+    assert!(read == content);
+
+    let missing = bench.repository.stream_file(
+        &bench.last(),
+        Path::new("/tmp/customer-backup-7"),
+        &Control::default(),
+    );
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+}
+
+#[test]
+fn a_damaged_pack_fails_the_restore_and_the_check() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    std::fs::write(bench.site().join("file"), noise(3_000_000, 1)).unwrap();
+    bench.backup(None, true).unwrap();
+    assert!(bench.repository.check(true).unwrap().errors.is_empty());
+    damage_largest_pack(&bench.path());
+    assert!(!bench.repository.check(true).unwrap().errors.is_empty());
+    let target = directory(&bench.scratch.path().join("out"));
+    let plan = bench
+        .repository
+        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .unwrap();
+    let error = bench
+        .repository
+        .restore(&plan, target.as_fd(), &Control::default())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+}
+
+fn damage_largest_pack(repository: &Path) {
+    let packs = std::fs::read_dir(repository.join("data")).unwrap();
+    let largest = packs
+        .flat_map(|directory| std::fs::read_dir(directory.unwrap().path()).unwrap())
+        .map(|file| file.unwrap().path())
+        .max_by_key(|path| path.metadata().unwrap().len())
+        .unwrap();
+    let mut bytes = std::fs::read(&largest).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::set_permissions(&largest, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&largest, bytes).unwrap();
+}
+
+#[test]
+fn forgetting_and_pruning_keep_what_is_still_needed() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let mut ids = Vec::new();
+    for round in 0..3 {
+        std::fs::write(bench.site().join("file"), noise(4_000_000, round)).unwrap();
+        ids.push(
+            bench
+                .backup(Some(dump(500_000 + round as usize)), true)
+                .unwrap()
+                .snapshot,
+        );
+    }
+    bench.repository.forget(&ids[..2]).unwrap();
+    bench.repository.forget(&ids[..1]).unwrap();
+    let report = bench.repository.prune().unwrap();
+    assert!(
+        report.packs_removed > 0 && report.bytes_after < report.bytes_before,
+        "{report:?}"
+    );
+    bench.restic.check_read_data().unwrap();
+    assert_eq!(bench.last().id, ids[2]);
+    assert_same_tree(bench.site(), bench.restore(&bench.last(), "after-prune"));
+    // The index in memory is older than the prune; the next backup must notice.
+    std::fs::write(bench.site().join("file"), noise(4_000_000, 0)).unwrap();
+    bench.backup(Some(dump(500_000)), true).unwrap();
+    bench.restic.check_read_data().unwrap();
+    assert_same_tree(bench.site(), bench.restore(&bench.last(), "after-backup"));
+}
+
+#[test]
+fn another_process_pruning_between_two_backups_is_noticed() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    std::fs::write(bench.site().join("file"), noise(4_000_000, 1)).unwrap();
+    let first = bench.backup(None, true).unwrap();
+    bench
+        .restic
+        .run(["forget", "--prune", &first.snapshot.to_string()])
+        .unwrap();
+    bench.backup(None, true).unwrap();
+    bench.restic.check_read_data().unwrap();
+    assert_same_tree(bench.site(), bench.restore(&bench.last(), "site"));
+}
+
+#[test]
+fn our_locks_keep_restic_out_and_restics_keep_us_out() {
+    let bench = Bench::new();
+    let shared = bench.repository.lock_shared().unwrap();
+    assert!(bench.restic.run(["prune"]).is_err());
+    bench.restic.run(["snapshots"]).unwrap();
+    assert_eq!(
+        bench.repository.lock_exclusive().unwrap_err().kind(),
+        ErrorKind::Busy
+    );
+    assert_eq!(
+        bench.repository.prune().unwrap_err().kind(),
+        ErrorKind::Busy
+    );
+    let second = bench.repository.lock_shared().unwrap();
+    drop((shared, second));
+
+    let exclusive = bench.repository.lock_exclusive().unwrap();
+    let error = bench.restic.run(["check"]).unwrap_err().to_string();
+    assert!(error.contains("locked exclusively"), "{error}");
+    assert_eq!(
+        bench.repository.lock_shared().unwrap_err().kind(),
+        ErrorKind::Busy
+    );
+    drop(exclusive);
+    bench.restic.run(["prune"]).unwrap();
+    assert!(bench.repository.locks().unwrap().is_empty());
+}
+
+#[test]
+fn a_running_restic_is_seen_and_a_dead_ones_lock_is_removed_by_unlock() {
+    let bench = Bench::new();
+    // restic reads its input while it holds a shared lock.
+    let mut restic = bench
+        .restic
+        .command(["backup", "--stdin"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until(|| bench.repository.locks().unwrap().len() == 1);
+    let info = bench.repository.locks().unwrap().remove(0);
+    assert!(!info.exclusive && !info.is_stale());
+    assert_eq!(
+        bench.repository.prune().unwrap_err().kind(),
+        ErrorKind::Busy
+    );
+    assert!(bench.repository.unlock().unwrap().is_empty());
+
+    restic.kill().unwrap();
+    restic.wait().unwrap();
+    assert_eq!(
+        bench.repository.prune().unwrap_err().kind(),
+        ErrorKind::Busy
+    );
+    assert_eq!(bench.repository.unlock().unwrap().len(), 1);
+    bench.repository.prune().unwrap();
+}
+
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !condition() {
+        assert!(
+            std::time::Instant::now() < deadline,
+            "waited for 30 s in vain"
+        );
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_wrong_password_and_a_missing_repository_are_told_apart() {
+    let bench = Bench::new();
+    let wrong =
+        Repository::open(storage_at(&bench.path()), &"wrong".to_owned().into()).unwrap_err();
+    assert_eq!(wrong.kind(), ErrorKind::Refused);
+    assert!(wrong.to_string().contains("password"), "{wrong}");
+    assert!(!wrong.chain().contains(PASSWORD));
+    let missing = Repository::open(
+        storage_at(&bench.scratch.path().join("nothing")),
+        &PASSWORD.to_owned().into(),
+    );
+    assert_eq!(missing.unwrap_err().kind(), ErrorKind::NotFound);
+    let again = Repository::init(storage_at(&bench.path()), &PASSWORD.to_owned().into());
+    assert_eq!(again.unwrap_err().kind(), ErrorKind::Busy);
+}
+
+#[test]
+fn snapshots_made_by_restic_are_read_and_restored() {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("repository");
+    let restic = Restic::new(&path, PASSWORD).unwrap();
+    restic.init().unwrap();
+    let site = scratch.path().join("customer-1");
+    build_nasty_tree(&site).unwrap();
+    restic.backup([&site], &["daily"]).unwrap();
+    let repository = Repository::open(storage_at(&path), &PASSWORD.to_owned().into()).unwrap();
+    let snapshot = repository.snapshots().unwrap().remove(0);
+    assert_eq!(snapshot.owner(), None);
+    let target = directory(&scratch.path().join("out"));
+    let plan = repository
+        .plan_restore(&snapshot, &site, &Cancel::new())
+        .unwrap();
+    repository
+        .restore(&plan, target.as_fd(), &Control::default())
+        .unwrap();
+    assert_same_tree(&site, scratch.path().join("out"));
+}
+
+/// Removes a file as soon as anything was read.
+struct Removing(PathBuf);
+
+impl Monitor for Removing {
+    fn bytes_done(&self, _bytes: u64) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn a_file_that_vanishes_is_a_warning() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    // More files than the archiver reads ahead.
+    for n in 0..5000 {
+        std::fs::write(bench.site().join(format!("{n:04}")), [1]).unwrap();
+    }
+    let gone = bench.site().join("gone");
+    std::fs::write(&gone, "x").unwrap();
+    let control = Control {
+        monitor: Arc::new(Removing(gone.clone())),
+        cancel: Cancel::new(),
+    };
+    let archived = bench.backup_under(None, true, &control).unwrap();
+    assert_eq!(archived.files, 5000);
+    assert_eq!(
+        archived.warnings,
+        [format!("{} vanished while it was read", gone.display())]
+    );
+    bench.restic.check_read_data().unwrap();
+}
+
+/// A file that changes its length as soon as anything was read.
+struct Resizing(PathBuf, u64);
+
+impl Monitor for Resizing {
+    fn bytes_done(&self, _bytes: u64) {
+        std::fs::File::options()
+            .write(true)
+            .open(&self.0)
+            .unwrap()
+            .set_len(self.1)
+            .unwrap();
+    }
+}
+
+#[test]
+fn a_file_that_shrinks_or_grows_while_it_is_read_is_stored_consistently() {
+    for (length, stored) in [(100_000, 100_000), (9_000_000, 4_000_000)] {
+        let bench = Bench::new();
+        std::fs::create_dir(bench.site()).unwrap();
+        let path = bench.site().join("log");
+        std::fs::write(&path, noise(4_000_000, 1)).unwrap();
+        let control = Control {
+            monitor: Arc::new(Resizing(path.clone(), length)),
+            cancel: Cancel::new(),
+        };
+        let archived = bench.backup_under(None, true, &control).unwrap();
+        assert_eq!(
+            archived.warnings.len(),
+            usize::from(length < 4_000_000),
+            "{:?}",
+            archived.warnings
+        );
+        let target = bench.scratch.path().join("restic");
+        bench
+            .restic
+            .restore(&archived.snapshot.to_string(), &target)
+            .unwrap();
+        let restored = target
+            .join(path.strip_prefix("/").unwrap())
+            .metadata()
+            .unwrap()
+            .len();
+        assert!(restored >= stored && restored <= 4_000_000, "{restored}");
+        assert_eq!(
+            bench
+                .restore(&bench.last(), "site")
+                .join("log")
+                .metadata()
+                .unwrap()
+                .len(),
+            restored
+        );
+        bench.restic.check_read_data().unwrap();
+    }
+}
+
+#[test]
+fn an_unreadable_file_fails_the_backup() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.site().join("directory")).unwrap();
+    std::fs::write(bench.site().join("directory/file"), "x").unwrap();
+    // Root may read everything but what the kernel itself refuses to read.
+    let write_only = "/sys/bus/cpu/drivers_probe";
+    let bound = bench.site().join("directory/file");
+    let mounted = std::process::Command::new("mount")
+        .args(["--bind", write_only])
+        .arg(&bound)
+        .status()
+        .unwrap();
+    assert!(mounted.success());
+    let result = bench.backup(Some(dump(10)), true);
+    let unmounted = std::process::Command::new("umount")
+        .arg(&bound)
+        .status()
+        .unwrap();
+    assert!(unmounted.success());
+    let error = result.unwrap_err();
+    assert!(
+        error.chain().contains("directory/file"),
+        "{}",
+        error.chain()
+    );
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+}

@@ -1,0 +1,326 @@
+//! A private MariaDB server: a socket and a free port, a data directory of its own, nothing kept.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use tempfile::TempDir;
+
+const START_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// A running server. Dropping it kills the server and removes its data; so does the end of this process, however it ends.
+pub struct MariaDb {
+    server: Option<Server>,
+    port: u16,
+    root_password: String,
+    options: Vec<String>,
+    // Before the guard: the directory is removed by us if we live, by the guard if not.
+    dir: TempDir,
+    _guard: Guard,
+}
+
+impl MariaDb {
+    /// A new, empty server with the one account `root@localhost`.
+    pub fn start() -> Result<Self> {
+        Self::start_with(&[])
+    }
+
+    /// As [`MariaDb::start`], with more options for the server.
+    pub fn start_with(options: &[&str]) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("mariadb-").tempdir()?;
+        let guard = Guard::over(dir.path())?;
+        if is_root() {
+            // The server runs as its own user and has to get through and to write here.
+            let owner = Command::new("chown")
+                .arg("mysql:")
+                .arg(dir.path())
+                .status()?;
+            ensure!(
+                owner.success(),
+                "cannot give {} to the user mysql",
+                dir.path().display()
+            );
+            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+        }
+        let installed = as_server_user("mariadb-install-db")
+            .arg("--no-defaults")
+            .arg(format!("--datadir={}", dir.path().join("data").display()))
+            .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run mariadb-install-db; is the package mariadb-server installed?")?;
+        ensure!(
+            installed.status.success(),
+            "mariadb-install-db failed: {}{}",
+            String::from_utf8_lossy(&installed.stdout),
+            String::from_utf8_lossy(&installed.stderr)
+        );
+        let mut this = Self {
+            server: None,
+            port: 0,
+            root_password: String::new(),
+            options: options.iter().map(|&option| option.to_owned()).collect(),
+            dir,
+            _guard: guard,
+        };
+        this.restart()?;
+        let password = format!("{:032x}", rand::random::<u128>());
+        this.sql(&format!(
+            "DELETE FROM mysql.global_priv WHERE NOT (User = 'root' AND Host = 'localhost') AND User <> 'mariadb.sys';
+             FLUSH PRIVILEGES;
+             ALTER USER root@localhost IDENTIFIED BY '{password}';"
+        ))?;
+        this.root_password = password;
+        Ok(this)
+    }
+
+    /// Start it again after [`MariaDb::stop`] or [`MariaDb::kill`], on the same data and port.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(self.server.is_none(), "the server is running");
+        let mut tries = 0;
+        loop {
+            if self.port == 0 {
+                self.port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+            }
+            match Server::start(self.dir.path(), self.port, &self.options) {
+                Ok(server) => {
+                    self.server = Some(server);
+                    return Ok(());
+                }
+                // Somebody else took the port between our look and the server's.
+                Err(_) if tries < 3 => {
+                    tries += 1;
+                    self.port = 0;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Shut it down in order. Nothing happens if it does not run.
+    pub fn stop(&mut self) -> Result<()> {
+        match self.server.take() {
+            Some(mut server) => server.stop(),
+            None => Ok(()),
+        }
+    }
+
+    /// `kill -9`. Nothing happens if it does not run.
+    pub fn kill(&mut self) {
+        self.server = None;
+    }
+
+    /// Run SQL as root; what it selects, a line per row, tabs between columns, escaped as the client's `--batch` does.
+    pub fn sql(&self, sql: &str) -> Result<String> {
+        let printed = self.sql_bytes(sql.as_bytes())?;
+        String::from_utf8(printed).context("the answer is not UTF-8")
+    }
+
+    /// [`MariaDb::sql`] for any bytes.
+    pub fn sql_bytes(&self, sql: &[u8]) -> Result<Vec<u8>> {
+        let mut client = Command::new("mariadb")
+            .args([
+                "--no-defaults",
+                "--user=root",
+                "--batch",
+                "--skip-column-names",
+                "--binary-mode",
+            ])
+            .arg("--default-character-set=utf8mb4")
+            .arg(format!("--socket={}", self.socket().display()))
+            .env("MYSQL_PWD", &self.root_password)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot run mariadb; is the package mariadb-client installed?")?;
+        let mut stdin = client.stdin.take().context("no standard input")?;
+        let output = thread::scope(|scope| {
+            // A client that fails stops reading; its exit status tells.
+            scope.spawn(move || drop(stdin.write_all(sql)));
+            client.wait_with_output()
+        })?;
+        if !output.status.success() {
+            bail!(
+                "the SQL failed: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+        Ok(output.stdout)
+    }
+
+    /// The TCP port on 127.0.0.1.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("my.sock")
+    }
+
+    /// The password of `root@localhost`.
+    pub fn root_password(&self) -> &str {
+        &self.root_password
+    }
+
+    /// What the server wrote to its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+struct Server {
+    child: Child,
+    /// Ends the thread that the server is tied to. See [`Server::start`].
+    _parent: mpsc::Sender<()>,
+}
+
+impl Server {
+    fn start(dir: &Path, port: u16, options: &[String]) -> Result<Self> {
+        let log = fs::File::create(dir.join("log"))?;
+        let mut command = as_server_user("mariadbd");
+        command
+            .arg("--no-defaults")
+            .arg(format!("--datadir={}", dir.join("data").display()))
+            .arg(format!("--socket={}", dir.join("my.sock").display()))
+            .arg(format!("--pid-file={}", dir.join("my.pid").display()))
+            .arg(format!("--port={port}"))
+            .args([
+                "--bind-address=127.0.0.1",
+                "--local-infile=0",
+                "--innodb-flush-log-at-trx-commit=0",
+            ])
+            .args(options)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log);
+        // The server dies with the *thread* that started it, which may be that of one test: it gets one of its own.
+        let (send_child, child) = mpsc::channel();
+        let (parent, end) = mpsc::channel::<()>();
+        thread::spawn(move || {
+            if send_child.send(command.spawn()).is_ok() {
+                // An error means that the sender is gone: that is what we wait for.
+                let _ = end.recv();
+            }
+        });
+        let child = child
+            .recv()?
+            .context("cannot run mariadbd; is the package mariadb-server installed?")?;
+        let mut this = Self {
+            child,
+            _parent: parent,
+        };
+        let deadline = Instant::now() + START_LIMIT;
+        while std::os::unix::net::UnixStream::connect(dir.join("my.sock")).is_err()
+            || std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
+        {
+            let ended = this.child.try_wait()?;
+            if ended.is_some() || Instant::now() > deadline {
+                let mut said = String::new();
+                fs::File::open(dir.join("log"))?.read_to_string(&mut said)?;
+                bail!("mariadbd did not start: {said}");
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(this)
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        let pid = i32::try_from(self.child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .context("the server has no process id")?;
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        let deadline = Instant::now() + STOP_LIMIT;
+        while self.child.try_wait()?.is_none() {
+            ensure!(Instant::now() < deadline, "mariadbd does not stop");
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Removes a directory when this process is gone without having done so itself: a `static` is never dropped.
+struct Guard {
+    child: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Guard {
+    fn over(dir: &Path) -> Result<Self> {
+        use std::os::unix::process::CommandExt;
+        let mut child = Command::new("sh")
+            .args([
+                "-c",
+                "read -r _; rm -rf -- \"$1\" || { sleep 1; rm -rf -- \"$1\"; }",
+                "sh",
+            ])
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // Not killed along by a Ctrl-C for us.
+            .process_group(0)
+            .spawn()?;
+        let stdin = child.stdin.take();
+        Ok(Self { child, stdin })
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.stdin = None;
+        let _ = self.child.wait();
+    }
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// `program` as the user `mysql` if we are root (the server refuses root), tied to the life of the thread that starts it.
+fn as_server_user(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    if is_root() {
+        command.args(["--reuid=mysql", "--regid=mysql", "--init-groups"]);
+    }
+    command.args(["--pdeathsig", "KILL", program]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_answers_restarts_on_its_data_and_leaves_nothing() {
+        let mut server = MariaDb::start().unwrap();
+        assert_eq!(server.sql("SELECT 1").unwrap(), "1\n");
+        assert!(server.sql("SELECT nonsense").is_err());
+        server.sql("CREATE DATABASE kept").unwrap();
+        server.kill();
+        server.restart().unwrap();
+        assert_eq!(server.sql("SHOW DATABASES LIKE 'kept'").unwrap(), "kept\n");
+        server.stop().unwrap();
+        let dir = server.dir.path().to_owned();
+        drop(server);
+        assert!(!dir.exists());
+    }
+}
