@@ -1,2 +1,71 @@
-//! `shophosting-backup`: the command line.
-fn main() {}
+//! `shophosting-backup`: the command line. Puts the parts together and knows nothing of how they work.
+
+mod args;
+mod commands;
+mod output;
+mod progress;
+mod signals;
+
+use std::process::ExitCode;
+
+use backup_core::config::{Config, Environment};
+use backup_core::error::{Error, ErrorKind, Result};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Cli, Command, CustomerCommand};
+use output::Output;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => {
+            let json = std::env::args_os().any(|arg| arg == "--json");
+            return output::usage(&refusal, json);
+        }
+    };
+    let output = Output::new(cli.json);
+    start_logging();
+    run(cli, output).unwrap_or_else(|error| output.failure(&error))
+}
+
+fn run(cli: Cli, output: Output) -> Result<ExitCode> {
+    let cancel = signals::cancel_on_signals()?;
+    let config = Config::load(cli.config.as_deref(), &Environment::of_process())?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Error::io("cannot start the runtime", e))?;
+    match cli.command {
+        Command::Doctor => commands::doctor::run(&config, output, &runtime, &cancel),
+        Command::Customer(CustomerCommand::Add(args)) => {
+            commands::customer::add(&config, args, output, &runtime)
+        }
+        Command::Customer(CustomerCommand::List) => {
+            commands::customer::list(&config, output, &runtime)
+        }
+        _ => Err(Error::new(
+            ErrorKind::InvalidInput,
+            "this build does not have that command",
+        )),
+    }
+}
+
+/// The log goes to standard error; `RUST_LOG` says how much of it.
+fn start_logging() {
+    // What rustic_core warns of and carries on with, our own code judges and reports.
+    const USUAL: &str = "warn,rustic_core=error";
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted).unwrap_or_else(|e| {
+            output::message(&format!("warning: RUST_LOG is not understood: {e}"));
+            EnvFilter::new(USUAL)
+        }),
+        _ => EnvFilter::new(USUAL),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(output::is_watched())
+        .init();
+}

@@ -25,7 +25,7 @@ use crate::process::Program;
 use crate::progress::Cancel;
 
 pub use health::Health;
-pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover};
+pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
 
 /// A customer's site, its directory held open.
 #[derive(Debug)]
@@ -46,16 +46,7 @@ impl Site {
     /// Open a customer's directory. [`ErrorKind::NotFound`] where he has none; [`ErrorKind::Refused`] where
     /// something else, such as a link, has its name.
     pub fn open(config: &Config, customer: &Customer) -> Result<Self> {
-        let root_path = &config.customers.root;
-        let root = rustix::fs::open(
-            root_path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|e| {
-            let message = format!("cannot open customers.root, {}", root_path.display());
-            Error::caused(ErrorKind::Configuration, message, e)
-        })?;
+        let root = open_root(config)?;
         let path = config.customers.dir(customer.id);
         let dir = dirs::open_dir(&root, customer.id.tag()).map_err(|e| match e {
             Errno::NOENT => Error::new(
@@ -202,4 +193,15 @@ impl Site {
     fn root_path(&self) -> &Path {
         self.path.parent().unwrap_or(&self.path)
     }
+}
+
+fn open_root(config: &Config) -> Result<OwnedFd> {
+    const FLAGS: OFlags = OFlags::RDONLY
+        .union(OFlags::DIRECTORY)
+        .union(OFlags::CLOEXEC);
+    let path = &config.customers.root;
+    rustix::fs::open(path, FLAGS, Mode::empty()).map_err(|e| {
+        let message = format!("cannot open customers.root, {}", path.display());
+        Error::caused(ErrorKind::Configuration, message, e)
+    })
 }

@@ -5,14 +5,14 @@
 //! exchange what was replaced waits in it; only [`Staging::remove`] destroys that.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::{Site, dirs, remove};
+use super::{Site, dirs, open_root, remove};
 use crate::config::Config;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -57,8 +57,8 @@ impl Staged {
 
 impl Staging {
     pub(super) fn create(site: &Site) -> Result<Self> {
-        let base = open_base(site, true)?;
         let path = site.root_path().join(BASE);
+        let base = make_base(site.root(), &path)?;
         let io = |e: Errno| {
             Error::io(
                 format!("cannot make a staging directory in {}", path.display()),
@@ -98,7 +98,7 @@ impl Staging {
             );
             return Err(Error::new(ErrorKind::InvalidInput, message));
         }
-        let base = open_base(site, false)?;
+        let base = open_base(site.root(), &path)?;
         let io = |e: Errno| {
             Error::io(
                 format!(
@@ -314,7 +314,7 @@ pub struct Leftover {
 /// All staging directories. One that is not in use is of a restore that was killed; it may hold the only copy of what
 /// that restore replaced.
 pub fn leftovers(config: &Config) -> Result<Vec<Leftover>> {
-    let Some((base, path)) = open_base_at(&config.customers.root)? else {
+    let Some((base, path)) = open_base_if_any(config)? else {
         return Ok(Vec::new());
     };
     let io = |e: Errno| Error::io(format!("cannot read {}", path.display()), e.into());
@@ -328,7 +328,7 @@ pub fn leftovers(config: &Config) -> Result<Vec<Leftover>> {
 
 /// Destroy a leftover with all that is in it. [`ErrorKind::Busy`] while its restore runs. Safe to repeat.
 pub fn remove_leftover(config: &Config, leftover: &Leftover) -> Result<()> {
-    let Some((base, path)) = open_base_at(&config.customers.root)? else {
+    let Some((base, path)) = open_base_if_any(config)? else {
         return Ok(());
     };
     let io = |e: Errno| {
@@ -345,41 +345,68 @@ pub fn remove_leftover(config: &Config, leftover: &Leftover) -> Result<()> {
     remove::remove_tree(&base, OsStr::new(&leftover.name)).map_err(io)
 }
 
-fn open_base(site: &Site, make: bool) -> Result<OwnedFd> {
-    let path = site.root_path().join(BASE);
-    if make {
-        match rustix::fs::mkdirat(site.root(), BASE, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
-            Err(e) => {
-                return Err(Error::io(
-                    format!("cannot make the directory {}", path.display()),
-                    e.into(),
-                ));
-            }
-        }
-    }
-    let base = dirs::open_dir(site.root(), BASE).map_err(|e| {
-        Error::io(
-            format!("cannot open the directory {}", path.display()),
-            e.into(),
+/// Try, beside the sites, whether this file system can exchange two directories, and leave nothing behind; the bytes that
+/// are free there. [`ErrorKind::Configuration`] where it cannot.
+pub fn try_exchange(config: &Config) -> Result<u64> {
+    let root = open_root(config)?;
+    let path = config.customers.root.join(BASE);
+    let base = make_base(root.as_fd(), &path)?;
+    let io = |e: Errno| {
+        explain(
+            e,
+            &format!("cannot exchange two directories in {}", path.display()),
         )
+    };
+    let name = format!("check-{:016x}", rand::random::<u64>());
+    rustix::fs::mkdirat(&base, &name, Mode::RWXU).map_err(io)?;
+    let tried = try_exchange_in(&base, &name).map_err(io);
+    remove::remove_tree(&base, OsStr::new(&name)).map_err(io)?;
+    tried
+}
+
+fn try_exchange_in(base: &OwnedFd, name: &str) -> std::result::Result<u64, Errno> {
+    let dir = dirs::open_dir(base, name)?;
+    for side in ["a", "b"] {
+        rustix::fs::mkdirat(&dir, side, Mode::RWXU)?;
+    }
+    rustix::fs::renameat_with(&dir, "a", &dir, "b", RenameFlags::EXCHANGE)?;
+    dirs::bytes_available(&dir)
+}
+
+fn make_base(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    match rustix::fs::mkdirat(root, BASE, Mode::RWXU) {
+        Ok(()) | Err(Errno::EXIST) => open_base(root, path),
+        Err(e) => Err(Error::io(
+            format!("cannot make the directory {}", path.display()),
+            e.into(),
+        )),
+    }
+}
+
+fn open_base(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
+    let base = dirs::open_dir(root, BASE).map_err(|e| match e {
+        Errno::NOTDIR | Errno::LOOP => Error::new(
+            ErrorKind::Refused,
+            format!(
+                "{} is not a directory; a link is not followed",
+                path.display()
+            ),
+        ),
+        other => Error::io(
+            format!("cannot open the directory {}", path.display()),
+            other.into(),
+        ),
     })?;
-    insist_on_private(&base, &path)?;
+    insist_on_private(&base, path)?;
     Ok(base)
 }
 
-fn open_base_at(root: &Path) -> Result<Option<(OwnedFd, PathBuf)>> {
-    let path = root.join(BASE);
-    match dirs::open_dir(rustix::fs::CWD, &path) {
-        Ok(base) => {
-            insist_on_private(&base, &path)?;
-            Ok(Some((base, path)))
-        }
-        Err(Errno::NOENT) => Ok(None),
-        Err(e) => Err(Error::io(
-            format!("cannot open {}", path.display()),
-            e.into(),
-        )),
+fn open_base_if_any(config: &Config) -> Result<Option<(OwnedFd, PathBuf)>> {
+    let path = config.customers.root.join(BASE);
+    match open_base(open_root(config)?.as_fd(), &path) {
+        Ok(base) => Ok(Some((base, path))),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }
 
@@ -865,7 +892,18 @@ mod tests {
         assert_eq!(bed.site().stage().unwrap_err().kind(), ErrorKind::Refused);
         std::fs::remove_dir(bed.path(BASE)).unwrap();
         symlink("/tmp", bed.path(BASE)).unwrap();
-        assert!(bed.site().stage().is_err());
+        assert_eq!(bed.site().stage().unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(
+            try_exchange(&bed.config).unwrap_err().kind(),
+            ErrorKind::Refused
+        );
+    }
+
+    #[test]
+    fn trying_an_exchange_leaves_nothing() {
+        let bed = Bed::new();
+        assert!(try_exchange(&bed.config).unwrap() > 0);
+        assert_eq!(names(&bed.path(BASE)), Vec::<String>::new());
     }
 
     #[test]

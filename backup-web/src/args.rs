@@ -1,0 +1,217 @@
+//! What can be said on the command line.
+
+use std::path::PathBuf;
+
+use backup_core::customer::{CustomerId, DatabaseName};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Back up and restore the shops of a web-hosting company.
+///
+/// Exit status: 0 done, 1 failed (nothing changed unless it says so), 2 wrong usage or configuration.
+#[derive(Debug, Parser)]
+#[command(name = "shophosting-backup", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The configuration file [default: $SHOPHOSTING_BACKUP_CONFIG, ./backup.toml, /etc/shophosting/backup.toml, or
+    /// the built-in configuration]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Print one JSON document on standard output; messages still go to standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create the repositories that do not exist yet
+    Init,
+    /// Back up a customer's files and database
+    Backup(BackupArgs),
+    /// Put a customer's site back to what a backup holds
+    Restore(RestoreArgs),
+    /// List a customer's backups
+    List {
+        /// The customer's number
+        customer: CustomerId,
+    },
+    /// Free the space of backups that were forgotten; nothing else may use the repository meanwhile
+    Prune,
+    /// Check that the repositories are whole
+    Check {
+        /// Read all data, too, not only what describes it
+        #[arg(long)]
+        read_data: bool,
+    },
+    /// Remove locks that dead processes left in the repositories
+    Unlock,
+    /// Try every part of the configuration; say what is wrong and how to mend it
+    Doctor,
+    /// Customers of the embedded store
+    #[command(subcommand)]
+    Customer(CustomerCommand),
+}
+
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// The customer's number
+    pub customer: CustomerId,
+    /// What to back up
+    #[arg(long = "type", value_enum, default_value_t = Part::Both, value_name = "TYPE")]
+    pub part: Part,
+    /// A few words for the list of backups
+    #[arg(long, value_name = "TEXT")]
+    pub note: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// The customer's number
+    pub customer: CustomerId,
+    /// The id of the backup, as `list` shows it
+    pub snapshot: String,
+    /// What to restore [default: all that the backup holds]
+    #[arg(long = "type", value_enum, value_name = "TYPE")]
+    pub part: Option<Part>,
+    /// Which backups the id is one of
+    #[arg(long, value_enum, default_value_t = Source::Manual)]
+    pub source: Source,
+    /// Leave the site up until the moment of the exchange
+    #[arg(long)]
+    pub online: bool,
+    /// Yes, replace what is there now
+    #[arg(long, required = true)]
+    pub yes: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// The database
+    Db,
+    /// The files
+    Files,
+    /// Database and files
+    Both,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Source {
+    /// Made by hand
+    Manual,
+    /// Made every day by the platform
+    Daily,
+    /// Made of what an earlier restore replaced
+    PreRestore,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CustomerCommand {
+    /// Add a customer
+    Add(AddArgs),
+    /// List all customers
+    List,
+}
+
+#[derive(Debug, Args)]
+pub struct AddArgs {
+    /// The customer's number [default: the next]
+    #[arg(long, value_name = "N")]
+    pub id: Option<CustomerId>,
+    /// The domain of the shop
+    #[arg(long)]
+    pub domain: Option<String>,
+    /// The name of the shop's database [default: as customer_database.name has it]
+    #[arg(long, value_name = "NAME")]
+    pub db_name: Option<DatabaseName>,
+    /// The customer's own account at the database server, which restored dumps are imported as
+    #[arg(long, value_name = "USER", requires = "db_password_file")]
+    pub db_user: Option<String>,
+    /// A file that holds the password of that account
+    #[arg(long, value_name = "FILE", requires = "db_user")]
+    pub db_password_file: Option<PathBuf>,
+    /// The local port that the shop answers on
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub web_port: Option<u16>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(std::iter::once("shophosting-backup").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_commands_of_the_contract_are_understood() {
+        Cli::command().debug_assert();
+        for line in [
+            "init",
+            "backup 7",
+            "backup 7 --type db --note x",
+            "--config /etc/x.toml --json list 7",
+            "list 7 --json",
+            "restore 7 abcdef01 --yes",
+            "restore 7 abcdef01 --type files --source pre-restore --online --yes",
+            "prune",
+            "check --read-data",
+            "unlock",
+            "doctor",
+            "customer add",
+            "customer add --id 7 --db-user u --db-password-file /f --web-port 8007",
+            "customer list",
+        ] {
+            parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_a_usage_error() {
+        for line in [
+            "",
+            "backup",
+            "backup 0",
+            "backup 07",
+            "backup -1",
+            "backup customer-7",
+            "backup 7 --type everything",
+            "restore 7",
+            "restore 7 abcdef01",
+            "restore 7 abcdef01 --yes --source weekly",
+            "customer add --db-password secret",
+            "customer add --db-user u",
+            "customer add --web-port 0",
+            "customer add --db-name a/b",
+            "frobnicate",
+        ] {
+            let error = parse(line).expect_err(line);
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_backup_is_of_both_parts_unless_told() {
+        let Command::Backup(args) = parse("backup 7").unwrap().command else {
+            panic!("not a backup")
+        };
+        assert_eq!(
+            (args.customer.get(), args.part, args.note),
+            (7, Part::Both, None)
+        );
+        let Command::Restore(args) = parse("restore 7 ab --yes").unwrap().command else {
+            panic!("not a restore")
+        };
+        assert_eq!(
+            (args.customer.get(), args.part, args.source),
+            (7, None, Source::Manual)
+        );
+        assert_eq!(
+            (args.snapshot.as_str(), args.online, args.yes),
+            ("ab", false, true)
+        );
+    }
+}
