@@ -7,4 +7,5 @@ pub mod error;
 pub mod process;
 pub mod progress;
 pub mod repository;
+pub mod site;
 pub mod storage;

@@ -110,8 +110,12 @@ impl Bench {
     fn restore(&self, snapshot: &Snapshot, name: &str) -> PathBuf {
         let staging = self.scratch.path().join(format!("staging-{name}"));
         let target = directory(&staging);
+        let plan = self
+            .repository
+            .plan_restore(snapshot, &self.site(), &Cancel::new())
+            .unwrap();
         self.repository
-            .restore_directory(snapshot, &self.site(), target.as_fd(), &Control::default())
+            .restore(&plan, target.as_fd(), &Control::default())
             .unwrap();
         staging
     }
@@ -214,11 +218,10 @@ fn snapshots_say_what_the_contract_says() {
         serde_json::json!(["2026-01-02-030405", "both", "customer-7", "manual"])
     );
     assert_eq!(snapshot["hostname"], rustix_hostname().as_str());
-    assert_eq!(
+    assert!(
         snapshot["username"]
             .as_str()
-            .is_some_and(|name| !name.is_empty()),
-        true
+            .is_some_and(|name| !name.is_empty())
     );
 
     let ours = bench.last();
@@ -465,14 +468,13 @@ fn a_damaged_pack_fails_the_restore_and_the_check() {
     damage_largest_pack(&bench.path());
     assert!(!bench.repository.check(true).unwrap().errors.is_empty());
     let target = directory(&bench.scratch.path().join("out"));
+    let plan = bench
+        .repository
+        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .unwrap();
     let error = bench
         .repository
-        .restore_directory(
-            &bench.last(),
-            &bench.site(),
-            target.as_fd(),
-            &Control::default(),
-        )
+        .restore(&plan, target.as_fd(), &Control::default())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
 }
@@ -637,8 +639,11 @@ fn snapshots_made_by_restic_are_read_and_restored() {
     let snapshot = repository.snapshots().unwrap().remove(0);
     assert_eq!(snapshot.owner(), None);
     let target = directory(&scratch.path().join("out"));
+    let plan = repository
+        .plan_restore(&snapshot, &site, &Cancel::new())
+        .unwrap();
     repository
-        .restore_directory(&snapshot, &site, target.as_fd(), &Control::default())
+        .restore(&plan, target.as_fd(), &Control::default())
         .unwrap();
     assert_same_tree(&site, scratch.path().join("out"));
 }

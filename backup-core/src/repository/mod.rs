@@ -32,7 +32,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use archive::{ArchiveRequest, Archived, Uncommitted};
 pub use locks::{Lock, LockInfo};
 pub use maintenance::{CheckReport, PruneReport};
-pub use restore::Restored;
+pub use restore::RestorePlan;
 pub use snapshot::{BackupType, Origin, Snapshot, SnapshotId};
 pub use source::{StreamSource, TreeSource};
 pub use tree::EntryKind;

@@ -25,30 +25,19 @@ use super::index::Index;
 use super::tree::is_entry_name;
 use super::{Repository, Snapshot, mode};
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::Control;
-
-/// What was restored.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Restored {
-    /// Regular files, every hard link counted.
-    pub files: u64,
-    /// Plain bytes of them.
-    pub bytes: u64,
-}
+use crate::progress::{Cancel, Control};
 
 impl Repository {
-    /// Restore the directory at an absolute path of a snapshot into `target`, with owner, mode, times, extended attributes
-    /// and links as they were, also of the directory itself.
+    /// Find out everything about a directory of a snapshot, given by its absolute path, that restoring it needs.
+    /// [`ErrorKind::NotFound`] where there is no such directory.
     ///
-    /// `target` must be an empty directory that nobody else can get at. On an error, what was restored until then
-    /// stays for the caller to remove. Memory is bounded by the number of files, not by their sizes.
-    pub fn restore_directory(
+    /// Memory is bounded by the number of files, not by their sizes. Hold a lock from here until the restore is done.
+    pub fn plan_restore(
         &self,
         snapshot: &Snapshot,
         path: &Path,
-        target: BorrowedFd<'_>,
-        control: &Control,
-    ) -> Result<Restored> {
+        cancel: &Cancel,
+    ) -> Result<RestorePlan> {
         let index = self.fresh_index()?;
         let root = self
             .node(&index, snapshot, path)?
@@ -63,30 +52,45 @@ impl Repository {
                     ),
                 )
             })?;
-        let plan = Plan::read(self, &index, root, control)?;
-        control.monitor.bytes_total(plan.bytes);
-        let staged = Staged {
-            target,
-            plan: &plan,
-        };
+        RestorePlan::read(self, &index, root, cancel)
+    }
+
+    /// Restore a planned directory into `target`, with owner, mode, times, extended attributes and links as they were, also of the
+    /// directory itself.
+    ///
+    /// `target` must be an empty directory that nobody else can get at. On an error, what was restored until then
+    /// stays for the caller to remove.
+    pub fn restore(
+        &self,
+        plan: &RestorePlan,
+        target: BorrowedFd<'_>,
+        control: &Control,
+    ) -> Result<()> {
+        let staged = Staged { target, plan };
         staged.create(control)?;
         staged.fill(self, control)?;
-        staged.set_attributes(control)?;
-        Ok(Restored {
-            files: plan.files,
-            bytes: plan.bytes,
-        })
+        staged.set_attributes(control)
     }
 }
 
-/// Everything there is to restore, parents before children.
-struct Plan {
+/// Everything there is to restore below one directory.
+pub struct RestorePlan {
+    /// Parents before children.
     directories: Vec<Directory>,
     /// Everything else, by the directory it is in.
     entries: Vec<Entry>,
     contents: Vec<Wanted<Target>>,
     files: u64,
     bytes: u64,
+}
+
+impl std::fmt::Debug for RestorePlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RestorePlan")
+            .field("files", &self.files)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 struct Directory {
@@ -127,9 +131,19 @@ struct Target {
     offset: u64,
 }
 
-impl Plan {
+impl RestorePlan {
+    /// Regular files, every hard link counted.
+    pub fn files(&self) -> u64 {
+        self.files
+    }
+
+    /// Plain bytes of them, every hard link counted once.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Reads the tree level by level.
-    fn read(repository: &Repository, index: &Index, root: Node, control: &Control) -> Result<Self> {
+    fn read(repository: &Repository, index: &Index, root: Node, cancel: &Cancel) -> Result<Self> {
         let mut plan = Self {
             directories: vec![Directory {
                 above: None,
@@ -144,9 +158,9 @@ impl Plan {
         let mut links = HashMap::new();
         let mut level: Vec<(usize, TreeId)> = root.subtree.map(|id| (0, id)).into_iter().collect();
         while !level.is_empty() {
-            control.cancel.check()?;
+            cancel.check()?;
             let ids: Vec<TreeId> = level.iter().map(|(_, id)| *id).collect();
-            let trees = repository.read_trees(index, &ids, &control.cancel)?;
+            let trees = repository.read_trees(index, &ids, cancel)?;
             let mut next = Vec::new();
             for ((directory, _), tree) in level.into_iter().zip(trees) {
                 for node in tree.nodes {
@@ -257,7 +271,7 @@ fn special(file_type: FileType, device: u64) -> Kind {
 /// The plan on its way to the disk.
 struct Staged<'a> {
     target: BorrowedFd<'a>,
-    plan: &'a Plan,
+    plan: &'a RestorePlan,
 }
 
 impl Staged<'_> {

@@ -1,7 +1,9 @@
 //! Looking into snapshots: what lies at a path, and whole subtrees read level by level.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry::{Occupied, Vacant};
 use std::ffi::OsStr;
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use rustic_core::TreeId;
@@ -28,49 +30,27 @@ pub enum EntryKind {
 }
 
 impl Repository {
-    /// What lies at an absolute path of a snapshot; None where nothing does. Compares whole components.
-    pub fn entry(&self, snapshot: &Snapshot, path: &Path) -> Result<Option<EntryKind>> {
+    /// What lies at each of these absolute paths of a snapshot; None where nothing does. Compares whole components.
+    pub fn entries(
+        &self,
+        snapshot: &Snapshot,
+        paths: &[PathBuf],
+    ) -> Result<Vec<Option<EntryKind>>> {
         let index = self.fresh_index()?;
-        Ok(self
-            .node(&index, snapshot, path)?
-            .map(|node| match node.node_type {
+        // The paths have their upper directories in common.
+        let mut read = HashMap::new();
+        let mut entries = Vec::with_capacity(paths.len());
+        for path in paths {
+            let node = self.walk(&index, snapshot, path, &mut read)?;
+            entries.push(node.map(|node| match node.node_type {
                 NodeType::Dir => EntryKind::Directory,
                 NodeType::File => EntryKind::File {
                     bytes: node.meta.size,
                 },
                 _ => EntryKind::Other,
-            }))
-    }
-
-    /// The names in a directory of a snapshot, with what they are; None where there is no such directory.
-    pub fn directory(
-        &self,
-        snapshot: &Snapshot,
-        path: &Path,
-    ) -> Result<Option<Vec<(std::ffi::OsString, EntryKind)>>> {
-        let index = self.fresh_index()?;
-        let Some(node) = self.node(&index, snapshot, path)? else {
-            return Ok(None);
-        };
-        let Some(subtree) = node.subtree else {
-            return Ok(None);
-        };
-        let tree = self.read_tree(&index, subtree)?;
-        Ok(Some(
-            tree.nodes
-                .into_iter()
-                .map(|node| {
-                    let kind = match node.node_type {
-                        NodeType::Dir => EntryKind::Directory,
-                        NodeType::File => EntryKind::File {
-                            bytes: node.meta.size,
-                        },
-                        _ => EntryKind::Other,
-                    };
-                    (node.name().into_owned(), kind)
-                })
-                .collect(),
-        ))
+            }));
+        }
+        Ok(entries)
     }
 
     pub(super) fn node(
@@ -78,6 +58,16 @@ impl Repository {
         index: &Index,
         snapshot: &Snapshot,
         path: &Path,
+    ) -> Result<Option<Node>> {
+        self.walk(index, snapshot, path, &mut HashMap::new())
+    }
+
+    fn walk(
+        &self,
+        index: &Index,
+        snapshot: &Snapshot,
+        path: &Path,
+        read: &mut HashMap<TreeId, Tree>,
     ) -> Result<Option<Node>> {
         let mut below = Some(snapshot.tree);
         let mut found = None;
@@ -88,12 +78,15 @@ impl Repository {
                 _ => return Ok(None),
             };
             let Some(id) = below else { return Ok(None) };
-            let tree = self.read_tree(index, id)?;
-            let Some(node) = tree.nodes.into_iter().find(|node| node.name() == name) else {
+            let tree = match read.entry(id) {
+                Occupied(tree) => tree.into_mut(),
+                Vacant(place) => place.insert(self.read_tree(index, id)?),
+            };
+            let Some(node) = tree.nodes.iter().find(|node| node.name() == name) else {
                 return Ok(None);
             };
             below = node.subtree;
-            found = Some(node);
+            found = Some(node.clone());
         }
         Ok(found)
     }

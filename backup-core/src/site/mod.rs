@@ -1,0 +1,205 @@
+//! One customer's site: his directory, the maintenance file, what stops and starts it, and the exchange of its files.
+//!
+//! Everything below `customer-N` may be changed by the customer at any moment. So every step goes from an open
+//! directory to the next by one name, and no link is ever followed. Never: a write, an exchange or a removal outside of the
+//! customer's directory and our own staging directory; a half-replaced site directory.
+
+mod dirs;
+mod health;
+mod maintenance;
+mod remove;
+mod staging;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use url::Url;
+
+use crate::config::Config;
+use crate::customer::{Customer, CustomerId};
+use crate::error::{Error, ErrorKind, Result};
+use crate::process::Program;
+use crate::progress::Cancel;
+
+pub use health::Health;
+pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover};
+
+/// A customer's site, its directory held open.
+#[derive(Debug)]
+pub struct Site {
+    customer: CustomerId,
+    path: PathBuf,
+    root: OwnedFd,
+    dir: OwnedFd,
+    maintenance_file: PathBuf,
+    stop: Vec<String>,
+    start: Vec<String>,
+    command_timeout: Duration,
+    health_url: Option<Url>,
+    health_timeout: Duration,
+}
+
+impl Site {
+    /// Open a customer's directory. [`ErrorKind::NotFound`] where he has none; [`ErrorKind::Refused`] where
+    /// something else, such as a link, has its name.
+    pub fn open(config: &Config, customer: &Customer) -> Result<Self> {
+        let root_path = &config.customers.root;
+        let root = rustix::fs::open(
+            root_path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| {
+            let message = format!("cannot open customers.root, {}", root_path.display());
+            Error::caused(ErrorKind::Configuration, message, e)
+        })?;
+        let path = config.customers.dir(customer.id);
+        let dir = dirs::open_dir(&root, customer.id.tag()).map_err(|e| match e {
+            Errno::NOENT => Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "customer {} has no directory {}",
+                    customer.id,
+                    path.display()
+                ),
+            ),
+            Errno::NOTDIR | Errno::LOOP => Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "{} is not a directory; a link is not followed",
+                    path.display()
+                ),
+            ),
+            other => Error::io(format!("cannot open {}", path.display()), other.into()),
+        })?;
+        Ok(Self {
+            customer: customer.id,
+            path,
+            root,
+            dir,
+            maintenance_file: config.site.maintenance_file.clone(),
+            stop: config.site.stop.clone(),
+            start: config.site.start.clone(),
+            command_timeout: config.site.command_timeout,
+            health_url: config.site.health_url(customer)?,
+            health_timeout: config.site.health_timeout,
+        })
+    }
+
+    /// Whose it is.
+    pub fn customer(&self) -> CustomerId {
+        self.customer
+    }
+
+    /// The customer's directory as it is called in snapshots: `{customers.root}/customer-N`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes that are free where staged files go.
+    pub fn bytes_available(&self) -> Result<u64> {
+        dirs::bytes_available(&self.dir).map_err(|e| {
+            Error::io(
+                format!("cannot tell the free space of {}", self.path.display()),
+                e.into(),
+            )
+        })
+    }
+
+    /// Make the web server answer "maintenance", until [`Self::maintenance_off`]. `why` goes into the file, for an
+    /// operator who finds it. False where it was on already by somebody else's hand: then it is not ours to turn off,
+    /// and [`Self::maintenance_off`] will not. Safe to repeat.
+    pub fn maintenance_on(&self, why: &str) -> Result<bool> {
+        maintenance::on(self.dir.as_fd(), &self.maintenance_file, why).map_err(|e| {
+            e.context(format!(
+                "cannot turn maintenance on for customer {}",
+                self.customer
+            ))
+        })
+    }
+
+    /// Take back what [`Self::maintenance_on`] did. Safe to repeat.
+    pub fn maintenance_off(&self) -> Result<()> {
+        maintenance::off(self.dir.as_fd(), &self.maintenance_file).map_err(|e| {
+            e.context(format!(
+                "cannot turn maintenance off for customer {}",
+                self.customer
+            ))
+        })
+    }
+
+    /// Stop the site's containers, within `site.command_timeout`. Nothing where no command is configured.
+    pub fn stop(&self, cancel: &Cancel) -> Result<()> {
+        self.run(&self.stop, cancel).map_err(|e| {
+            e.context(format!(
+                "the site of customer {} could not be stopped",
+                self.customer
+            ))
+        })
+    }
+
+    /// Start them, within the same limit. Cannot be cancelled: what was stopped must come up again. Safe to repeat.
+    pub fn start(&self) -> Result<()> {
+        self.run(&self.start, &Cancel::new()).map_err(|e| {
+            e.context(format!(
+                "the site of customer {} could not be started",
+                self.customer
+            ))
+        })
+    }
+
+    fn run(&self, command: &[String], cancel: &Cancel) -> Result<()> {
+        if command.is_empty() {
+            return Ok(());
+        }
+        Program::new(command)?
+            .dir(&self.path)
+            .run(self.command_timeout, cancel)
+    }
+
+    /// Ask the site once, without waiting for it to get better. Take it before a restore changes anything, for
+    /// [`Self::wait_until_up`].
+    pub fn health(&self) -> Health {
+        match &self.health_url {
+            None => Health::Unknown,
+            Some(url) => health::ask(url, health::ONE_ANSWER),
+        }
+    }
+
+    /// Wait until the site answers, for `site.health_timeout` at most. Any answer but a server error (5xx) will do.
+    /// Where `before` was a server error too, an answer of that sort is no worse and will do as well, once the time is
+    /// over: the address may lead through the maintenance page, or the other half of the site be still broken.
+    ///
+    /// [`ErrorKind::Timeout`] when it does not come up.
+    pub fn wait_until_up(&self, before: Health, cancel: &Cancel) -> Result<Health> {
+        match &self.health_url {
+            None => Ok(Health::Unknown),
+            Some(url) => health::wait(url, before, self.health_timeout, cancel),
+        }
+    }
+
+    /// A fresh staging directory for this site. [`ErrorKind::Busy`] while another restore of the same customer has one.
+    pub fn stage(&self) -> Result<Staging> {
+        Staging::create(self)
+    }
+
+    /// A staging directory that an earlier process left, by its name. [`ErrorKind::Busy`] while that process lives.
+    pub fn reopen_staging(&self, name: &str) -> Result<Staging> {
+        Staging::reopen(self, name)
+    }
+
+    fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    fn root_path(&self) -> &Path {
+        self.path.parent().unwrap_or(&self.path)
+    }
+}

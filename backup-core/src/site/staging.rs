@@ -1,0 +1,906 @@
+//! Where restored files wait, and how they take the place of what is there.
+//!
+//! `{customers.root}/.shophosting-backup/restore-N-…`: on the file system of the sites, so that the exchange is one
+//! rename, and closed to everybody but root, so that nobody can plant a link in what is being restored. After the
+//! exchange what was replaced waits in it; only [`Staging::remove`] destroys that.
+
+use std::ffi::OsStr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, RenameFlags};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::{Site, dirs, remove};
+use crate::config::Config;
+use crate::customer::CustomerId;
+use crate::error::{Error, ErrorKind, Result};
+
+/// The directory of all staging directories, in the root of all customers.
+const BASE: &str = ".shophosting-backup";
+
+/// In a staging directory: the files, under the same relative paths as in the site.
+const FILES: &str = "files";
+
+/// How often an exchange is tried while a customer puts things into its way and takes them out again.
+const MOST_TRIES: usize = 20;
+
+/// A private directory for one restore. Held locked, so that nobody takes it for a leftover. Dropping it removes nothing.
+#[derive(Debug)]
+pub struct Staging {
+    base: OwnedFd,
+    dir: OwnedFd,
+    files: OwnedFd,
+    name: String,
+    path: PathBuf,
+}
+
+/// A site directory that is staged whole and can be swapped in. Small and serializable: a journal keeps it, and what it
+/// says suffices to repeat or undo the swap after a crash at any instruction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Staged {
+    /// The site directory, relative to the customer's.
+    site_dir: PathBuf,
+    /// The inode of the new directory: tells old and new apart after a crash.
+    inode: u64,
+    /// How many directories on the way to it the site lacked when it was staged.
+    missing_parents: usize,
+}
+
+impl Staged {
+    /// Which site directory it is for, relative to the customer's directory.
+    pub fn site_dir(&self) -> &Path {
+        &self.site_dir
+    }
+}
+
+impl Staging {
+    pub(super) fn create(site: &Site) -> Result<Self> {
+        let base = open_base(site, true)?;
+        let path = site.root_path().join(BASE);
+        let io = |e: Errno| {
+            Error::io(
+                format!("cannot make a staging directory in {}", path.display()),
+                e.into(),
+            )
+        };
+        // Looking for others and making our own must be one step.
+        alone(&base, &path, || Self::create_alone(site, &base, &path, io))
+    }
+
+    fn create_alone(
+        site: &Site,
+        base: &OwnedFd,
+        path: &Path,
+        io: impl Fn(Errno) -> Error + Copy,
+    ) -> Result<Self> {
+        for other in all(base).map_err(io)? {
+            if other.customer == site.customer && other.in_use {
+                return Err(busy(site.customer));
+            }
+        }
+        let name = format!("restore-{}-{:016x}", site.customer, rand::random::<u64>());
+        rustix::fs::mkdirat(base, &name, Mode::RWXU).map_err(io)?;
+        let dir = dirs::open_dir(base, &name).map_err(io)?;
+        lock(&dir, site.customer)?;
+        rustix::fs::mkdirat(&dir, FILES, Mode::RWXU).map_err(io)?;
+        Self::assemble(site, base, dir, name, path, io)
+    }
+
+    pub(super) fn reopen(site: &Site, name: &str) -> Result<Self> {
+        let path = site.root_path().join(BASE);
+        if customer_of(name) != Some(site.customer) {
+            let message = format!(
+                "`{}` is no staging directory of customer {}",
+                name.escape_debug(),
+                site.customer
+            );
+            return Err(Error::new(ErrorKind::InvalidInput, message));
+        }
+        let base = open_base(site, false)?;
+        let io = |e: Errno| {
+            Error::io(
+                format!(
+                    "cannot open the staging directory {name} in {}",
+                    path.display()
+                ),
+                e.into(),
+            )
+        };
+        let dir = dirs::open_dir(&base, name).map_err(io)?;
+        alone(&base, &path, || lock(&dir, site.customer))?;
+        match rustix::fs::mkdirat(&dir, FILES, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(other) => return Err(io(other)),
+        }
+        Self::assemble(site, &base, dir, name.to_owned(), &path, io)
+    }
+
+    fn assemble(
+        site: &Site,
+        base: &OwnedFd,
+        dir: OwnedFd,
+        name: String,
+        path: &Path,
+        io: impl Fn(Errno) -> Error,
+    ) -> Result<Self> {
+        let files = dirs::open_dir(&dir, FILES).map_err(&io)?;
+        let here = rustix::fs::fstat(&files).map_err(&io)?.st_dev;
+        let there = rustix::fs::fstat(site.dir()).map_err(&io)?.st_dev;
+        let staging = Self {
+            base: base
+                .try_clone()
+                .map_err(|e| Error::io("cannot hold the staging directory open", e))?,
+            dir,
+            files,
+            path: path.join(&name),
+            name,
+        };
+        if here != there {
+            staging.remove()?;
+            return Err(other_file_system(site.path(), site.root_path()));
+        }
+        Ok(staging)
+    }
+
+    /// Its name, for a journal; [`Site::reopen_staging`] takes it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is. Only root can go there.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes that are free in it.
+    pub fn bytes_available(&self) -> Result<u64> {
+        dirs::bytes_available(&self.dir).map_err(|e| {
+            Error::io(
+                format!("cannot tell the free space of {}", self.path.display()),
+                e.into(),
+            )
+        })
+    }
+
+    /// Make the empty directory that a site directory is to be restored into; the path of it. The content and the
+    /// attributes of the directory itself are the caller's to restore.
+    pub fn place(&self, site_dir: &Path) -> Result<PathBuf> {
+        let path = self.place_path(site_dir);
+        let io = |e: Errno| {
+            Error::io(
+                format!("cannot make the directory {}", path.display()),
+                e.into(),
+            )
+        };
+        let parent = self.open_slot_parent(site_dir, true).map_err(io)?;
+        let name = dirs::last_name(site_dir).map_err(io)?;
+        rustix::fs::mkdirat(&parent, name, Mode::RWXU).map_err(io)?;
+        Ok(path)
+    }
+
+    /// Say that a site directory has been restored whole into its place. Nothing in the site changes yet.
+    pub fn staged(&self, site: &Site, site_dir: &Path) -> Result<Staged> {
+        let path = self.place_path(site_dir);
+        let io = |e: Errno| {
+            Error::io(
+                format!("cannot look at the staged {}", path.display()),
+                e.into(),
+            )
+        };
+        let parent = self.open_slot_parent(site_dir, false).map_err(io)?;
+        let stat = dirs::stat(&parent, dirs::last_name(site_dir).map_err(io)?).map_err(io)?;
+        let stat = stat
+            .filter(|stat| dirs::file_type(stat) == FileType::Directory)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Damaged,
+                    format!("the staged {} is not a directory", path.display()),
+                )
+            })?;
+        let (missing_parents, device) = nearest(site, site_dir)?;
+        if device != stat.st_dev {
+            return Err(other_file_system(
+                &site.path().join(site_dir),
+                site.root_path(),
+            ));
+        }
+        Ok(Staged {
+            site_dir: site_dir.to_owned(),
+            inode: stat.st_ino,
+            missing_parents,
+        })
+    }
+
+    /// Put what is staged in the place of the site's directory, in one step; what was there is now in this staging
+    /// directory. Whatever is there is exchanged, even a link, which is not followed. Safe to repeat: what is in its place
+    /// already stays there.
+    pub fn swap(&self, site: &Site, staged: &Staged) -> Result<()> {
+        let what = || {
+            format!(
+                "cannot exchange {}",
+                site.path().join(&staged.site_dir).display()
+            )
+        };
+        let io = |e: Errno| explain(e, &what());
+        let name = dirs::last_name(&staged.site_dir).map_err(io)?;
+        let slot = self.open_slot_parent(&staged.site_dir, false).map_err(io)?;
+        let live = dirs::open_parent(site.dir(), &staged.site_dir, true).map_err(io)?;
+        if inode(&slot, name).map_err(io)? != Some(staged.inode) {
+            if inode(&live, name).map_err(io)? == Some(staged.inode) {
+                return sync(&[&slot, &live]).map_err(io);
+            }
+            let message = format!("{}: what was staged is gone", what());
+            return Err(Error::new(ErrorKind::Damaged, message));
+        }
+        exchange(&slot, &live, name).map_err(io)?;
+        sync(&[&live, &slot]).map_err(io)
+    }
+
+    /// Undo [`Self::swap`]: what was there is there again, and what was restored is staged again. Safe to repeat, and where
+    /// nothing was swapped.
+    pub fn swap_back(&self, site: &Site, staged: &Staged) -> Result<()> {
+        let io = |e: Errno| {
+            let path = site.path().join(&staged.site_dir);
+            explain(
+                e,
+                &format!("cannot bring back the former {}", path.display()),
+            )
+        };
+        let name = dirs::last_name(&staged.site_dir).map_err(io)?;
+        let slot = self.open_slot_parent(&staged.site_dir, false).map_err(io)?;
+        let here = inode(&slot, name).map_err(io)?;
+        if here == Some(staged.inode) {
+            return Ok(());
+        }
+        let live = match dirs::open_parent(site.dir(), &staged.site_dir, here.is_some()) {
+            // Nothing was there before and nothing is there now.
+            Err(Errno::NOENT) => return Ok(()),
+            other => other.map_err(io)?,
+        };
+        if here.is_some() {
+            exchange(&slot, &live, name).map_err(io)?;
+        } else if inode(&live, name).map_err(io)? == Some(staged.inode) {
+            rustix::fs::renameat_with(&live, name, &slot, name, RenameFlags::NOREPLACE)
+                .map_err(io)?;
+        }
+        sync(&[&live, &slot]).map_err(io)?;
+        drop(live);
+        remove_made_parents(site, staged).map_err(io)
+    }
+
+    /// Where the directory that a swap replaced is now; `None` where the site had none.
+    pub fn replaced(&self, staged: &Staged) -> Result<Option<PathBuf>> {
+        let path = self.place_path(&staged.site_dir);
+        let io = |e: Errno| Error::io(format!("cannot look at {}", path.display()), e.into());
+        let slot = self.open_slot_parent(&staged.site_dir, false).map_err(io)?;
+        let name = dirs::last_name(&staged.site_dir).map_err(io)?;
+        let here = inode(&slot, name).map_err(io)?;
+        Ok(here
+            .is_some_and(|inode| inode != staged.inode)
+            .then_some(path))
+    }
+
+    /// Destroy it with all that is in it: what was staged before a swap, what was replaced after one.
+    pub fn remove(self) -> Result<()> {
+        remove::remove_tree(&self.base, OsStr::new(&self.name))
+            .map_err(|e| Error::io(format!("cannot remove {}", self.path.display()), e.into()))
+    }
+
+    fn place_path(&self, site_dir: &Path) -> PathBuf {
+        self.path.join(FILES).join(site_dir)
+    }
+
+    fn open_slot_parent(&self, site_dir: &Path, make: bool) -> std::result::Result<OwnedFd, Errno> {
+        dirs::open_parent(&self.files, site_dir, make)
+    }
+}
+
+/// A staging directory that is there, of a restore that runs or of one that was killed.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Leftover {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Whose restore it was.
+    pub customer: CustomerId,
+    /// Whether that restore still runs.
+    pub in_use: bool,
+}
+
+/// All staging directories. One that is not in use is of a restore that was killed; it may hold the only copy of what
+/// that restore replaced.
+pub fn leftovers(config: &Config) -> Result<Vec<Leftover>> {
+    let Some((base, path)) = open_base_at(&config.customers.root)? else {
+        return Ok(Vec::new());
+    };
+    let io = |e: Errno| Error::io(format!("cannot read {}", path.display()), e.into());
+    let mut found = alone(&base, &path, || all(&base).map_err(io))?;
+    for leftover in &mut found {
+        leftover.path = path.join(&leftover.name);
+    }
+    found.sort_by(|a, b| (a.customer, &a.name).cmp(&(b.customer, &b.name)));
+    Ok(found)
+}
+
+/// Destroy a leftover with all that is in it. [`ErrorKind::Busy`] while its restore runs. Safe to repeat.
+pub fn remove_leftover(config: &Config, leftover: &Leftover) -> Result<()> {
+    let Some((base, path)) = open_base_at(&config.customers.root)? else {
+        return Ok(());
+    };
+    let io = |e: Errno| {
+        Error::io(
+            format!("cannot remove {}", path.join(&leftover.name).display()),
+            e.into(),
+        )
+    };
+    let dir = match dirs::open_dir(&base, &leftover.name) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other.map_err(io)?,
+    };
+    alone(&base, &path, || lock(&dir, leftover.customer))?;
+    remove::remove_tree(&base, OsStr::new(&leftover.name)).map_err(io)
+}
+
+fn open_base(site: &Site, make: bool) -> Result<OwnedFd> {
+    let path = site.root_path().join(BASE);
+    if make {
+        match rustix::fs::mkdirat(site.root(), BASE, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => {
+                return Err(Error::io(
+                    format!("cannot make the directory {}", path.display()),
+                    e.into(),
+                ));
+            }
+        }
+    }
+    let base = dirs::open_dir(site.root(), BASE).map_err(|e| {
+        Error::io(
+            format!("cannot open the directory {}", path.display()),
+            e.into(),
+        )
+    })?;
+    insist_on_private(&base, &path)?;
+    Ok(base)
+}
+
+fn open_base_at(root: &Path) -> Result<Option<(OwnedFd, PathBuf)>> {
+    let path = root.join(BASE);
+    match dirs::open_dir(rustix::fs::CWD, &path) {
+        Ok(base) => {
+            insist_on_private(&base, &path)?;
+            Ok(Some((base, path)))
+        }
+        Err(Errno::NOENT) => Ok(None),
+        Err(e) => Err(Error::io(
+            format!("cannot open {}", path.display()),
+            e.into(),
+        )),
+    }
+}
+
+/// What is restored into a directory that others can write could be led anywhere.
+fn insist_on_private(dir: &OwnedFd, path: &Path) -> Result<()> {
+    let stat = rustix::fs::fstat(dir)
+        .map_err(|e| Error::io(format!("cannot look at {}", path.display()), e.into()))?;
+    if stat.st_uid != rustix::process::geteuid().as_raw() || stat.st_mode & 0o077 != 0 {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "{} must be open to nobody but the user this runs as (owner, mode 700)",
+                path.display()
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Do something while nobody else looks at the locks of the staging directories: looking takes them for a moment.
+fn alone<T>(base: &OwnedFd, path: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let io = |e: Errno| Error::io(format!("cannot lock {}", path.display()), e.into());
+    rustix::fs::flock(base, FlockOperation::LockExclusive).map_err(io)?;
+    let done = work();
+    rustix::fs::flock(base, FlockOperation::Unlock).map_err(io)?;
+    done
+}
+
+fn all(base: &OwnedFd) -> std::result::Result<Vec<Leftover>, Errno> {
+    let mut found = Vec::new();
+    for name in dirs::names(base)? {
+        let name = name?;
+        let Some(name) = name.to_str() else { continue };
+        let Some(customer) = customer_of(name) else {
+            continue;
+        };
+        let dir = match dirs::open_dir(base, name) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+            Err(other) => return Err(other),
+        };
+        let in_use = match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => false,
+            Err(Errno::WOULDBLOCK) => true,
+            Err(other) => return Err(other),
+        };
+        found.push(Leftover {
+            name: name.to_owned(),
+            path: PathBuf::new(),
+            customer,
+            in_use,
+        });
+    }
+    Ok(found)
+}
+
+/// `restore-N-` and 16 hexadecimal digits.
+fn customer_of(name: &str) -> Option<CustomerId> {
+    let (customer, random) = name.strip_prefix("restore-")?.split_once('-')?;
+    let random = random.len() == 16
+        && random
+            .bytes()
+            .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    customer.parse().ok().filter(|_| random)
+}
+
+fn lock(dir: &OwnedFd, customer: CustomerId) -> Result<()> {
+    match rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(()),
+        Err(Errno::WOULDBLOCK) => Err(busy(customer)),
+        Err(e) => Err(Error::io("cannot lock the staging directory", e.into())),
+    }
+}
+
+fn busy(customer: CustomerId) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!("another restore of customer {customer} is running"),
+    )
+}
+
+fn other_file_system(path: &Path, root: &Path) -> Error {
+    Error::new(
+        ErrorKind::Configuration,
+        format!(
+            "{} is on another file system than {}, so its files cannot be exchanged in one step",
+            path.display(),
+            root.display()
+        ),
+    )
+}
+
+/// How many directories on the way to a site directory are missing, and the device of the last that is there, or of the
+/// site directory itself.
+fn nearest(site: &Site, site_dir: &Path) -> Result<(usize, u64)> {
+    let io = |e: Errno| {
+        explain(
+            e,
+            &format!("cannot go to {}", site.path().join(site_dir).display()),
+        )
+    };
+    let mut dir = dirs::open_parent(site.dir(), Path::new("."), false).map_err(io)?;
+    let parents = dirs::parents(site_dir).count();
+    for (n, name) in dirs::parents(site_dir).enumerate() {
+        dir = match dirs::open_dir(&dir, name) {
+            Err(Errno::NOENT) => {
+                return Ok((parents - n, rustix::fs::fstat(&dir).map_err(io)?.st_dev));
+            }
+            other => other.map_err(io)?,
+        };
+    }
+    let itself = dirs::stat(&dir, dirs::last_name(site_dir).map_err(io)?).map_err(io)?;
+    let device = match itself {
+        Some(stat) => stat.st_dev,
+        None => rustix::fs::fstat(&dir).map_err(io)?.st_dev,
+    };
+    Ok((0, device))
+}
+
+/// Exchange the two things of this name, or move the one where the other is missing.
+fn exchange(slot: &OwnedFd, live: &OwnedFd, name: &OsStr) -> std::result::Result<(), Errno> {
+    for _ in 0..MOST_TRIES {
+        match rustix::fs::renameat_with(slot, name, live, name, RenameFlags::EXCHANGE) {
+            Err(Errno::NOENT) => {}
+            other => return other,
+        }
+        match rustix::fs::renameat_with(slot, name, live, name, RenameFlags::NOREPLACE) {
+            // It came back in between.
+            Err(Errno::EXIST) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::BUSY)
+}
+
+/// Remove the directories that a swap made on the way to a site directory, as far as they are empty.
+fn remove_made_parents(site: &Site, staged: &Staged) -> std::result::Result<(), Errno> {
+    let mut path = staged.site_dir.as_path();
+    for _ in 0..staged.missing_parents {
+        let Some(parent) = path.parent() else { break };
+        path = parent;
+        let dir = match dirs::open_parent(site.dir(), path, false) {
+            Ok(dir) => dir,
+            Err(Errno::NOENT) => continue,
+            Err(other) => return Err(other),
+        };
+        match rustix::fs::unlinkat(&dir, dirs::last_name(path)?, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            // The customer keeps something in it by now, or made something else of it.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => break,
+            Err(other) => return Err(other),
+        }
+    }
+    Ok(())
+}
+
+fn inode(dir: &OwnedFd, name: &OsStr) -> std::result::Result<Option<u64>, Errno> {
+    Ok(dirs::stat(dir, name)?.map(|stat| stat.st_ino))
+}
+
+/// Make a rename survive a power cut.
+fn sync(changed: &[&OwnedFd]) -> std::result::Result<(), Errno> {
+    changed
+        .iter()
+        .try_for_each(|dir| rustix::fs::fsync(dir.as_fd()))
+}
+
+fn explain(error: Errno, what: &str) -> Error {
+    match error {
+        Errno::NOTDIR | Errno::LOOP => Error::new(
+            ErrorKind::Refused,
+            format!(
+                "{what}: something on the way to it is not a directory; a link is not followed"
+            ),
+        ),
+        Errno::XDEV => Error::new(
+            ErrorKind::Configuration,
+            format!("{what}: it is on another file system than the staging directory"),
+        ),
+        Errno::BUSY => Error::caused(
+            ErrorKind::Busy,
+            format!("{what}: it is in use, or something is mounted on it"),
+            error,
+        ),
+        Errno::INVAL | Errno::NOSYS => Error::caused(
+            ErrorKind::Configuration,
+            format!("{what}: this file system cannot exchange two directories in one step"),
+            error,
+        ),
+        other => Error::io(what, other.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+
+    use super::*;
+    use crate::config::{Environment, Origin};
+    use crate::customer::Customer;
+
+    /// A root of customers with customer 7, who has a file in each site directory.
+    struct Bed {
+        dir: tempfile::TempDir,
+        config: Config,
+    }
+
+    impl Bed {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let text = format!(
+                "[database]\nurl = 'sqlite:///x.db'\n[repositories.manual]\nlocation = '/r'\npassword_file = '/p'\n\
+                 [customers]\nroot = '{}'\n[site]\nstop = ['touch', 'stopped']\nstart = ['touch', 'started']\n",
+                dir.path().display()
+            );
+            let config = Config::read(Origin::Embedded, &text, &Environment::default()).unwrap();
+            let bed = Self { dir, config };
+            bed.write("customer-7/wordpress/index.php", "old");
+            bed.write("customer-7/volumes/files/index.php", "old");
+            bed
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.dir.path().join(path)
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.path(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+
+        fn read(&self, path: &str) -> String {
+            std::fs::read_to_string(self.path(path)).unwrap()
+        }
+
+        fn customer(&self, id: u32) -> Customer {
+            Customer {
+                id: CustomerId::new(id).unwrap(),
+                status: None,
+                db_name: "x".parse().unwrap(),
+                db_user: None,
+                db_password: None,
+                web_port: None,
+                server_id: None,
+            }
+        }
+
+        fn site(&self) -> Site {
+            Site::open(&self.config, &self.customer(7)).unwrap()
+        }
+
+        /// Stage a new version of a site directory.
+        fn stage(&self, staging: &Staging, site_dir: &str) -> Staged {
+            let place = staging.place(Path::new(site_dir)).unwrap();
+            std::fs::write(place.join("index.php"), "new").unwrap();
+            std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o755)).unwrap();
+            staging.staged(&self.site(), Path::new(site_dir)).unwrap()
+        }
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_swap_can_be_repeated_and_undone_and_leaves_nothing() {
+        for site_dir in ["wordpress", "volumes/files"] {
+            let bed = Bed::new();
+            let site = bed.site();
+            let live = format!("customer-7/{site_dir}/index.php");
+            let staging = site.stage().unwrap();
+            let staged = bed.stage(&staging, site_dir);
+            assert_eq!(bed.read(&live), "old", "staging changes nothing");
+            staging.swap_back(&site, &staged).unwrap();
+            assert_eq!(
+                bed.read(&live),
+                "old",
+                "undoing what was not done changes nothing"
+            );
+            for _ in 0..2 {
+                staging.swap(&site, &staged).unwrap();
+                assert_eq!(bed.read(&live), "new");
+                let replaced = staging.replaced(&staged).unwrap().unwrap();
+                assert_eq!(
+                    std::fs::read_to_string(replaced.join("index.php")).unwrap(),
+                    "old"
+                );
+            }
+            for _ in 0..2 {
+                staging.swap_back(&site, &staged).unwrap();
+                assert_eq!(bed.read(&live), "old");
+                assert_eq!(staging.replaced(&staged).unwrap(), None);
+            }
+            staging.swap(&site, &staged).unwrap();
+            staging.remove().unwrap();
+            assert_eq!(bed.read(&live), "new");
+            assert_eq!(names(&bed.path(BASE)), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn a_crash_between_any_two_steps_can_be_taken_up_from_what_a_journal_keeps() {
+        let bed = Bed::new();
+        let site = bed.site();
+        let staging = site.stage().unwrap();
+        let staged = bed.stage(&staging, "volumes/files");
+        let journal = (
+            staging.name().to_owned(),
+            serde_json::to_string(&staged).unwrap(),
+        );
+        staging.swap(&site, &staged).unwrap();
+        assert_eq!(
+            site.reopen_staging(&journal.0).unwrap_err().kind(),
+            ErrorKind::Busy
+        );
+        drop(staging);
+        let staging = site.reopen_staging(&journal.0).unwrap();
+        let staged: Staged = serde_json::from_str(&journal.1).unwrap();
+        staging.swap(&site, &staged).unwrap();
+        assert_eq!(bed.read("customer-7/volumes/files/index.php"), "new");
+        staging.swap_back(&site, &staged).unwrap();
+        assert_eq!(bed.read("customer-7/volumes/files/index.php"), "old");
+        staging.remove().unwrap();
+        for junk in ["restore-8-0123456789abcdef", "../../etc", "restore-7-x", ""] {
+            assert_eq!(
+                site.reopen_staging(junk).unwrap_err().kind(),
+                ErrorKind::InvalidInput
+            );
+        }
+    }
+
+    #[test]
+    fn a_site_directory_that_was_deleted_comes_and_goes_with_the_ones_above_it() {
+        let bed = Bed::new();
+        std::fs::remove_dir_all(bed.path("customer-7/volumes")).unwrap();
+        let site = bed.site();
+        let staging = site.stage().unwrap();
+        let staged = bed.stage(&staging, "volumes/files");
+        for _ in 0..2 {
+            staging.swap(&site, &staged).unwrap();
+            assert_eq!(bed.read("customer-7/volumes/files/index.php"), "new");
+            assert_eq!(staging.replaced(&staged).unwrap(), None);
+        }
+        let made = bed.path("customer-7/volumes").metadata().unwrap();
+        let above = bed.path("customer-7").metadata().unwrap();
+        assert_eq!(
+            (made.uid(), made.gid(), made.mode() & 0o777),
+            (above.uid(), above.gid(), 0o755)
+        );
+        for _ in 0..2 {
+            staging.swap_back(&site, &staged).unwrap();
+            assert!(!bed.path("customer-7/volumes").exists());
+        }
+        staging.remove().unwrap();
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_a_site_directory_is_replaced_and_not_followed() {
+        let bed = Bed::new();
+        bed.write("outside/index.php", "precious");
+        std::fs::remove_dir_all(bed.path("customer-7/wordpress")).unwrap();
+        symlink(bed.path("outside"), bed.path("customer-7/wordpress")).unwrap();
+        let site = bed.site();
+        let staging = site.stage().unwrap();
+        let staged = bed.stage(&staging, "wordpress");
+        staging.swap(&site, &staged).unwrap();
+        assert_eq!(bed.read("outside/index.php"), "precious");
+        assert!(!bed.path("customer-7/wordpress").is_symlink());
+        staging.swap_back(&site, &staged).unwrap();
+        assert!(bed.path("customer-7/wordpress").is_symlink());
+        staging.swap(&site, &staged).unwrap();
+        staging.remove().unwrap();
+        assert_eq!(bed.read("outside/index.php"), "precious");
+        assert_eq!(bed.read("customer-7/wordpress/index.php"), "new");
+    }
+
+    #[test]
+    fn a_link_on_the_way_is_refused_and_nothing_changes() {
+        let bed = Bed::new();
+        bed.write("outside/files/index.php", "precious");
+        let site = bed.site();
+        let staging = site.stage().unwrap();
+        let staged = bed.stage(&staging, "volumes/files");
+        std::fs::rename(bed.path("customer-7/volumes"), bed.path("customer-7/moved")).unwrap();
+        symlink(bed.path("outside"), bed.path("customer-7/volumes")).unwrap();
+        assert_eq!(
+            staging.swap(&site, &staged).unwrap_err().kind(),
+            ErrorKind::Refused
+        );
+        let late = staging
+            .staged(&site, Path::new("volumes/files"))
+            .unwrap_err();
+        assert_eq!(late.kind(), ErrorKind::Refused);
+        assert_eq!(bed.read("outside/files/index.php"), "precious");
+        assert_eq!(bed.read("customer-7/moved/files/index.php"), "old");
+        staging.remove().unwrap();
+    }
+
+    #[test]
+    fn a_customer_who_exchanges_directories_for_links_meanwhile_gains_nothing() {
+        use std::sync::atomic::{AtomicBool, Ordering};
+        let bed = Bed::new();
+        bed.write("outside/files/index.php", "precious");
+        symlink(bed.path("outside"), bed.path("customer-7/link")).unwrap();
+        let site = bed.site();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let dir = site.dir();
+                while !done.load(Ordering::Relaxed) {
+                    let _ = rustix::fs::renameat_with(
+                        dir,
+                        "link",
+                        dir,
+                        "volumes",
+                        RenameFlags::EXCHANGE,
+                    );
+                }
+            });
+            for _ in 0..300 {
+                let staging = site.stage().unwrap();
+                let place = staging.place(Path::new("volumes/files")).unwrap();
+                std::fs::write(place.join("index.php"), "new").unwrap();
+                if let Ok(staged) = staging.staged(&site, Path::new("volumes/files"))
+                    && staging.swap(&site, &staged).is_ok()
+                {
+                    // The undo may meet the link; a customer who is stopped cannot keep that up.
+                    while staging.swap_back(&site, &staged).is_err() {}
+                }
+                staging.remove().unwrap();
+            }
+            done.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(bed.read("outside/files/index.php"), "precious");
+        assert_eq!(names(&bed.path("outside")), ["files"]);
+    }
+
+    #[test]
+    fn only_one_restore_of_a_customer_stages_at_a_time() {
+        let bed = Bed::new();
+        let site = bed.site();
+        std::fs::create_dir(bed.path("customer-77")).unwrap();
+        let staging = site.stage().unwrap();
+        assert_eq!(site.stage().unwrap_err().kind(), ErrorKind::Busy);
+        let other = Site::open(&bed.config, &bed.customer(77)).unwrap();
+        other.stage().unwrap().remove().unwrap();
+        staging.remove().unwrap();
+        site.stage().unwrap().remove().unwrap();
+    }
+
+    #[test]
+    fn a_killed_restore_leaves_what_can_be_told_and_removed() {
+        let bed = Bed::new();
+        assert!(leftovers(&bed.config).unwrap().is_empty());
+        let site = bed.site();
+        let staging = site.stage().unwrap();
+        let found = leftovers(&bed.config).unwrap();
+        assert!(found.len() == 1 && found[0].in_use && found[0].path == staging.path());
+        assert_eq!(
+            remove_leftover(&bed.config, &found[0]).unwrap_err().kind(),
+            ErrorKind::Busy
+        );
+        drop(staging);
+        let found = leftovers(&bed.config).unwrap();
+        assert!(!found[0].in_use && found[0].customer.get() == 7);
+        for _ in 0..2 {
+            remove_leftover(&bed.config, &found[0]).unwrap();
+        }
+        assert!(leftovers(&bed.config).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_staging_directory_that_others_can_enter_is_refused() {
+        let bed = Bed::new();
+        std::fs::create_dir(bed.path(BASE)).unwrap();
+        std::fs::set_permissions(bed.path(BASE), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(bed.site().stage().unwrap_err().kind(), ErrorKind::Refused);
+        std::fs::remove_dir(bed.path(BASE)).unwrap();
+        symlink("/tmp", bed.path(BASE)).unwrap();
+        assert!(bed.site().stage().is_err());
+    }
+
+    #[test]
+    fn the_directories_of_others_are_never_a_customers() {
+        let bed = Bed::new();
+        let open = |id: u32| Site::open(&bed.config, &bed.customer(id));
+        let missing = open(70).unwrap_err();
+        assert_eq!(missing.kind(), ErrorKind::NotFound);
+        assert!(
+            missing
+                .to_string()
+                .starts_with("customer 70 has no directory /"),
+            "{missing}"
+        );
+        symlink("customer-7", bed.path("customer-8")).unwrap();
+        assert_eq!(open(8).unwrap_err().kind(), ErrorKind::Refused);
+        bed.write("customer-9", "a file");
+        assert_eq!(open(9).unwrap_err().kind(), ErrorKind::Refused);
+    }
+
+    #[test]
+    fn a_site_is_stopped_and_started_in_its_directory() {
+        use crate::progress::Cancel;
+        let bed = Bed::new();
+        let site = bed.site();
+        site.stop(&Cancel::new()).unwrap();
+        assert!(bed.path("customer-7/stopped").exists());
+        let cancelled = Cancel::new();
+        cancelled.cancel();
+        assert_eq!(
+            site.stop(&cancelled).unwrap_err().kind(),
+            ErrorKind::Cancelled
+        );
+        site.start().unwrap();
+        assert!(bed.path("customer-7/started").exists());
+        assert!(site.bytes_available().unwrap() > 0);
+    }
+}
