@@ -4,14 +4,17 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use backup_core::error::{Error, ErrorKind};
 use backup_core::storage::{self, FileId, FileKind, Location, SftpOptions, Storage};
 use bytes::Bytes;
 use tempfile::TempDir;
-use xtask::sshd::Sshd;
+use xtask::proxy::Proxy;
+use xtask::sshd::{Sshd, make_key, make_key_of};
 
 const KINDS: [FileKind; 5] = [
     FileKind::Key,
@@ -151,6 +154,17 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Like `assert_eq`, without printing megabytes.
+#[track_caller]
+fn assert_same(one: &[u8], other: &[u8]) {
+    assert!(
+        one == other,
+        "{} bytes differ from {} bytes",
+        one.len(),
+        other.len()
+    );
+}
+
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
@@ -170,9 +184,9 @@ mod promises {
             for kind in KINDS {
                 let pieces = [whole.slice(..half), Bytes::new(), whole.slice(half..)];
                 bed.storage.write(kind, &id, &pieces).unwrap();
-                assert_eq!(bed.storage.read(kind, &id).unwrap(), whole);
+                assert_same(&bed.storage.read(kind, &id).unwrap(), &whole);
                 let on_disk = fs::read(path_of(&bed.root(), kind, &id)).unwrap();
-                assert_eq!(on_disk, whole);
+                assert_same(&on_disk, &whole);
                 for (from, to) in [
                     (0, length),
                     (half, length),
@@ -183,7 +197,7 @@ mod promises {
                         .storage
                         .read_range(kind, &id, from as u64, (to - from) as u64)
                         .unwrap();
-                    assert_eq!(part, whole.slice(from..to));
+                    assert_same(&part, &whole.slice(from..to));
                 }
             }
         }
@@ -192,7 +206,7 @@ mod promises {
             .write(FileKind::Config, &id(1), std::slice::from_ref(&config))
             .unwrap();
         let read = bed.storage.read(FileKind::Config, &FileId::default());
-        assert_eq!(read.unwrap(), config);
+        assert_same(&read.unwrap(), &config);
         let listed = bed.storage.list(FileKind::Config).unwrap();
         assert_eq!(listed, [(FileId::default(), 155)]);
     }
@@ -265,14 +279,17 @@ mod promises {
                     .unwrap();
                 // Also for whoever has read it before.
                 let read = bed.storage.read_range(kind, &id(1), 0, 70_000).unwrap();
-                assert_eq!(read, content(n, 70_000));
+                assert_same(&read, &content(n, 70_000));
             }
             // A file that somebody truncated is mended by writing it again.
             fs::write(path_of(&bed.root(), kind, &id(1)), "short").unwrap();
             bed.storage
                 .write(kind, &id(1), &[content(2, 70_000)])
                 .unwrap();
-            assert_eq!(bed.storage.read(kind, &id(1)).unwrap(), content(2, 70_000));
+            assert_same(
+                &bed.storage.read(kind, &id(1)).unwrap(),
+                &content(2, 70_000),
+            );
             bed.storage.remove(kind, &id(1)).unwrap();
             let error = bed.storage.read_range(kind, &id(1), 0, 1).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::NotFound);
@@ -299,9 +316,9 @@ mod promises {
         bed.storage
             .write(FileKind::Pack, &id(1), &[content(1, 10)])
             .unwrap();
-        assert_eq!(
-            bed.storage.read(FileKind::Pack, &id(1)).unwrap(),
-            content(1, 10)
+        assert_same(
+            &bed.storage.read(FileKind::Pack, &id(1)).unwrap(),
+            &content(1, 10),
         );
     }
 
@@ -347,10 +364,10 @@ mod promises {
                         storage
                             .write(kind, &id, std::slice::from_ref(&whole))
                             .unwrap();
-                        assert_eq!(storage.read(kind, &id).unwrap(), whole);
+                        assert_same(&storage.read(kind, &id).unwrap(), &whole);
                         let half = whole.len() / 2;
                         let part = storage.read_range(kind, &id, 0, half as u64).unwrap();
-                        assert_eq!(part, whole.slice(..half));
+                        assert_same(&part, &whole.slice(..half));
                         if n == 3 {
                             storage.list(kind).unwrap();
                             storage.remove(kind, &id).unwrap();
@@ -387,3 +404,572 @@ keeps!(
     abandoned_temporary_files_are_removed_and_fresh_ones_kept,
     twenty_threads_at_once_get_what_they_asked_for,
 );
+
+/// A small file system of its own, unmounted on drop.
+struct SmallDisk(TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(directory.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "mounting needs root");
+        Self(directory)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+fn a_full_disk_is_no_space_and_leaves_nothing(storage: &dyn Storage, root: &Path) {
+    storage.create().unwrap();
+    storage
+        .write(FileKind::Pack, &id(1), &[content(1, 1 << 20)])
+        .unwrap();
+    let error = storage
+        .write(FileKind::Pack, &id(2), &[content(2, 6 << 20)])
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+    assert_eq!(files_below(root), [path_of(root, FileKind::Pack, &id(1))]);
+    storage
+        .write(FileKind::Pack, &id(3), &[content(3, 1 << 20)])
+        .unwrap();
+}
+
+#[test]
+fn a_full_local_disk_is_no_space_and_leaves_nothing() {
+    let disk = SmallDisk::mount("4m");
+    a_full_disk_is_no_space_and_leaves_nothing(&*open_local(disk.0.path()), disk.0.path());
+}
+
+#[test]
+fn a_full_disk_of_the_server_is_no_space_and_leaves_nothing() {
+    let disk = SmallDisk::mount("4m");
+    let sshd = Sshd::start().unwrap();
+    let storage = open(&sshd, sshd.port(), disk.0.path(), PATIENCE).unwrap();
+    a_full_disk_is_no_space_and_leaves_nothing(&*storage, disk.0.path());
+}
+
+/// A server behind a proxy, and a repository on it.
+struct Network {
+    storage: Arc<dyn Storage>,
+    proxy: Proxy,
+    sshd: Sshd,
+    directory: TempDir,
+}
+
+impl Network {
+    fn start(retry_for: Duration) -> Self {
+        let sshd = Sshd::start().unwrap();
+        let proxy = Proxy::start(sshd.port()).unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let storage = open(&sshd, proxy.port(), &root_of(&directory), retry_for).unwrap();
+        storage.create().unwrap();
+        Self {
+            storage,
+            proxy,
+            sshd,
+            directory,
+        }
+    }
+
+    fn path_of(&self, kind: FileKind, id: &FileId) -> PathBuf {
+        path_of(&root_of(&self.directory), kind, id)
+    }
+}
+
+#[test]
+fn a_cut_in_mid_upload_loses_nothing_and_leaves_nothing() {
+    let network = Network::start(PATIENCE);
+    let whole = content(1, 8 << 20);
+    for (n, cut_after) in [1, 1000, 100_000, 3 << 20, 8 << 20].into_iter().enumerate() {
+        let id = id(n as u32);
+        network.proxy.cut_after(cut_after);
+        network
+            .storage
+            .write(FileKind::Pack, &id, std::slice::from_ref(&whole))
+            .unwrap();
+        assert_same(
+            &fs::read(network.path_of(FileKind::Pack, &id)).unwrap(),
+            &whole,
+        );
+    }
+    // A server that has not noticed the cut yet may still hold a file of the last attempt but one.
+    let root = root_of(&network.directory);
+    assert_eq!(files_below(&root).len(), 5, "{:?}", files_below(&root));
+}
+
+#[test]
+fn a_cut_in_mid_download_loses_nothing() {
+    let network = Network::start(PATIENCE);
+    let whole = content(1, 8 << 20);
+    network
+        .storage
+        .write(FileKind::Pack, &id(1), std::slice::from_ref(&whole))
+        .unwrap();
+    for cut_after in [1, 500, 2_000, 10_000] {
+        network.proxy.cut_after(cut_after);
+        assert_same(
+            &network.storage.read(FileKind::Pack, &id(1)).unwrap(),
+            &whole,
+        );
+        network.proxy.cut_after(cut_after);
+        let part = network
+            .storage
+            .read_range(FileKind::Pack, &id(1), 100, 7 << 20);
+        assert_same(&part.unwrap(), &whole.slice(100..100 + (7 << 20)));
+    }
+}
+
+#[test]
+fn an_upload_that_never_succeeds_leaves_nothing_under_the_final_name() {
+    let network = Network::start(Duration::from_secs(1));
+    network.proxy.cut_after(3 << 20);
+    network.proxy.refuse(true);
+    let begun = Instant::now();
+    let error = network
+        .storage
+        .write(FileKind::Pack, &id(1), &[content(1, 8 << 20)])
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(!network.path_of(FileKind::Pack, &id(1)).exists());
+    network.proxy.refuse(false);
+    assert_eq!(network.storage.list(FileKind::Pack).unwrap(), []);
+}
+
+#[test]
+fn a_server_that_comes_back_in_time_is_waited_for() {
+    let mut network = Network::start(PATIENCE);
+    network.sshd.stop();
+    let storage = network.storage.clone();
+    std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..10)
+            .map(|n| {
+                let storage = &storage;
+                scope.spawn(move || storage.write(FileKind::Index, &id(n), &[content(n, 100_000)]))
+            })
+            .collect();
+        // Every one of them has failed at least once.
+        let refused = network.proxy.connections_accepted();
+        let proxy = &network.proxy;
+        wait_until("they have tried", || {
+            proxy.connections_accepted() > refused + 4
+        });
+        network.sshd.restart().unwrap();
+        for writer in writers {
+            writer.join().unwrap().unwrap();
+        }
+    });
+    assert_eq!(storage.list(FileKind::Index).unwrap().len(), 10);
+}
+
+#[test]
+fn connections_that_the_server_ends_are_made_anew() {
+    let network = Network::start(PATIENCE);
+    for n in 0..5 {
+        network
+            .storage
+            .write(FileKind::Key, &id(n), &[content(n, 1000)])
+            .unwrap();
+        network.sshd.kill_connections();
+        assert_same(
+            &network.storage.read(FileKind::Key, &id(n)).unwrap(),
+            &content(n, 1000),
+        );
+    }
+}
+
+#[test]
+fn a_server_that_is_down_for_good_is_unreachable_after_the_deadline() {
+    let mut network = Network::start(Duration::from_secs(2));
+    network.sshd.stop();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for n in 0..20 {
+            let storage = &network.storage;
+            scope.spawn(move || {
+                let error = storage.read(FileKind::Index, &id(n)).unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+            });
+        }
+    });
+    // Eight calls have their turn at a time.
+    assert!(begun.elapsed() >= Duration::from_secs(2));
+    assert!(
+        begun.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        begun.elapsed()
+    );
+}
+
+#[test]
+fn a_connection_on_which_nothing_comes_any_more_is_lost() {
+    let network = Network::start(Duration::from_secs(3));
+    network.proxy.pause(true);
+    let begun = Instant::now();
+    let error = network.storage.list(FileKind::Pack).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(
+        begun.elapsed() < Duration::from_secs(45),
+        "{:?}",
+        begun.elapsed()
+    );
+    network.proxy.pause(false);
+    assert_eq!(network.storage.list(FileKind::Pack).unwrap(), []);
+}
+
+#[test]
+fn a_slow_connection_is_not_a_lost_one() {
+    let network = Network::start(Duration::from_secs(3));
+    // Six seconds, twice the limit for silence.
+    network.proxy.set_bytes_per_second(Some(300_000));
+    let whole = content(1, 1_800_000);
+    network
+        .storage
+        .write(FileKind::Pack, &id(1), std::slice::from_ref(&whole))
+        .unwrap();
+    assert_eq!(
+        network.proxy.connections_accepted(),
+        1 + usize::from(network.proxy.connections_open() > 1)
+    );
+    assert_same(
+        &network.storage.read(FileKind::Pack, &id(1)).unwrap(),
+        &whole,
+    );
+}
+
+#[test]
+fn a_busy_server_is_waited_for() {
+    let sshd = Sshd::start_with(&["MaxStartups 1:100:1"]).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    // Takes the only place for a login, and gives it back once somebody was turned away.
+    let mut stranger = std::net::TcpStream::connect(("127.0.0.1", sshd.port())).unwrap();
+    std::io::Read::read_exact(&mut stranger, &mut [0; 4]).unwrap();
+    std::thread::scope(|scope| {
+        let opened = scope.spawn(|| open(&sshd, sshd.port(), directory.path(), PATIENCE));
+        wait_until("somebody is turned away", || {
+            sshd.log().contains("MaxStartups")
+        });
+        drop(stranger);
+        opened.join().unwrap().unwrap();
+    });
+}
+
+#[test]
+fn never_more_connections_than_allowed() {
+    let network = Network::start(PATIENCE);
+    let most = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for n in 0..20 {
+            let (network, most) = (&network, &most);
+            scope.spawn(move || {
+                for round in 0..5 {
+                    let id = id(n * 10 + round);
+                    let content = content(n, 200_000);
+                    network
+                        .storage
+                        .write(FileKind::Pack, &id, &[content])
+                        .unwrap();
+                    most.fetch_max(network.proxy.connections_open(), Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    assert_eq!(most.load(Ordering::SeqCst), 2);
+    assert_eq!(network.proxy.connections_accepted(), 2);
+}
+
+#[test]
+fn dropping_the_storage_ends_its_connections() {
+    let Network {
+        storage,
+        sshd,
+        proxy: _proxy,
+        directory: _directory,
+    } = Network::start(PATIENCE);
+    assert!(sshd.connections() > 0);
+    drop(storage);
+    wait_until("the connections are gone", || sshd.connections() == 0);
+}
+
+#[test]
+fn new_session_keys_in_mid_transfer_lose_nothing() {
+    let bed = Bed::sftp_with(&["RekeyLimit 1M"]);
+    let whole = content(1, 12 << 20);
+    bed.storage
+        .write(FileKind::Pack, &id(1), std::slice::from_ref(&whole))
+        .unwrap();
+    assert_same(&bed.storage.read(FileKind::Pack, &id(1)).unwrap(), &whole);
+    let log = bed._sshd.as_ref().unwrap().log();
+    assert!(!log.contains("error"), "{log}");
+}
+
+#[test]
+fn a_server_without_the_extensions_of_openssh_will_do() {
+    let plain =
+        || Bed::sftp_with(&["ForceCommand internal-sftp -P posix-rename,fsync,statvfs,limits"]);
+    promises::a_file_that_is_there_is_replaced(&plain());
+    promises::what_was_written_is_read_back_whole_and_in_parts(&plain());
+    promises::twenty_threads_at_once_get_what_they_asked_for(&plain());
+}
+
+/// The error of opening, which must come at once although there is much time for trying again.
+fn refusal(sshd: &Sshd, options: &SftpOptions) -> Error {
+    let location = sshd.location(Path::new("/nowhere")).parse().unwrap();
+    let begun = Instant::now();
+    let error = storage::open(&location, options).unwrap_err();
+    assert!(
+        begun.elapsed() < Duration::from_secs(20),
+        "it was tried again: {error:?}"
+    );
+    error
+}
+
+const FOR_EVER: Duration = Duration::from_secs(3600);
+
+#[test]
+fn an_unknown_or_changed_host_key_is_refused_at_once() {
+    let sshd = Sshd::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("known_hosts");
+    let options = SftpOptions {
+        known_hosts: Some(file.clone()),
+        ..options(&sshd, FOR_EVER)
+    };
+
+    let error = refusal(&sshd, &options);
+    assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
+    assert!(error.chain().contains(file.to_str().unwrap()), "{error:?}");
+
+    fs::write(&file, "").unwrap();
+    let error = refusal(&sshd, &options);
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    let hint = format!(
+        "ssh-keyscan -p {} -t ed25519 127.0.0.1 >> {}",
+        sshd.port(),
+        file.display()
+    );
+    assert!(error.chain().contains(&hint), "{error:?}");
+    assert!(error.chain().contains("SHA256:"), "{error:?}");
+
+    let other = Sshd::start().unwrap().host_key().unwrap();
+    fs::write(&file, format!("[127.0.0.1]:{} {other}", sshd.port())).unwrap();
+    let error = refusal(&sshd, &options);
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.chain().contains("CHANGED"), "{error:?}");
+
+    // What the hint says does help, and so do the hashed names of `ssh-keygen -H`.
+    let scanned = Command::new("ssh-keyscan")
+        .args(["-p", &sshd.port().to_string(), "-t", "ed25519", "127.0.0.1"])
+        .output()
+        .unwrap();
+    fs::write(&file, scanned.stdout).unwrap();
+    let location = sshd.location(directory.path()).parse().unwrap();
+    storage::open(&location, &options).unwrap();
+    let hashed = Command::new("ssh-keygen")
+        .arg("-H")
+        .arg("-f")
+        .arg(&file)
+        .output()
+        .unwrap();
+    assert!(hashed.status.success());
+    assert!(fs::read_to_string(&file).unwrap().starts_with("|1|"));
+    storage::open(&location, &options).unwrap();
+}
+
+#[test]
+fn the_host_key_that_is_known_is_asked_for() {
+    let directory = tempfile::tempdir().unwrap();
+    for kind in ["rsa", "ecdsa"] {
+        let key = directory.path().join(kind);
+        make_key_of(&key, kind, "").unwrap();
+        let sshd = Sshd::start_with(&[&format!("HostKey {}", key.display())]).unwrap();
+        let public = fs::read_to_string(key.with_extension("pub")).unwrap();
+        fs::write(
+            sshd.known_hosts(),
+            format!("[127.0.0.1]:{} {public}", sshd.port()),
+        )
+        .unwrap();
+        open(&sshd, sshd.port(), directory.path(), PATIENCE).unwrap();
+    }
+}
+
+#[test]
+fn a_client_key_that_will_not_do_is_refused_at_once() {
+    let sshd = Sshd::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let with_key = |key: PathBuf| SftpOptions {
+        ssh_key: Some(key),
+        ..options(&sshd, FOR_EVER)
+    };
+    make_key(&path("stranger")).unwrap();
+    make_key_of(&path("locked"), "ed25519", "hunter2").unwrap();
+    fs::write(path("garbage"), "hunter2").unwrap();
+    for (name, kind, says) in [
+        ("stranger", ErrorKind::Refused, "authorized_keys"),
+        ("locked", ErrorKind::Configuration, "passphrase"),
+        ("garbage", ErrorKind::Configuration, "not a private ssh key"),
+        ("missing", ErrorKind::Configuration, "cannot read"),
+    ] {
+        let error = refusal(&sshd, &with_key(path(name)));
+        assert_eq!(error.kind(), kind, "{error:?}");
+        assert!(error.chain().contains(says), "{error:?}");
+        assert!(
+            error.chain().contains(path(name).to_str().unwrap()),
+            "{error:?}"
+        );
+        assert!(!error.chain().contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn keys_of_every_usual_kind_are_accepted() {
+    let sshd = Sshd::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    for kind in ["ed25519", "ecdsa", "rsa"] {
+        let key = directory.path().join(kind);
+        make_key_of(&key, kind, "").unwrap();
+        sshd.authorize(&key.with_extension("pub")).unwrap();
+        let options = SftpOptions {
+            ssh_key: Some(key),
+            ..options(&sshd, PATIENCE)
+        };
+        storage::open(&sshd.location(directory.path()).parse().unwrap(), &options).unwrap();
+    }
+}
+
+/// Runs in a process of its own, with an environment of its own: see the test below.
+#[test]
+#[ignore = "is started by keys_come_from_the_agent_and_the_home_directory"]
+fn open_what_the_environment_says() {
+    let location = std::env::var("TEST_LOCATION").unwrap().parse().unwrap();
+    let options = SftpOptions {
+        ssh_key: std::env::var_os("TEST_KEY").map(PathBuf::from),
+        retry_for: PATIENCE,
+        ..SftpOptions::default()
+    };
+    storage::open(&location, &options).unwrap();
+}
+
+#[test]
+fn keys_come_from_the_agent_and_the_home_directory() {
+    let sshd = Sshd::start().unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let ssh = home.path().join(".ssh");
+    fs::create_dir(&ssh).unwrap();
+    fs::copy(sshd.known_hosts(), ssh.join("known_hosts")).unwrap();
+    let socket = home.path().join("agent");
+    let opens = |key: Option<&Path>, agent: bool| {
+        let mut child = Command::new(std::env::current_exe().unwrap());
+        child
+            .args(["--exact", "open_what_the_environment_says", "--ignored"])
+            .env("HOME", home.path())
+            .env("TEST_LOCATION", sshd.location(home.path()))
+            .env_remove("SSH_AUTH_SOCK")
+            .env_remove("TEST_KEY");
+        if let Some(key) = key {
+            child.env("TEST_KEY", key);
+        }
+        if agent {
+            child.env("SSH_AUTH_SOCK", &socket);
+        }
+        let output = child.output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("running 1 test"), "{text}");
+        output.status.success()
+    };
+    assert!(!opens(None, false));
+
+    fs::copy(sshd.client_key(), ssh.join("id_ed25519")).unwrap();
+    assert!(opens(None, false));
+    fs::remove_file(ssh.join("id_ed25519")).unwrap();
+
+    let locked = home.path().join("locked");
+    make_key_of(&locked, "rsa", "hunter2").unwrap();
+    let mut agent = Command::new("ssh-agent")
+        .args(["-D", "-a"])
+        .arg(&socket)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("the agent listens", || socket.exists());
+    let add = |key: &Path| {
+        let added = Command::new("ssh-add")
+            .arg("-q")
+            .arg(key)
+            .env("SSH_AUTH_SOCK", &socket)
+            .status();
+        assert!(added.unwrap().success());
+    };
+    assert!(!opens(None, true));
+    add(&sshd.client_key());
+    assert!(opens(None, true));
+    // A configured key is the only one that is tried.
+    assert!(!opens(Some(&locked), true));
+    sshd.authorize(&locked.with_extension("pub")).unwrap();
+    let plain = home.path().join("unlocked");
+    fs::copy(&locked, &plain).unwrap();
+    let unlocked = Command::new("ssh-keygen")
+        .args(["-q", "-p", "-P", "hunter2", "-N", "", "-f"])
+        .arg(&plain)
+        .status();
+    assert!(unlocked.unwrap().success());
+    add(&plain);
+    assert!(opens(Some(&locked), true));
+    agent.kill().unwrap();
+    agent.wait().unwrap();
+}
+
+#[test]
+fn a_missing_right_is_refused_at_once_and_never_taken_for_nothing() {
+    let bed = Bed::sftp();
+    let sshd = bed._sshd.as_ref().unwrap();
+    for kind in [FileKind::Pack, FileKind::Snapshot] {
+        bed.storage.write(kind, &id(1), &[content(1, 10)]).unwrap();
+    }
+    let location = sshd.location(&bed.root()).replace("//root@", "//nobody@");
+    let storage = storage::open(&location.parse().unwrap(), &options(sshd, FOR_EVER)).unwrap();
+    let open_to_all =
+        |path: PathBuf| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+
+    open_to_all(bed.directory.path().into());
+    let error = storage.list(FileKind::Config).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    open_to_all(bed.root());
+    open_to_all(bed.root().join("data"));
+    // Its directories below are still closed.
+    for kind in [FileKind::Pack, FileKind::Snapshot] {
+        for error in [
+            storage.list(kind).map(drop).unwrap_err(),
+            storage.read(kind, &id(1)).map(drop).unwrap_err(),
+            storage
+                .read_range(kind, &id(1), 0, 1)
+                .map(drop)
+                .unwrap_err(),
+            storage.write(kind, &id(2), &[]).unwrap_err(),
+            storage.remove(kind, &id(1)).unwrap_err(),
+        ] {
+            assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+        }
+    }
+}
+
+#[test]
+fn the_number_of_connections_has_bounds() {
+    let sshd = Sshd::start().unwrap();
+    for connections in [0, 9] {
+        let options = SftpOptions {
+            connections,
+            ..options(&sshd, FOR_EVER)
+        };
+        assert_eq!(refusal(&sshd, &options).kind(), ErrorKind::Configuration);
+    }
+}

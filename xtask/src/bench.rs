@@ -47,16 +47,17 @@ pub fn run(binary: &Path, runs: u32, scale: u64) -> Result<()> {
         checksums: bed.table_checksums(&customer.database)?,
     };
 
-    let mut results = Vec::new();
+    let (mut results, mut dump_bytes) = (Vec::new(), 0);
     for run in 1..=runs {
         println!("Run {run} of {runs}: shophosting-backup");
         let ours = measure_ours(&bed, binary, &customer, &data)?;
         println!("Run {run} of {runs}: restic");
-        let theirs = measure_restic(&bed, &customer, &data)?;
+        let (theirs, dump) = measure_restic(&bed, &customer, &data)?;
+        dump_bytes = dump;
         results.push([ours, theirs]);
     }
-    let report = Report::new(&data, &results)?;
-    println!("\n{}", report.table());
+    let report = Report::new(&data, dump_bytes, &results)?;
+    println!("\n{}\n\n{}", report.data, report.table());
     if scale == 100 {
         let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
         fs::create_dir_all(&docs)?;
@@ -107,7 +108,8 @@ fn measure_ours(bed: &TestBed, binary: &Path, customer: &Customer, data: &Data) 
 }
 
 /// The obvious way with restic: dump into a file, back up file and site; restore both into a directory, import.
-fn measure_restic(bed: &TestBed, customer: &Customer, data: &Data) -> Result<Usages> {
+/// Tells the size of the dump too.
+fn measure_restic(bed: &TestBed, customer: &Customer, data: &Data) -> Result<(Usages, u64)> {
     let repository = bed.scratch().join("backup-server/restic");
     if repository.exists() {
         fs::remove_dir_all(&repository)?;
@@ -117,6 +119,7 @@ fn measure_restic(bed: &TestBed, customer: &Customer, data: &Data) -> Result<Usa
     let dump = bed.scratch().join("restic-dump.sql");
     let first_usage = restic_backup(bed, &restic, customer, &dump)?;
     let second_usage = restic_backup(bed, &restic, customer, &dump)?;
+    let dump_bytes = fs::metadata(&dump)?.len();
     fs::remove_file(&dump)?;
 
     let target = bed.scratch().join("restic-target");
@@ -135,7 +138,10 @@ fn measure_restic(bed: &TestBed, customer: &Customer, data: &Data) -> Result<Usa
 
     fs::remove_dir_all(&target)?;
     bed.mariadb().sql("DROP DATABASE restic_import")?;
-    Ok([first_usage, second_usage, restored.then(imported)])
+    Ok((
+        [first_usage, second_usage, restored.then(imported)],
+        dump_bytes,
+    ))
 }
 
 fn restic_backup(
@@ -269,16 +275,17 @@ struct Step {
 }
 
 impl Report {
-    fn new(data: &Data, results: &[[Usages; 2]]) -> Result<Self> {
+    fn new(data: &Data, dump_bytes: u64, results: &[[Usages; 2]]) -> Result<Self> {
         let steps = STEPS.iter().enumerate().map(|(step, name)| Step {
             name,
             ours: median(results.iter().map(|run| run[0][step]).collect()),
             restic: median(results.iter().map(|run| run[1][step]).collect()),
         });
         let data = format!(
-            "{} entries with {}",
+            "{} files and directories with {}, and a database with a dump of {}",
             data.image.entries(),
-            bytes(data.image.bytes())
+            bytes(data.image.bytes()),
+            bytes(dump_bytes)
         );
         Ok(Self {
             data,
@@ -312,13 +319,12 @@ impl Report {
     fn markdown(&self) -> String {
         format!(
             "# Benchmarks\n\nWritten by `make bench`; run it on your own machine, the ratios matter more than the seconds.\n\n\
-             - Data: {}, and a database of about {}; half of the bytes compressible.\n- Machine: {}.\n- Runs: {}; the median.\n\
+             - Data: {}; half of the bytes compressible.\n- Machine: {}.\n- Runs: {}; the median.\n\
              - Both over SFTP to the same private SSH server, without delay. What came back was compared with what went in.\n\n{}\n\
              *restic* is the obvious script: `mariadb-dump` into a file, `restic backup` of file and site; `restic restore` into a\n\
              new directory, `mariadb <` the file into an empty schema. Ours restores over the living site: staged, imported into a\n\
              shadow schema, then swapped. Memory is the most that the program itself held; CPU includes its children.\n",
             self.data,
-            bytes(DUMP_BYTES),
             self.machine,
             self.runs,
             self.table()

@@ -104,7 +104,8 @@ fn run_interruptibly(task: fn() -> Result<()>) -> Result<()> {
             }
             Ok(Event::Done(result)) => {
                 let _ = worker.join();
-                return result;
+                // Once interrupted, what failed for that reason is of no interest.
+                return measure::check_interrupted().and(result);
             }
             Err(_) => bail!("the task ended without a result"),
         }

@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ impl Sshd {
         for name in ["host_key", "client_key"] {
             make_key(&path(name))?;
         }
+        // Also other users of the machine may be logged in to: sshd reads the list as them.
+        fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711))?;
         fs::copy(path("client_key.pub"), path("authorized_keys"))?;
         let port = free_port()?;
         let host_key = fs::read_to_string(path("host_key.pub"))?;
@@ -158,6 +161,13 @@ impl Sshd {
     /// The private key that may log in.
     pub fn client_key(&self) -> PathBuf {
         self.path("client_key")
+    }
+
+    /// Let one more public key log in.
+    pub fn authorize(&self, public_key: &Path) -> Result<()> {
+        let mut keys = fs::read(self.path("authorized_keys"))?;
+        keys.extend(fs::read(public_key)?);
+        Ok(fs::write(self.path("authorized_keys"), keys)?)
     }
 
     /// A known_hosts file that has this server's key.

@@ -24,7 +24,8 @@ pub const PLATFORM_USER: &str = "shophosting_app";
 const WORDPRESS: &str = "/usr/share/wordpress";
 const WORDPRESS_CONTENT: &str = include_str!("wordpress.php");
 
-/// Two private servers and what is on them. All of it is gone when this is dropped.
+/// Two private servers and what is on them. All of it is gone when this is dropped: keep it in the test that uses it (it
+/// starts in less than a second), as a `static` is never dropped.
 pub struct TestBed {
     mariadb: MariaDb,
     sshd: Sshd,

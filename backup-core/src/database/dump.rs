@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::database::Server;
-use crate::database::client::{Family, Tools, explain, from_hex, literal, name_from_hex};
+use crate::database::client::{Family, Tools, explain, literal, name_from_hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Running;
 use crate::progress::Control;

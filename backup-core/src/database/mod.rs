@@ -12,9 +12,11 @@
 //! or `SET USER` to put back a definer that is not the customer when a swap is undone (without it the customer becomes the definer).
 
 mod client;
+mod definitions;
 mod dump;
-#[allow(dead_code)]
 mod rewrite;
+mod shadow;
+mod swap;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +25,10 @@ use std::sync::{Arc, OnceLock};
 use secrecy::SecretString;
 
 pub use dump::{Dump, DumpReport, dump};
+pub use shadow::{
+    ImportAccount, Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify,
+};
+pub use swap::{Replaced, ReplacedState, drop_replaced, find_replaced, resume, swap, swap_back};
 
 /// How a server is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -46,8 +46,6 @@ pub(super) struct Upload {
     pub(super) name: String,
     /// Its temporary name there, of this attempt alone: a connection that was given up may still act on its own.
     pub(super) temporary: String,
-    /// The name is that of the content, so that a file of the right size is the right file.
-    pub(super) content_addressed: bool,
     /// Make the directory if it does not exist.
     pub(super) make_directory: bool,
 }
@@ -89,7 +87,7 @@ impl Session {
         };
         let outcome = async {
             self.write_content(upload, handle, content, size).await?;
-            self.publish(upload, size).await
+            self.publish(upload, content).await
         }
         .await;
         if let Err(Fault::Permanent(_)) = &outcome {
@@ -158,7 +156,7 @@ impl Session {
         }
     }
 
-    async fn publish(&self, upload: &Upload, size: u64) -> Result<(), Fault> {
+    async fn publish(&self, upload: &Upload, content: &[Bytes]) -> Result<(), Fault> {
         let (temporary, target) = (upload.temporary_path(), upload.target());
         let failed = |error| Fault::sftp(format!("cannot publish {target}"), error);
         if self.extensions.posix_rename {
@@ -168,30 +166,41 @@ impl Session {
         let Err(refused) = self.sftp.rename(temporary.as_str(), target.as_str()).await else {
             return Ok(());
         };
-        match self.sftp.stat(target.as_str()).await {
-            Ok(existing) if upload.content_addressed && existing.attrs.size == Some(size) => {
-                // It was published before, perhaps by an attempt whose answer was lost.
-                self.remove_quietly(&temporary).await;
-                Ok(())
-            }
-            Ok(_) => {
-                // What is there is not what it must be. It steps aside, and back again if its successor does not come.
-                let aside = join(&upload.directory, &temporary::new_name());
-                self.sftp
-                    .rename(target.as_str(), aside.as_str())
-                    .await
-                    .map_err(failed)?;
-                if let Err(error) = self.sftp.rename(temporary.as_str(), target.as_str()).await {
-                    if let Err(error) = self.sftp.rename(aside.as_str(), target.as_str()).await {
-                        tracing::error!(%error, path = target, aside, "a file could not be put back under its name");
-                    }
-                    return Err(failed(error));
-                }
-                self.remove_quietly(&aside).await;
-                Ok(())
-            }
-            Err(_) => Err(failed(refused)),
+        if self.size_of(&target).await?.is_none() {
+            return Err(failed(refused));
         }
+        if self.holds(&target, content).await? {
+            // It was published before, perhaps by an attempt whose answer was lost.
+            self.remove_quietly(&temporary).await;
+            return Ok(());
+        }
+        // What is there is not what it must be. It steps aside, and back again if its successor does not come.
+        let aside = join(&upload.directory, &temporary::new_name());
+        self.sftp
+            .rename(target.as_str(), aside.as_str())
+            .await
+            .map_err(failed)?;
+        if let Err(error) = self.sftp.rename(temporary.as_str(), target.as_str()).await {
+            if let Err(error) = self.sftp.rename(aside.as_str(), target.as_str()).await {
+                tracing::error!(%error, path = target, aside, "a file could not be put back under its name");
+            }
+            return Err(failed(error));
+        }
+        self.remove_quietly(&aside).await;
+        Ok(())
+    }
+
+    /// Whether a file is just this.
+    async fn holds(&self, path: &str, content: &[Bytes]) -> Result<bool, Fault> {
+        let size = content.iter().map(|piece| piece.len() as u64).sum();
+        if self.size_of(path).await? != Some(size) {
+            return Ok(false);
+        }
+        let mut rest = self.download(path).await?;
+        Ok(rest.len() as u64 == size
+            && content
+                .iter()
+                .all(|piece| rest.split_to(piece.len()) == *piece))
     }
 
     async fn posix_rename(&self, from: &str, to: &str) -> Result<(), SftpError> {

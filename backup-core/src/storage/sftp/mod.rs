@@ -317,7 +317,6 @@ impl Storage for SftpStorage {
                     directory: directory.clone(),
                     name: name.clone(),
                     temporary: temporary::new_name(),
-                    content_addressed: kind != FileKind::Config,
                     make_directory: kind == FileKind::Pack,
                 };
                 let (content, left_over) = (content.clone(), left_over.clone());

@@ -1,0 +1,456 @@
+//! What a schema has besides tables: views, triggers, routines and events, taken down as the server tells them and created again.
+//!
+//! They were written by a tenant and are an attack until proven otherwise. Never: such a text parsed by a client program or run
+//! by an account with more rights than its owner has, unless as the one argument of a statement that the server prepares,
+//! which cannot be more than the one statement that it is.
+
+use serde::{Deserialize, Serialize};
+
+use crate::database::client::{
+    CHANGE_LIMIT, Family, Rows, SqlError, hex_literal, identifier, literal, name_from_hex,
+};
+use crate::database::rewrite::{Definer, definer_in_create, parse_definer};
+use crate::database::shadow::{default_charset, plain_name};
+use crate::database::{Account, Server};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
+
+/// In the order in which they are created: a view may use a function, an event anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) enum Kind {
+    Function,
+    Procedure,
+    Package,
+    PackageBody,
+    View,
+    Trigger,
+    Event,
+}
+
+impl Kind {
+    fn sql(self) -> &'static str {
+        match self {
+            Self::Function => "FUNCTION",
+            Self::Procedure => "PROCEDURE",
+            Self::Package => "PACKAGE",
+            Self::PackageBody => "PACKAGE BODY",
+            Self::View => "VIEW",
+            Self::Trigger => "TRIGGER",
+            Self::Event => "EVENT",
+        }
+    }
+
+    fn parse(name: &[u8]) -> Option<Self> {
+        [
+            Self::Function,
+            Self::Procedure,
+            Self::Package,
+            Self::PackageBody,
+            Self::View,
+            Self::Trigger,
+            Self::Event,
+        ]
+        .into_iter()
+        .find(|kind| kind.sql().as_bytes() == name)
+    }
+}
+
+/// One object: the statement that creates it and the session in which it means what it meant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Definition {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    #[serde(with = "hex_bytes")]
+    pub(super) text: Vec<u8>,
+    sql_mode: String,
+    client_charset: String,
+    connection_collation: String,
+    /// The schema's default when it was created; none for views.
+    database_collation: Option<String>,
+    /// Events only.
+    time_zone: Option<String>,
+}
+
+mod hex_bytes {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(bytes: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(&hex::encode(bytes))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {
+        hex::decode(String::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Definition {
+    fn definer(&self) -> Option<Definer> {
+        let at = definer_in_create(&self.text)?;
+        parse_definer(self.text.get(at..)?).map(|(definer, _)| definer)
+    }
+
+    /// The same with another definer.
+    fn defined_by(&self, definer: &Definer) -> Self {
+        let mut this = self.clone();
+        if let Some(at) = definer_in_create(&self.text)
+            && let (before, Some((_, after))) = (
+                self.text.get(..at).unwrap_or_default(),
+                self.text.get(at..).and_then(parse_definer),
+            )
+        {
+            this.text = [before, definer.quoted().as_bytes(), after].concat();
+        }
+        this
+    }
+}
+
+/// Take down everything in `schema` that is not a table, in the order in which it is created again.
+pub(super) fn collect(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<Definition>> {
+    let names = names(server, schema, cancel)?;
+    let mut definitions = Vec::with_capacity(names.len());
+    // The server keeps views in its own character set and everything else in that of whoever wrote it.
+    for (charset, views) in [("binary", false), ("utf8mb4", true)] {
+        let wanted: Vec<_> = names
+            .iter()
+            .filter(|(kind, _)| (*kind == Kind::View) == views)
+            .collect();
+        if wanted.is_empty() {
+            continue;
+        }
+        let mut script = format!("SET sql_mode = '', character_set_results = {charset};\n");
+        for (kind, name) in &wanted {
+            script.push_str(&format!(
+                "SHOW CREATE {} {};\n",
+                kind.sql(),
+                identifier(name)
+            ));
+        }
+        let rows = server.ask(
+            &server.account,
+            Some(schema),
+            script.as_bytes(),
+            CHANGE_LIMIT,
+            cancel,
+        )?;
+        if rows.len() != wanted.len() {
+            return Err(Error::new(
+                ErrorKind::Failed,
+                format!(
+                    "the database server did not tell all definitions in {schema}; is it being changed?"
+                ),
+            ));
+        }
+        for ((kind, name), row) in wanted.into_iter().zip(rows) {
+            definitions.push(definition(*kind, name, &row)?);
+        }
+    }
+    definitions.sort_by_key(|definition| definition.kind);
+    Ok(definitions)
+}
+
+/// Kinds and names; triggers in the order in which they fire.
+fn names(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<(Kind, String)>> {
+    let schema = literal(schema);
+    let rows: Rows = server.query(
+        &format!(
+            "SELECT ROUTINE_TYPE, HEX(ROUTINE_NAME) FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {schema} ORDER BY ROUTINE_NAME;
+             SELECT 'VIEW', HEX(TABLE_NAME) FROM information_schema.TABLES WHERE TABLE_SCHEMA = {schema} AND TABLE_TYPE = 'VIEW' ORDER BY TABLE_NAME;
+             SELECT 'TRIGGER', HEX(TRIGGER_NAME) FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {schema}
+                ORDER BY EVENT_OBJECT_TABLE, ACTION_TIMING, EVENT_MANIPULATION, ACTION_ORDER;
+             SELECT 'EVENT', HEX(EVENT_NAME) FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {schema} ORDER BY EVENT_NAME;"
+        ),
+        cancel,
+    )?;
+    rows.iter()
+        .map(|row| {
+            let kind = row.first().and_then(|kind| Kind::parse(kind));
+            let kind = kind.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Failed,
+                    "the database server has a kind of object that is not known here",
+                )
+            })?;
+            Ok((kind, name_from_hex(row.get(1))?))
+        })
+        .collect()
+}
+
+/// Read a row of `SHOW CREATE`.
+fn definition(kind: Kind, name: &str, row: &[Vec<u8>]) -> Result<Definition> {
+    let column = |at: usize| row.get(at).cloned().unwrap_or_default();
+    let (sql_mode, text, time_zone, session) = match kind {
+        Kind::View => (None, 1, None, 2),
+        Kind::Event => (Some(1), 3, Some(2), 4),
+        _ => (Some(1), 2, None, 3),
+    };
+    let text = column(text);
+    if !text.starts_with(b"CREATE") {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "the account may not see the definition of the {} {name}; grant it SELECT ON mysql.proc (MariaDB) or SHOW_ROUTINE (MySQL)",
+                kind.sql().to_lowercase()
+            ),
+        ));
+    }
+    Ok(Definition {
+        kind,
+        name: name.to_owned(),
+        text,
+        sql_mode: sql_mode
+            .map_or(Ok(String::new()), |at| String::from_utf8(column(at)))
+            .map_err(|error| {
+                Error::caused(
+                    ErrorKind::Failed,
+                    "the database server gave a strange SQL mode",
+                    error,
+                )
+            })?,
+        client_charset: plain_name(&column(session))?,
+        connection_collation: plain_name(&column(session + 1))?,
+        database_collation: (kind != Kind::View)
+            .then(|| plain_name(&column(session + 2)))
+            .transpose()?,
+        time_zone: time_zone.map(|at| plain_name(&column(at))).transpose()?,
+    })
+}
+
+/// Drop everything in `schema` that is not a table and that `which` wants dropped.
+pub(super) fn drop_where(
+    server: &Server,
+    schema: &str,
+    options: &str,
+    which: impl Fn(Kind, &str) -> bool,
+    cancel: &Cancel,
+) -> Result<(), SqlError> {
+    let mut script = options.to_owned();
+    let mut any = false;
+    for (kind, name) in names(server, schema, cancel)? {
+        if which(kind, &name) {
+            any = true;
+            script.push_str(&format!(
+                "DROP {} IF EXISTS {}.{};\n",
+                kind.sql(),
+                identifier(schema),
+                identifier(&name)
+            ));
+        }
+    }
+    if any {
+        server.change(&script, cancel)?;
+    }
+    Ok(())
+}
+
+/// Under which account objects are created.
+#[derive(Clone, Copy)]
+pub(super) enum As<'a> {
+    /// The tenant's, who becomes the definer of everything.
+    Tenant(&'a Account, &'a Definer),
+    /// Exactly as they were, with their definers; where that is not possible, as the tenant's.
+    Found(&'a Account, &'a Definer),
+}
+
+/// Create `wanted` in `schema`, in which nothing of those names may be.
+///
+/// An event whose only time has passed is not created, as the servers have it.
+pub(super) fn create(
+    server: &Server,
+    schema: &str,
+    wanted: &[Definition],
+    by: As<'_>,
+    warn: &dyn Fn(&str),
+    cancel: &Cancel,
+) -> Result<()> {
+    let prepares = server.prepares_everything(cancel)?;
+    let Some((charset, collation)) = default_charset(server, schema, cancel)? else {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no database {schema}"),
+        ));
+    };
+    let mut current = collation.clone();
+    let mut waiting: Vec<&Definition> = wanted.iter().collect();
+    let result = loop {
+        // A view may use one that comes later: as long as any could be created, try the others again.
+        let mut failed = Vec::new();
+        let mut last_error = None;
+        for definition in &waiting {
+            let collation = definition
+                .database_collation
+                .as_ref()
+                .unwrap_or(&current)
+                .clone();
+            if collation != current {
+                server.query(
+                    &format!("ALTER DATABASE {} COLLATE {collation};", identifier(schema)),
+                    cancel,
+                )?;
+                current = collation;
+            }
+            if let Err(error) = create_one(server, schema, definition, by, prepares, warn, cancel) {
+                failed.push(*definition);
+                last_error = Some(error.context(format!(
+                    "cannot create the {} {} in the database {schema}",
+                    definition.kind.sql().to_lowercase(),
+                    definition.name
+                )));
+            }
+        }
+        match last_error {
+            None => break Ok(()),
+            Some(error)
+                if failed.len() == waiting.len()
+                    || failed.iter().any(|failed| failed.kind != Kind::View) =>
+            {
+                break Err(error);
+            }
+            Some(_) => waiting = failed,
+        }
+    };
+    if current != collation {
+        server.query(
+            &format!(
+                "ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};",
+                identifier(schema)
+            ),
+            cancel,
+        )?;
+    }
+    result
+}
+
+fn create_one(
+    server: &Server,
+    schema: &str,
+    definition: &Definition,
+    by: As<'_>,
+    prepares: bool,
+    warn: &dyn Fn(&str),
+    cancel: &Cancel,
+) -> Result<()> {
+    let (account, tenant) = match by {
+        As::Tenant(account, tenant) => (account, tenant),
+        As::Found(account, tenant) => {
+            let foreign = definition.definer().filter(|definer| definer != tenant);
+            let Some(foreign) = foreign else {
+                return run(server, schema, definition, account, prepares, cancel);
+            };
+            if prepares
+                && run(
+                    server,
+                    schema,
+                    definition,
+                    &server.account,
+                    prepares,
+                    cancel,
+                )
+                .is_ok()
+            {
+                return Ok(());
+            }
+            warn(&format!(
+                "the {} {} of the database {schema} could not be put back with its definer {}: {} becomes it",
+                definition.kind.sql().to_lowercase(),
+                definition.name,
+                foreign.quoted(),
+                tenant.quoted()
+            ));
+            (account, tenant)
+        }
+    };
+    run(
+        server,
+        schema,
+        &definition.defined_by(tenant),
+        account,
+        prepares,
+        cancel,
+    )
+}
+
+fn run(
+    server: &Server,
+    schema: &str,
+    definition: &Definition,
+    account: &Account,
+    prepares: bool,
+    cancel: &Cancel,
+) -> Result<()> {
+    server.ask(
+        account,
+        Some(schema),
+        &script(definition, prepares),
+        CHANGE_LIMIT,
+        cancel,
+    )?;
+    Ok(())
+}
+
+fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
+    // A view's text comes in the server's own character set: say so where it makes a difference.
+    let charset = match definition.kind {
+        Kind::View
+            if !definition.text.is_ascii() && !definition.client_charset.starts_with("utf8") =>
+        {
+            "utf8mb4"
+        }
+        _ => &definition.client_charset,
+    };
+    let mut script = format!("SET sql_mode = {};\n", literal(&definition.sql_mode));
+    if let Some(time_zone) = &definition.time_zone {
+        script.push_str(&format!("SET time_zone = '{time_zone}';\n"));
+    }
+    script.push_str(&format!(
+        "SET character_set_client = {charset}, collation_connection = {};\n",
+        definition.connection_collation
+    ));
+    let mut script = script.into_bytes();
+    if prepares {
+        script.extend_from_slice(
+            format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes(),
+        );
+    } else {
+        // Nobody can guess the delimiter and so end the statement before its end.
+        let delimiter = format!("{:032x}", rand::random::<u128>());
+        script.extend_from_slice(format!("DELIMITER {delimiter}\n").as_bytes());
+        script.extend_from_slice(&definition.text);
+        script.extend_from_slice(format!("\n{delimiter}\n").as_bytes());
+    }
+    script
+}
+
+/// Those of `wanted` that `schema` does not have.
+pub(super) fn missing(
+    server: &Server,
+    schema: &str,
+    wanted: &[Definition],
+    cancel: &Cancel,
+) -> Result<Vec<Definition>> {
+    let there = names(server, schema, cancel)?;
+    Ok(wanted
+        .iter()
+        .filter(|wanted| {
+            !there
+                .iter()
+                .any(|(kind, name)| *kind == wanted.kind && *name == wanted.name)
+        })
+        .cloned()
+        .collect())
+}
+
+impl Server {
+    /// Whether every statement can be prepared, so that a text needs no client program to find its end: MariaDB from 10.6 on.
+    fn prepares_everything(&self, cancel: &Cancel) -> Result<bool> {
+        let rows = self.query("SELECT VERSION();", cancel)?;
+        let version = String::from_utf8_lossy(&rows.concat().concat()).into_owned();
+        let mut numbers = version
+            .split(['.', '-'])
+            .map_while(|number| number.parse::<u32>().ok());
+        let release = (
+            numbers.next().unwrap_or_default(),
+            numbers.next().unwrap_or_default(),
+        );
+        Ok(self.server_family(cancel)? == Family::MariaDb && release >= (10, 6))
+    }
+}

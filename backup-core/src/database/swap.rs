@@ -1,0 +1,606 @@
+//! A shadow schema takes the place of the live one, whose tables land in a third: the replaced one.
+//!
+//! One `RENAME TABLE` of all tables is the commit. Before it, what had to be dropped of the live schema (triggers: tables that
+//! have some do not move) is put back on any failure; after it, what is not a table is made anew in the live schema, and the whole is reversed if that fails.
+//! The replaced schema holds a record of both sides from before the first change on, in a table whose name, changed by the
+//! commit itself, says which side of it a crash left us on. Never: a live schema between the two.
+
+use std::fmt;
+use std::thread;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::database::Server;
+use crate::database::client::{
+    CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
+};
+use crate::database::definitions::{As, Definition, Kind, collect, create, drop_where, missing};
+use crate::database::rewrite::awake_event;
+use crate::database::shadow::{
+    ImportAccount, Importer, REPLACED_MARK, Shadow, default_charset, grant, is_beside,
+    open_account, remove_schema, replaced_name, schemas_beside, settle_account, shadow_name,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Cancel, Control};
+
+/// A table that somebody uses is waited for so many seconds, so many times.
+const LOCK_SECONDS: u32 = 2;
+const LOCK_TRIES: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
+const BUSY: u16 = 1205;
+
+/// The record's table before and after the commit.
+const PENDING: &str = "~shophosting backup: pending";
+const COMMITTED: &str = "~shophosting backup: committed";
+
+/// What a swap replaced: a schema with the old tables and a record of everything else.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Replaced {
+    live: String,
+    schema: String,
+}
+
+impl Replaced {
+    /// The live schema.
+    pub fn live(&self) -> &str {
+        &self.live
+    }
+
+    /// The schema that holds what was replaced.
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+}
+
+/// How far a swap came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplacedState {
+    /// Not to its commit: [`resume`] undoes it.
+    Pending,
+    /// Past it: [`resume`] completes it, [`swap_back`] reverses it, [`drop_replaced`] ends it.
+    Committed,
+}
+
+/// What has to be known to finish a swap or to undo it.
+#[derive(Serialize, Deserialize)]
+struct Record {
+    live: String,
+    shadow: String,
+    replaced: String,
+    /// The live schema's character set and collation; none when there was no live schema.
+    charset: Option<(String, String)>,
+    old: Vec<Definition>,
+    new: Vec<Definition>,
+}
+
+/// Put what is in the shadow schema in the place of what is in the live one. Afterwards the live schema has exactly the tables,
+/// views, routines, triggers and events of the shadow, which is empty and to be discarded; on an error the live schema is as it was.
+/// Cancelling works up to the commit.
+///
+/// # Errors
+/// [`ErrorKind::Busy`] when a transaction keeps a table in use for longer than some seconds; [`ErrorKind::Refused`] when a table of
+/// another schema has a foreign key into the live one, or a right is missing.
+pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Replaced> {
+    let failed = |error: Error| match error.kind() {
+        ErrorKind::Cancelled => error,
+        _ => error.context(format!(
+            "the database {} could not be replaced by its restored state",
+            shadow.live
+        )),
+    };
+    let cancel = &control.cancel;
+    let warn = |text: &str| control.monitor.warning(text);
+    let record = plan(server, shadow, cancel).map_err(failed)?;
+    let swap = Swap {
+        server,
+        record: &record,
+        importer: &shadow.importer,
+        warn: &warn,
+    };
+    if let Err(error) = swap.up_to_commit(cancel) {
+        return Err(failed(swap.after_undo(error, swap.undo())));
+    }
+    // From here on there is no way out but to the end or back.
+    if let Err(error) = swap.complete() {
+        return Err(failed(swap.after_undo(error, swap.reverse())));
+    }
+    Ok(Replaced {
+        live: record.live,
+        schema: record.replaced,
+    })
+}
+
+/// Everything that is looked at before anything is changed.
+fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
+    let live = &shadow.live;
+    refuse_foreign_keys_from_outside(server, live, cancel)?;
+    let charset = default_charset(server, live, cancel)?;
+    let mut new = collect(server, &shadow.schema, cancel)?;
+    for definition in &mut new {
+        if definition.kind == Kind::Event {
+            definition.text = awake_event(&definition.text).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Failed,
+                    format!(
+                        "the database server tells the event {} in an unknown way",
+                        definition.name
+                    ),
+                )
+            })?;
+        }
+    }
+    let old = match charset {
+        Some(_) => collect(server, live, cancel)?,
+        None => Vec::new(),
+    };
+    Ok(Record {
+        live: live.clone(),
+        shadow: shadow.schema.clone(),
+        replaced: replaced_name(shadow),
+        charset,
+        old,
+        new,
+    })
+}
+
+/// Such a key would follow the table into the replaced schema and, later, out of existence.
+fn refuse_foreign_keys_from_outside(server: &Server, live: &str, cancel: &Cancel) -> Result<()> {
+    let live_literal = literal(live);
+    let rows = server.change(
+        &format!(
+            "SELECT HEX(TABLE_SCHEMA), HEX(TABLE_NAME) FROM information_schema.KEY_COLUMN_USAGE
+             WHERE REFERENCED_TABLE_SCHEMA = {live_literal} AND TABLE_SCHEMA <> {live_literal} LIMIT 1;"
+        ),
+        cancel,
+    )?;
+    match rows.first() {
+        Some(row) => Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "the table {}.{} has a foreign key into the database {live}; drop the key first",
+                name_from_hex(row.first())?,
+                name_from_hex(row.get(1))?
+            ),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// One swap under way, or found again.
+struct Swap<'a> {
+    server: &'a Server,
+    record: &'a Record,
+    importer: &'a Importer,
+    warn: &'a dyn Fn(&str),
+}
+
+impl Swap<'_> {
+    fn up_to_commit(&self, cancel: &Cancel) -> Result<()> {
+        self.write_record(cancel)?;
+        let record = self.record;
+        if record.charset.is_none() {
+            self.server.query(
+                &format!("CREATE DATABASE {};", identifier(&record.live)),
+                cancel,
+            )?;
+        }
+        self.wait_for_quiet(cancel)?;
+        let tables = tables(self.server, &record.shadow, cancel)?;
+        self.when_quiet(cancel, |options| {
+            drop_where(
+                self.server,
+                &record.shadow,
+                options,
+                |kind, _| kind == Kind::Trigger,
+                cancel,
+            )?;
+            // A view in the way of a table has to go before it, too.
+            let in_the_way = |kind, name: &str| {
+                kind == Kind::Trigger
+                    || kind == Kind::View && tables.iter().any(|table| table == name)
+            };
+            drop_where(self.server, &record.live, options, in_the_way, cancel)
+        })?;
+        self.rename(
+            &record.live,
+            &record.replaced,
+            &record.shadow,
+            &record.live,
+            (PENDING, COMMITTED),
+            cancel,
+        )
+    }
+
+    /// The record, in the new replaced schema, before anything else.
+    fn write_record(&self, cancel: &Cancel) -> Result<()> {
+        let record = serde_json::to_vec(self.record).map_err(|error| {
+            Error::caused(ErrorKind::Failed, "the swap cannot be recorded", error)
+        })?;
+        let schema = identifier(&self.record.replaced);
+        let like = match &self.record.charset {
+            Some((charset, collation)) => format!("CHARACTER SET {charset} COLLATE {collation}"),
+            None => String::new(),
+        };
+        // The table gets its name last: what has the name is whole.
+        let (draft, table) = (identifier("~draft"), identifier(PENDING));
+        self.server.change(
+            &format!(
+                "CREATE DATABASE {schema} {like};
+                 CREATE TABLE {schema}.{draft} (record LONGBLOB NOT NULL);
+                 INSERT INTO {schema}.{draft} VALUES ({});
+                 RENAME TABLE {schema}.{draft} TO {schema}.{table};",
+                hex_literal(&record)
+            ),
+            cancel,
+        )?;
+        Ok(())
+    }
+
+    /// With a table in use we would fail later: find out while nothing is changed.
+    fn wait_for_quiet(&self, cancel: &Cancel) -> Result<()> {
+        let locks: Vec<String> = tables(self.server, &self.record.live, cancel)?
+            .iter()
+            .map(|table| {
+                format!(
+                    "{}.{} WRITE",
+                    identifier(&self.record.live),
+                    identifier(table)
+                )
+            })
+            .collect();
+        if locks.is_empty() {
+            return Ok(());
+        }
+        self.when_quiet(cancel, |options| {
+            let locked = self.server.change(
+                &format!("{options}LOCK TABLES {}; UNLOCK TABLES;", locks.join(", ")),
+                cancel,
+            );
+            match locked {
+                // A table that cannot be locked for another reason (its trigger is broken) can still be moved.
+                Err(error) if error.code.is_some() && error.code != Some(BUSY) => Ok(()),
+                Err(error) => Err(error),
+                Ok(_) => Ok(()),
+            }
+        })
+    }
+
+    /// Try a change that fails when a table is in use, a few times; `change` is given what makes it fail rather than hang.
+    fn when_quiet(
+        &self,
+        cancel: &Cancel,
+        change: impl Fn(&str) -> Result<(), SqlError>,
+    ) -> Result<()> {
+        let options = format!("SET lock_wait_timeout = {LOCK_SECONDS};\n");
+        let mut tries = 1;
+        loop {
+            cancel.check()?;
+            match change(&options) {
+                Err(error) if error.code == Some(BUSY) && tries < LOCK_TRIES => tries += 1,
+                result => return Ok(result?),
+            }
+            thread::sleep(LOCK_PAUSE);
+        }
+    }
+
+    /// Move all tables of `from` to `to` and then all of `source` to `target`, and rename the record, in one statement.
+    fn rename(
+        &self,
+        from: &str,
+        to: &str,
+        source: &str,
+        target: &str,
+        mark: (&str, &str),
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let mut moves = Vec::new();
+        for (from, to) in [(from, to), (source, target)] {
+            for table in tables(self.server, from, cancel)? {
+                if table != PENDING && table != COMMITTED {
+                    let table = identifier(&table);
+                    moves.push(format!(
+                        "{}.{table} TO {}.{table}",
+                        identifier(from),
+                        identifier(to)
+                    ));
+                }
+            }
+        }
+        let schema = identifier(&self.record.replaced);
+        moves.push(format!(
+            "{schema}.{} TO {schema}.{}",
+            identifier(mark.0),
+            identifier(mark.1)
+        ));
+        self.when_quiet(cancel, |options| {
+            self.server
+                .change(
+                    &format!("{options}RENAME TABLE {};", moves.join(", ")),
+                    cancel,
+                )
+                .map(drop)
+        })
+    }
+
+    /// After the commit: everything in the live schema that is not a table, anew. Can be repeated.
+    fn complete(&self) -> Result<()> {
+        let cancel = &Cancel::new();
+        let record = self.record;
+        drop_where(self.server, &record.live, "", |_, _| true, cancel)?;
+        self.open_live(cancel)?;
+        let by = As::Tenant(&self.importer.account, &self.importer.definer);
+        create(
+            self.server,
+            &record.live,
+            &record.new,
+            by,
+            self.warn,
+            cancel,
+        )?;
+        settle_account(self.server, &record.live)
+    }
+
+    /// The temporary account creates in the live schema, and stays the definer there.
+    fn open_live(&self, cancel: &Cancel) -> Result<()> {
+        if self.importer.temporary {
+            grant(self.server, self.importer, &self.record.live, cancel)?;
+        }
+        Ok(())
+    }
+
+    /// Before the commit, or after its reversal: put back what is missing of the live schema, then remove the record.
+    fn undo(&self) -> Result<()> {
+        let cancel = &Cancel::new();
+        let record = self.record;
+        match &record.charset {
+            Some((charset, collation)) => {
+                let lost = missing(self.server, &record.live, &record.old, cancel)?;
+                if !lost.is_empty() {
+                    self.open_live(cancel)?;
+                    let by = As::Found(&self.importer.account, &self.importer.definer);
+                    create(self.server, &record.live, &lost, by, self.warn, cancel)?;
+                }
+                let default = format!(
+                    "ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};",
+                    identifier(&record.live)
+                );
+                if default_charset(self.server, &record.live, cancel)?
+                    .is_some_and(|now| now != (charset.clone(), collation.clone()))
+                {
+                    self.server.query(&default, cancel)?;
+                }
+            }
+            None => {
+                self.server.query(
+                    &format!("DROP DATABASE IF EXISTS {};", identifier(&record.live)),
+                    cancel,
+                )?;
+            }
+        }
+        remove_schema(self.server, &record.live, &record.replaced)
+    }
+
+    /// After the commit: the old tables back in their place, the new ones in the shadow schema, then the undo of what comes before the commit.
+    fn reverse(&self) -> Result<()> {
+        let cancel = &Cancel::new();
+        let record = self.record;
+        self.server.query(
+            &format!(
+                "CREATE DATABASE IF NOT EXISTS {};",
+                identifier(&record.shadow)
+            ),
+            cancel,
+        )?;
+        let renamed = self
+            .when_quiet(cancel, |options| {
+                drop_where(self.server, &record.live, options, |_, _| true, cancel)
+            })
+            .and_then(|()| {
+                self.rename(
+                    &record.live,
+                    &record.shadow,
+                    &record.replaced,
+                    &record.live,
+                    (COMMITTED, PENDING),
+                    cancel,
+                )
+            });
+        if let Err(error) = renamed {
+            // Still the new state: then let it be that wholly.
+            return Err(match self.complete() {
+                Ok(()) => error,
+                Err(second) => error.context(format!(
+                    "and the restored state could not be completed: {}",
+                    second.chain()
+                )),
+            });
+        }
+        self.undo()
+    }
+
+    /// What to say when something failed and was, or was not, undone.
+    fn after_undo(&self, error: Error, undone: Result<()>) -> Error {
+        match undone {
+            Ok(()) => error,
+            Err(second) => error.context(format!(
+                "the database {} could not be brought back wholly ({}); what it was is kept in the schema {}",
+                self.record.live,
+                second.chain(),
+                self.record.replaced
+            )),
+        }
+    }
+}
+
+/// Tables and sequences.
+fn tables(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<String>> {
+    let rows = server.query(
+        &format!(
+            "SELECT HEX(TABLE_NAME) FROM information_schema.TABLES WHERE TABLE_SCHEMA = {} AND TABLE_TYPE <> 'VIEW' ORDER BY TABLE_NAME;",
+            literal(schema)
+        ),
+        cancel,
+    )?;
+    rows.iter().map(|row| name_from_hex(row.first())).collect()
+}
+
+/// The swaps of `live` whose replaced state is still there, with how far they came: what a crash, or a restore that was not ended, left.
+///
+/// # Errors
+/// What the server says.
+pub fn find_replaced(
+    server: &Server,
+    live: &str,
+    control: &Control,
+) -> Result<Vec<(Replaced, ReplacedState)>> {
+    let mut found = Vec::new();
+    for schema in schemas_beside(server, live, REPLACED_MARK, &control.cancel)? {
+        let committed = tables(server, &schema, &control.cancel)?
+            .iter()
+            .any(|table| table == COMMITTED);
+        let replaced = Replaced {
+            live: live.to_owned(),
+            schema,
+        };
+        let state = if committed {
+            ReplacedState::Committed
+        } else {
+            ReplacedState::Pending
+        };
+        found.push((replaced, state));
+    }
+    Ok(found)
+}
+
+/// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit, complete it if it had. Can be
+/// repeated; what it came to.
+///
+/// # Errors
+/// As [`swap`].
+pub fn resume(
+    server: &Server,
+    replaced: &Replaced,
+    account: &ImportAccount,
+    control: &Control,
+) -> Result<ReplacedState> {
+    with_record(server, replaced, account, control, |swap, state| {
+        match state {
+            ReplacedState::Pending => swap.undo()?,
+            ReplacedState::Committed => swap.complete()?,
+        }
+        Ok(state)
+    })
+}
+
+/// Reverse a swap: the live schema is again as it was, with its views, routines, triggers and events. What was restored is gone.
+///
+/// # Errors
+/// As [`swap`]; then the restored state stays, whole.
+pub fn swap_back(
+    server: &Server,
+    replaced: &Replaced,
+    account: &ImportAccount,
+    control: &Control,
+) -> Result<()> {
+    with_record(server, replaced, account, control, |swap, state| {
+        match state {
+            ReplacedState::Pending => swap.undo()?,
+            ReplacedState::Committed => swap.reverse()?,
+        }
+        remove_schema(swap.server, &swap.record.live, &swap.record.shadow)
+    })
+}
+
+fn with_record<T>(
+    server: &Server,
+    replaced: &Replaced,
+    account: &ImportAccount,
+    control: &Control,
+    act: impl FnOnce(&Swap<'_>, ReplacedState) -> Result<T>,
+) -> Result<T> {
+    let cancel = &control.cancel;
+    let warn = |text: &str| control.monitor.warning(text);
+    let tables = tables(server, &replaced.schema, cancel)?;
+    let (state, table) = if tables.iter().any(|table| table == COMMITTED) {
+        (ReplacedState::Committed, COMMITTED)
+    } else {
+        (ReplacedState::Pending, PENDING)
+    };
+    let record = if tables.iter().any(|name| name == table) {
+        read_record(server, &replaced.schema, table, cancel)?
+    } else {
+        // It did not come to recording anything, so it changed nothing either.
+        let (live, schema) = (&replaced.live, &replaced.schema);
+        let charset = default_charset(server, live, cancel)?;
+        Record {
+            live: live.clone(),
+            shadow: shadow_name(live, schema),
+            replaced: schema.clone(),
+            charset,
+            old: Vec::new(),
+            new: Vec::new(),
+        }
+    };
+    let importer = open_account(server, &replaced.live, account, cancel)?;
+    let swap = Swap {
+        server,
+        record: &record,
+        importer: &importer,
+        warn: &warn,
+    };
+    let result = act(&swap, state);
+    let settled = settle_account(server, &replaced.live);
+    result.and_then(|value| settled.map(|()| value))
+}
+
+fn read_record(server: &Server, schema: &str, table: &str, cancel: &Cancel) -> Result<Record> {
+    let damaged = |message: &str| {
+        Error::new(
+            ErrorKind::Damaged,
+            format!("the record of the swap in {schema} {message}"),
+        )
+    };
+    let rows = server.ask(
+        &server.account,
+        None,
+        format!(
+            "SELECT HEX(record) FROM {}.{};",
+            identifier(schema),
+            identifier(table)
+        )
+        .as_bytes(),
+        CHANGE_LIMIT,
+        cancel,
+    )?;
+    let json = from_hex(rows.first().and_then(|row| row.first()))?;
+    serde_json::from_slice(&json).map_err(|_| damaged("cannot be read"))
+}
+
+/// End a swap for good: what it replaced is deleted. There is no way back after it. Safe to repeat.
+///
+/// # Errors
+/// [`ErrorKind::InvalidInput`] when the swap did not come to its commit; what the server says.
+pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) -> Result<()> {
+    let Replaced { live, schema } = replaced;
+    let known = schemas_beside(server, live, REPLACED_MARK, &control.cancel)?;
+    if !is_beside(schema, live, REPLACED_MARK) || !known.contains(schema) {
+        return Ok(());
+    }
+    if !tables(server, schema, &control.cancel)?
+        .iter()
+        .any(|table| table == COMMITTED)
+    {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("the swap that made {schema} was interrupted; it has to be undone first"),
+        ));
+    }
+    remove_schema(server, live, schema)
+}
+
+impl fmt::Display for Replaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.schema)
+    }
+}

@@ -1,0 +1,218 @@
+//! Back up one customer.
+//!
+//! The commit point is the snapshot file. Before it nothing is visible, on no disk is a copy of the dump or of the files; after it a
+//! failure (of the retention) is a warning.
+
+use std::path::PathBuf;
+
+use jiff::Zoned;
+use serde::Serialize;
+
+use super::{Engine, require_note};
+use crate::customer::{Customer, CustomerId};
+use crate::database::{self, Dump};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Control, Phase};
+use crate::repository::{
+    ArchiveRequest, BackupType, Origin, Repository, Snapshot, SnapshotId, StreamSource, TreeSource,
+};
+use crate::site::Site;
+
+/// What to back up.
+#[derive(Debug, Clone)]
+pub struct BackupRequest {
+    /// Database, files or both.
+    pub backup_type: BackupType,
+    /// The customer's note: one line.
+    pub note: Option<String>,
+}
+
+/// What was backed up.
+#[derive(Debug, Clone, Serialize)]
+pub struct BackupReport {
+    /// The new snapshot.
+    pub snapshot_id: SnapshotId,
+    /// What it holds.
+    pub backup_type: BackupType,
+    /// Files, the dump not counted.
+    pub files: u64,
+    /// Plain bytes of files and dump.
+    pub bytes: u64,
+    /// Bytes that the repository grew by.
+    pub bytes_added: u64,
+    /// Bytes of the dump.
+    pub database_bytes: u64,
+    /// What somebody should know although the backup is good.
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Back up a customer and forget his manual backups beyond the newest `retention.manual`.
+    ///
+    /// An error means that there is no new backup. Cancelling works up to the commit.
+    pub fn backup(
+        &self,
+        customer: &Customer,
+        request: &BackupRequest,
+        control: &Control,
+    ) -> Result<BackupReport> {
+        control.monitor.phase(Phase::Preparing);
+        request.note.as_deref().map_or(Ok(()), require_note)?;
+        let has_files = request.backup_type.has_files();
+        let site = has_files
+            .then(|| Site::open(&self.config, customer))
+            .transpose()?;
+
+        let repository = self.manual()?;
+        let lock = repository.lock_shared()?;
+        let previous = newest_with_files(&repository, customer.id)?;
+        if let Some(bytes) = previous.as_ref().and_then(|snapshot| snapshot.bytes) {
+            control.monitor.bytes_total(bytes);
+        }
+
+        control.monitor.phase(Phase::Saving);
+        let dump = match request.backup_type.has_database() {
+            true => Some(self.start_dump(customer, control)?),
+            false => None,
+        };
+        let (dump, stream) = dump.unzip();
+        let parent = previous.filter(|_| has_files);
+        let archive = self.archive_request(customer, request, site.as_ref(), stream, parent)?;
+        let archived = repository.archive(lock, archive, control);
+        // The dump's own failure says more than that of the reader it fed.
+        let uncommitted = match (archived, dump) {
+            (Ok(uncommitted), Some(dump)) => {
+                require_whole_dump(dump, uncommitted.stream_bytes())?;
+                uncommitted
+            }
+            (Ok(uncommitted), None) => uncommitted,
+            (Err(error), dump) => return Err(better_cause(error, dump)),
+        };
+
+        let archived = uncommitted.commit(control)?;
+
+        control.monitor.phase(Phase::CleaningUp);
+        let mut warnings = archived.warnings;
+        if let Err(error) = self.forget_beyond_retention(&repository, customer.id) {
+            warnings.push(format!(
+                "older backups could not be removed: {}",
+                error.chain()
+            ));
+        }
+        for warning in &warnings {
+            control.monitor.warning(warning);
+        }
+        Ok(BackupReport {
+            snapshot_id: archived.snapshot,
+            backup_type: request.backup_type,
+            files: archived.files,
+            bytes: archived.bytes,
+            bytes_added: archived.bytes_added,
+            database_bytes: archived.stream_bytes,
+            warnings,
+        })
+    }
+
+    fn start_dump(&self, customer: &Customer, control: &Control) -> Result<(Dump, StreamSource)> {
+        let server = self.server(customer)?;
+        let mut dump = database::dump(
+            &server,
+            customer.db_name.as_str(),
+            self.config.dump_timeout(),
+            control,
+        )?;
+        let reader = dump
+            .take_reader()
+            .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump has no output"))?;
+        let path = self.config.customer_database.dump_path(customer)?;
+        Ok((dump, StreamSource { path, reader }))
+    }
+
+    fn archive_request(
+        &self,
+        customer: &Customer,
+        request: &BackupRequest,
+        site: Option<&Site>,
+        stream: Option<StreamSource>,
+        parent: Option<Snapshot>,
+    ) -> Result<ArchiveRequest> {
+        let time = Zoned::now();
+        let mut paths: Vec<PathBuf> = Vec::new();
+        if let Some(stream) = &stream {
+            paths.extend(stream.path.parent().map(PathBuf::from));
+        }
+        let tree = site.map(|site| TreeSource {
+            root: site.path().to_owned(),
+            exclude: self.config.customers.exclude.clone(),
+        });
+        paths.extend(tree.iter().map(|tree| tree.root.clone()));
+        Ok(ArchiveRequest {
+            tree,
+            stream,
+            paths,
+            tags: vec![
+                customer.id.tag(),
+                Origin::Manual.tag().to_owned(),
+                request.backup_type.to_string(),
+                time.strftime("%Y-%m-%d-%H%M%S").to_string(),
+            ],
+            time,
+            note: request.note.clone(),
+            parent: parent.map(|snapshot| snapshot.id),
+        })
+    }
+
+    /// The newest manual ones of this customer stay, whatever their type.
+    fn forget_beyond_retention(&self, repository: &Repository, customer: CustomerId) -> Result<()> {
+        let mut own = of_customer(repository, customer)?;
+        own.retain(|snapshot| snapshot.origin() == Some(Origin::Manual));
+        let keep = usize::try_from(self.config.retention.manual).unwrap_or(usize::MAX);
+        let excess = own.len().saturating_sub(keep);
+        let ids: Vec<SnapshotId> = own[..excess].iter().map(|snapshot| snapshot.id).collect();
+        repository.forget(&ids)
+    }
+}
+
+/// The customer's snapshots, oldest first.
+pub(super) fn of_customer(repository: &Repository, customer: CustomerId) -> Result<Vec<Snapshot>> {
+    let mut snapshots = repository.snapshots()?;
+    snapshots.retain(|snapshot| snapshot.owner() == Some(customer));
+    Ok(snapshots)
+}
+
+/// Unchanged files need not be read again: they are as in this one.
+fn newest_with_files(repository: &Repository, customer: CustomerId) -> Result<Option<Snapshot>> {
+    let with_files =
+        |snapshot: &Snapshot| snapshot.backup_type().is_some_and(BackupType::has_files);
+    Ok(of_customer(repository, customer)?
+        .into_iter()
+        .rev()
+        .find(with_files))
+}
+
+fn require_whole_dump(dump: Dump, stored: u64) -> Result<()> {
+    let report = dump.finish()?;
+    if report.bytes != stored {
+        return Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "the dump has {} bytes but {stored} were stored",
+                report.bytes
+            ),
+        ));
+    }
+    Ok(())
+}
+
+fn better_cause(error: Error, dump: Option<Dump>) -> Error {
+    match dump.map(Dump::finish) {
+        // A dump that was not read to its end has nothing to add: it was stopped because something else failed.
+        Some(Err(cause))
+            if !matches!(cause.kind(), ErrorKind::Failed)
+                || error.chain().contains(&cause.to_string()) =>
+        {
+            cause
+        }
+        _ => error,
+    }
+}

@@ -1,0 +1,136 @@
+//! What the product does, as procedures that read as their steps: back up a customer, restore a customer, list what there is.
+//!
+//! Each procedure names its commit point. Before it a failure leaves no trace; whatever the way out, maintenance is off, what was
+//! stopped is started, and what was staged is gone.
+
+mod backup;
+mod list;
+mod restore;
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use secrecy::SecretString;
+
+use crate::config::{Config, RepositoryConfig};
+use crate::customer::Customer;
+use crate::database::{Endpoint, Server};
+use crate::error::{Error, ErrorKind, Result};
+use crate::repository::Repository;
+use crate::storage::{self, Location, SftpOptions, Storage};
+
+pub use backup::{BackupReport, BackupRequest};
+pub use list::{BackupEntry, BackupList};
+pub use restore::{RestoreReport, RestoreRequest, Source};
+
+/// The configuration, and the repositories that it names, opened when they are first needed and then kept.
+/// All methods block; call them from a thread that may.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    manual: Kept,
+    daily: Kept,
+}
+
+/// A repository once it was opened.
+type Kept = Mutex<Option<Arc<Repository>>>;
+
+impl Engine {
+    /// Nothing is opened or looked at yet.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            manual: Mutex::default(),
+            daily: Mutex::default(),
+        }
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The repository of the backups that customers make.
+    pub fn manual(&self) -> Result<Arc<Repository>> {
+        open_once(&self.manual, &self.config.repositories.manual)
+    }
+
+    /// The repository of the platform's daily backups; None where none is configured.
+    pub fn daily(&self) -> Result<Option<Arc<Repository>>> {
+        let config = self.config.repositories.daily.as_ref();
+        config
+            .map(|config| open_once(&self.daily, config))
+            .transpose()
+    }
+
+    /// The customer's database server.
+    fn server(&self, customer: &Customer) -> Result<Server> {
+        let config = &self.config.customer_database;
+        let endpoint = match &config.socket {
+            Some(socket) => Endpoint::Socket(socket.clone()),
+            None => Endpoint::Host {
+                host: config.host().to_owned(),
+                port: config.port,
+            },
+        };
+        let password = config
+            .password
+            .read()?
+            .unwrap_or_else(|| SecretString::from(String::new()));
+        Ok(Server::new(
+            endpoint,
+            config.exec(customer)?,
+            config.user.clone(),
+            password,
+        ))
+    }
+}
+
+fn open_once(kept: &Kept, config: &RepositoryConfig) -> Result<Arc<Repository>> {
+    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(repository) = kept.as_ref() {
+        return Ok(Arc::clone(repository));
+    }
+    let repository = Arc::new(Repository::open(
+        open_storage(config)?,
+        &config.read_password()?,
+    )?);
+    *kept = Some(Arc::clone(&repository));
+    Ok(repository)
+}
+
+/// Reach the storage of a configured repository, whether or not there is a repository yet.
+pub fn open_storage(config: &RepositoryConfig) -> Result<Arc<dyn Storage>> {
+    let location: Location = config.location.parse()?;
+    let options = SftpOptions {
+        ssh_key: config.ssh_key.clone(),
+        known_hosts: config.known_hosts.clone(),
+        connections: usize::try_from(config.connections).unwrap_or(1),
+        retry_for: config.retry_for,
+    };
+    storage::open(&location, &options)
+}
+
+/// Create a configured repository; false where there is one already.
+pub fn init_repository(config: &RepositoryConfig) -> Result<bool> {
+    let password = config.read_password()?;
+    let storage = open_storage(config)?;
+    if Repository::exists(&*storage)? {
+        // A wrong password shows now rather than at two in the morning.
+        Repository::open(storage, &password)?;
+        return Ok(false);
+    }
+    Repository::init(storage, &password)?;
+    Ok(true)
+}
+
+/// A note as it may be stored: one line of text, not too long.
+fn require_note(note: &str) -> Result<()> {
+    const CHARACTERS_MAX: usize = 500;
+    if note.chars().count() > CHARACTERS_MAX || note.chars().any(char::is_control) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("a note is one line of at most {CHARACTERS_MAX} characters"),
+        ));
+    }
+    Ok(())
+}

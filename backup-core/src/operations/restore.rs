@@ -1,0 +1,560 @@
+//! Restore one customer.
+//!
+//! The commit point is the exchange in [`Restore::swap`]: until then the site has not changed, and everything staged is removed on
+//! the way out. If the site does not come up afterwards, the exchange is made back. Never: what was replaced destroyed before the
+//! site is up; a way out that leaves maintenance on or the site stopped.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use rustix::fs::{Mode, OFlags};
+use serde::Serialize;
+
+use super::Engine;
+use super::list::{Contents, is_daily};
+use crate::customer::Customer;
+use crate::database::{self, ImportAccount, Replaced, Server, Shadow};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Cancel, Control, Phase};
+use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
+use crate::site::{Health, Site, Staged, Staging};
+
+/// Where a backup is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// Among the customer's manual backups.
+    Manual,
+    /// Among the platform's daily backups.
+    Daily,
+    /// Among those made of what a restore replaced.
+    PreRestore,
+}
+
+impl FromStr for Source {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "manual" => Ok(Self::Manual),
+            "daily" => Ok(Self::Daily),
+            "pre-restore" => Ok(Self::PreRestore),
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "`{}` is not a source: use manual, daily or pre-restore",
+                    text.escape_debug()
+                ),
+            )),
+        }
+    }
+}
+
+/// What to restore.
+#[derive(Debug, Clone, Copy)]
+pub struct RestoreRequest {
+    /// The backup's full id.
+    pub snapshot: SnapshotId,
+    /// Where it is looked for.
+    pub source: Source,
+    /// What of it is restored; None: all that it holds of the customer.
+    pub restore_type: Option<BackupType>,
+    /// Whether the site stays up until the exchange.
+    pub online: bool,
+}
+
+/// What was restored.
+#[derive(Debug, Clone, Serialize)]
+pub struct RestoreReport {
+    /// From which snapshot.
+    pub snapshot_id: SnapshotId,
+    /// What of it.
+    pub restore_type: BackupType,
+    /// Regular files.
+    pub files: u64,
+    /// Plain bytes of files and dump.
+    pub bytes: u64,
+    /// Tables and views.
+    pub tables: u64,
+    /// What somebody should know although the restore is good.
+    pub warnings: Vec<String>,
+}
+
+impl Engine {
+    /// Put a customer's files, database or both back as a backup has them.
+    ///
+    /// An error means that the site is as it was, unless it says otherwise. Cancelling works up to the exchange.
+    pub fn restore(
+        &self,
+        customer: &Customer,
+        request: &RestoreRequest,
+        control: &Control,
+    ) -> Result<RestoreReport> {
+        control.monitor.phase(Phase::Preparing);
+        let site = Site::open(&self.config, customer)?;
+        let found = self.find(customer, request, control)?;
+        let mut restore = Restore {
+            engine: self,
+            customer,
+            site,
+            request,
+            control,
+            found,
+            health_before: Health::Unknown,
+            maintenance: false,
+            staging: None,
+            staged: Vec::new(),
+            database: None,
+            tables: 0,
+            stopped: false,
+            files_swapped: false,
+            replaced: None,
+            warnings: Vec::new(),
+        };
+        restore.check_room()?;
+        let proceeded = catch_unwind(AssertUnwindSafe(|| restore.proceed())).unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Failed,
+                "the restore broke off inside the program",
+            ))
+        });
+        match proceeded {
+            Ok(()) => Ok(restore.finish()),
+            Err(error) => Err(restore.undo(error)),
+        }
+    }
+
+    /// The full id of one of the customer's backups by the first digits of it, at least eight.
+    ///
+    /// Looks among this customer's backups only, so that no beginning of an id leads to another's.
+    pub fn resolve(&self, customer: &Customer, source: Source, text: &str) -> Result<SnapshotId> {
+        if let Ok(id) = text.parse() {
+            return Ok(id);
+        }
+        let is_beginning = (8..64).contains(&text.len())
+            && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if !is_beginning {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a backup is named by its id as `list` shows it: 64 hexadecimal digits, or at least the first 8",
+            ));
+        }
+        let list = self.list(customer)?;
+        let entries = match source {
+            Source::Manual => list.manual,
+            Source::Daily => list.daily,
+            Source::PreRestore => list.pre_restore,
+        };
+        let mut matching = entries
+            .iter()
+            .map(|entry| entry.id)
+            .filter(|id| id.to_string().starts_with(text));
+        match (matching.next(), matching.next()) {
+            (Some(id), None) => Ok(id),
+            (None, _) => Err(no_such_backup(customer, text)),
+            (Some(_), Some(_)) => Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "several backups of customer {} begin with {text}: give more digits",
+                    customer.id
+                ),
+            )),
+        }
+    }
+
+    /// The first step: the backup is this customer's and holds what was asked for. Nothing is changed.
+    fn find(
+        &self,
+        customer: &Customer,
+        request: &RestoreRequest,
+        control: &Control,
+    ) -> Result<Found> {
+        let not_found = || no_such_backup(customer, &request.snapshot.to_string());
+        let repository = match request.source {
+            Source::Manual | Source::PreRestore => self.manual()?,
+            Source::Daily => self.daily()?.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Configuration,
+                    "no daily backups are configured: set repositories.daily",
+                )
+            })?,
+        };
+        let lock = repository.lock_shared()?;
+        let snapshot = repository
+            .snapshot(&request.snapshot)?
+            .ok_or_else(not_found)?;
+        let config = &self.config.customer_database;
+        let (is_his, dump) = match request.source {
+            Source::Manual => (
+                is_own(&snapshot, customer, Origin::Manual),
+                config.dump_path(customer)?,
+            ),
+            Source::PreRestore => (
+                is_own(&snapshot, customer, Origin::PreRestore),
+                config.dump_path(customer)?,
+            ),
+            Source::Daily => (is_daily(&snapshot), config.daily_dump_path(customer)?),
+        };
+        if !is_his {
+            return Err(not_found());
+        }
+        let contents = self.contents(&repository, &snapshot, customer, dump)?;
+        let held = BackupType::of(contents.has_dump, !contents.site_dirs.is_empty())
+            .ok_or_else(not_found)?;
+        let restore_type = request.restore_type.unwrap_or(held);
+        if !held.includes(restore_type) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "the backup {} holds {held}, not {restore_type}",
+                    snapshot.id
+                ),
+            ));
+        }
+        let mut plans = Vec::new();
+        if restore_type.has_files() {
+            let directory = self.config.customers.dir(customer.id);
+            for site_dir in &contents.site_dirs {
+                let plan = repository.plan_restore(
+                    &snapshot,
+                    &directory.join(site_dir),
+                    &control.cancel,
+                )?;
+                plans.push((site_dir.clone(), plan));
+            }
+        }
+        Ok(Found {
+            repository,
+            lock: Some(lock),
+            snapshot,
+            contents,
+            restore_type,
+            plans,
+        })
+    }
+}
+
+/// The same for a backup that does not exist and for one that is another's.
+fn no_such_backup(customer: &Customer, named: &str) -> Error {
+    Error::new(
+        ErrorKind::NotFound,
+        format!(
+            "customer {} has no such backup {named}: see `list {}`",
+            customer.id, customer.id
+        ),
+    )
+}
+
+/// A manual or pre-restore snapshot is a customer's by its one tag.
+fn is_own(snapshot: &Snapshot, customer: &Customer, origin: Origin) -> bool {
+    snapshot.owner() == Some(customer.id) && snapshot.origin() == Some(origin)
+}
+
+/// The backup that is restored.
+struct Found {
+    repository: Arc<Repository>,
+    /// Held while the repository is read.
+    lock: Option<Lock>,
+    snapshot: Snapshot,
+    contents: Contents,
+    restore_type: BackupType,
+    /// The site directories with what they hold, where files are restored.
+    plans: Vec<(PathBuf, RestorePlan)>,
+}
+
+/// The customer's database in its shadow schema.
+struct StagedDatabase {
+    server: Server,
+    account: ImportAccount,
+    shadow: Shadow,
+}
+
+impl StagedDatabase {
+    fn discard(&self) -> Result<()> {
+        database::discard(&self.server, self.shadow.live(), self.shadow.schema())
+    }
+}
+
+/// A restore on its way, with everything that would have to be undone.
+struct Restore<'a> {
+    engine: &'a Engine,
+    customer: &'a Customer,
+    site: Site,
+    request: &'a RestoreRequest,
+    control: &'a Control,
+    found: Found,
+    health_before: Health,
+    maintenance: bool,
+    staging: Option<Staging>,
+    staged: Vec<Staged>,
+    database: Option<StagedDatabase>,
+    tables: u64,
+    stopped: bool,
+    /// Set before the first exchange: each can be made back whether or not it was made.
+    files_swapped: bool,
+    replaced: Option<Replaced>,
+    warnings: Vec<String>,
+}
+
+impl Restore<'_> {
+    fn proceed(&mut self) -> Result<()> {
+        self.health_before = self.site.health();
+        if !self.request.online {
+            self.maintenance_on()?;
+        }
+        self.stage_files()?;
+        self.stage_database()?;
+        self.found.lock = None;
+        self.maintenance_on()?;
+        self.stop()?;
+        self.swap()?;
+        self.start()?;
+        self.maintenance_off()?;
+        self.remove_replaced();
+        Ok(())
+    }
+
+    fn check_room(&self) -> Result<()> {
+        let needed: u64 = self.found.plans.iter().map(|(_, plan)| plan.bytes()).sum();
+        let available = self.site.bytes_available()?;
+        if needed > available {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "restoring the files of customer {} takes {needed} bytes beside the present ones, and {available} are free: \
+                     make room on the file system of {}",
+                    self.customer.id,
+                    self.site.path().display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn maintenance_on(&mut self) -> Result<()> {
+        if !self.maintenance {
+            self.maintenance = true;
+            self.site.maintenance_on("a backup is being restored")?;
+        }
+        Ok(())
+    }
+
+    fn stage_files(&mut self) -> Result<()> {
+        if self.found.plans.is_empty() {
+            return Ok(());
+        }
+        self.control.monitor.phase(Phase::RestoringFiles);
+        self.control
+            .monitor
+            .bytes_total(self.found.plans.iter().map(|(_, plan)| plan.bytes()).sum());
+        let staging = self.staging.insert(self.site.stage()?);
+        for (site_dir, plan) in &self.found.plans {
+            let target = open_private(&staging.place(site_dir)?)?;
+            self.found
+                .repository
+                .restore(plan, target.as_fd(), self.control)?;
+            self.staged.push(staging.staged(&self.site, site_dir)?);
+        }
+        Ok(())
+    }
+
+    fn stage_database(&mut self) -> Result<()> {
+        if !self.found.restore_type.has_database() {
+            return Ok(());
+        }
+        self.control.monitor.phase(Phase::ImportingDatabase);
+        let server = self.engine.server(self.customer)?;
+        let live = self.customer.db_name.as_str();
+        let account = match (&self.customer.db_user, &self.customer.db_password) {
+            (Some(user), Some(password)) => ImportAccount::Customer {
+                user: user.clone(),
+                password: password.clone(),
+            },
+            _ => ImportAccount::Temporary,
+        };
+        let Found {
+            repository,
+            snapshot,
+            contents,
+            ..
+        } = &self.found;
+        let dump = repository.stream_file(snapshot, &contents.dump, self.control)?;
+        self.control.monitor.bytes_total(dump.bytes);
+        let shadow = database::prepare_shadow(&server, live, &account, self.control)?;
+        let staged = self.database.insert(StagedDatabase {
+            server,
+            account,
+            shadow,
+        });
+        let limit = self.engine.config.import_timeout();
+        database::import(
+            &staged.server,
+            &mut staged.shadow,
+            Box::new(dump),
+            limit,
+            self.control,
+        )?;
+        let inventory = database::verify(&staged.server, &staged.shadow, self.control)?;
+        self.tables = inventory.tables + inventory.views;
+        Ok(())
+    }
+
+    fn stop(&mut self) -> Result<()> {
+        self.stopped = true;
+        self.site.stop(&self.control.cancel)
+    }
+
+    /// The commit. Files first: their exchange is the easier one to make back.
+    fn swap(&mut self) -> Result<()> {
+        self.control.monitor.phase(Phase::Swapping);
+        self.control.cancel.check()?;
+        if let Some(staging) = &self.staging {
+            self.files_swapped = true;
+            for staged in &self.staged {
+                staging.swap(&self.site, staged)?;
+            }
+        }
+        if let Some(StagedDatabase { server, shadow, .. }) = &self.database {
+            self.replaced = Some(database::swap(server, shadow, self.control)?);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self) -> Result<()> {
+        self.control.monitor.phase(Phase::Starting);
+        self.site.start()?;
+        self.stopped = false;
+        // Past the commit: it is carried forward, or made back if the site does not come up, but not cancelled.
+        self.site
+            .wait_until_up(self.health_before, &Cancel::new())?;
+        Ok(())
+    }
+
+    fn maintenance_off(&mut self) -> Result<()> {
+        if self.maintenance {
+            self.site.maintenance_off()?;
+            self.maintenance = false;
+        }
+        Ok(())
+    }
+
+    /// The restore is done: what cannot be removed now is in nobody's way.
+    fn remove_replaced(&mut self) {
+        self.control.monitor.phase(Phase::CleaningUp);
+        let mut problems = Vec::new();
+        if let Some(staging) = self.staging.take() {
+            problems.extend(staging.remove().err());
+        }
+        if let Some(database) = self.database.take() {
+            if let Some(replaced) = self.replaced.take() {
+                problems.extend(
+                    database::drop_replaced(&database.server, &replaced, &Control::default()).err(),
+                );
+            }
+            problems.extend(database.discard().err());
+        }
+        for problem in problems {
+            self.warnings.push(format!(
+                "the restore is done, but not tidied up: {}",
+                problem.chain()
+            ));
+        }
+    }
+
+    fn finish(self) -> RestoreReport {
+        for warning in &self.warnings {
+            self.control.monitor.warning(warning);
+        }
+        RestoreReport {
+            snapshot_id: self.found.snapshot.id,
+            restore_type: self.found.restore_type,
+            files: self.found.plans.iter().map(|(_, plan)| plan.files()).sum(),
+            bytes: self.found.plans.iter().map(|(_, plan)| plan.bytes()).sum(),
+            tables: self.tables,
+            warnings: self.warnings,
+        }
+    }
+
+    /// Everything back as it was, in the reverse order; gives the error to report.
+    fn undo(mut self, error: Error) -> Error {
+        tracing::error!("the restore failed and is undone: {}", error.chain());
+        let mut problems = Vec::new();
+        self.swap_back(&mut problems);
+        if self.stopped {
+            problems.extend(self.site.start().err());
+        }
+        if self.maintenance {
+            problems.extend(self.site.maintenance_off().err());
+        }
+        self.remove_staged(&mut problems);
+        if problems.is_empty() {
+            return error;
+        }
+        let problems: Vec<String> = problems.iter().map(Error::chain).collect();
+        error.context(format!(
+            "the restore failed, and undoing it needs an operator ({})",
+            problems.join("; ")
+        ))
+    }
+
+    fn swap_back(&mut self, problems: &mut Vec<Error>) {
+        if !self.files_swapped && self.replaced.is_none() {
+            return;
+        }
+        if !self.stopped {
+            // It was started on what was restored and did not come up.
+            self.stopped = true;
+            problems.extend(self.site.stop(&Cancel::new()).err());
+        }
+        if let (Some(database), Some(replaced)) = (&self.database, &self.replaced) {
+            match database::swap_back(
+                &database.server,
+                replaced,
+                &database.account,
+                &Control::default(),
+            ) {
+                Ok(()) => self.replaced = None,
+                Err(problem) => problems.push(problem),
+            }
+        }
+        if let Some(staging) = &self.staging {
+            for staged in self.staged.iter().rev() {
+                match staging.swap_back(&self.site, staged) {
+                    Ok(()) => {}
+                    Err(problem) => {
+                        problems.push(problem.context(format!(
+                            "the former files are still in {}",
+                            staging.path().display()
+                        )));
+                        return;
+                    }
+                }
+            }
+            self.files_swapped = false;
+        }
+    }
+
+    /// Only what is surely not the customer's only copy.
+    fn remove_staged(&mut self, problems: &mut Vec<Error>) {
+        if !self.files_swapped
+            && let Some(staging) = self.staging.take()
+        {
+            problems.extend(staging.remove().err());
+        }
+        if self.replaced.is_none()
+            && let Some(database) = self.database.take()
+        {
+            problems.extend(database.discard().err());
+        }
+    }
+}
+
+/// A directory in our own staging directory, where nobody else can put a link.
+fn open_private(path: &std::path::Path) -> Result<OwnedFd> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::open(path, flags, Mode::empty())
+        .map_err(|error| Error::io(format!("cannot open {}", path.display()), error.into()))
+}
