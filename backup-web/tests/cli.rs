@@ -6,6 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use backup_core::config::{Config, Environment};
+use backup_core::operations;
 use serde_json::Value;
 
 struct Bed {
@@ -41,6 +43,12 @@ impl Bed {
              password_file = '{dir}/password'\n[customers]\nroot = '{dir}/customers'\n[site]\n{site}\n{more}"
         );
         std::fs::write(self.path("backup.toml"), text).unwrap();
+    }
+
+    fn init(&self) {
+        let file = self.path("backup.toml");
+        let config = Config::load(Some(&file), &Environment::default()).unwrap();
+        assert!(operations::init_repository(&config.repositories.manual).unwrap());
     }
 
     fn command(&self, line: &str) -> Command {
@@ -208,12 +216,15 @@ fn customers_are_added_and_listed() {
 fn doctor_finds_nothing_wrong_with_a_good_configuration() {
     let bed = Bed::new();
     bed.run("customer add");
+    bed.init();
     let (status, document) = bed.json("doctor");
     assert_eq!(
         (status, &document["success"]),
         (0, &Value::Bool(true)),
         "{document:#}"
     );
+    let locks = std::fs::read_dir(bed.path("repository/locks")).unwrap();
+    assert_eq!(locks.count(), 0);
     assert_eq!(
         std::fs::read_dir(bed.path("customers/.shophosting-backup"))
             .unwrap()
@@ -228,7 +239,12 @@ type Fault<'a> = (&'a str, &'a str, &'a dyn Fn(&Bed));
 #[test]
 fn doctor_says_what_is_wrong_and_how_to_mend_it() {
     let bed = Bed::new();
-    let faults: [Fault; 7] = [
+    let faults: [Fault; 9] = [
+        ("repositories.manual", "warning", &|bed| bed.configure("")),
+        ("repositories.manual", "failed", &|bed| {
+            bed.init();
+            std::fs::write(bed.path("password"), "wr0ng").unwrap();
+        }),
         ("repositories.manual password", "failed", &|bed| {
             std::fs::remove_file(bed.path("password")).unwrap()
         }),
@@ -278,6 +294,7 @@ fn doctor_says_what_is_wrong_and_how_to_mend_it() {
             assert_eq!(exit, 1, "{name}");
         }
         assert!(!document.to_string().contains("s3cret"));
+        assert!(!document.to_string().contains("wr0ng"));
         assert_eq!(bed.run("doctor").status.code(), Some(exit));
     }
 }

@@ -3,11 +3,14 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use backup_core::config::{Config, DatabaseUrl, Origin, PasswordSource, RepositoryConfig};
 use backup_core::customer::{CustomerId, CustomerStore};
-use backup_core::error::{Error, Result};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::operations::open_storage;
 use backup_core::progress::Cancel;
+use backup_core::repository::Repository;
 use backup_core::site;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -16,6 +19,9 @@ use crate::output::Output;
 
 /// Less than this is worth a word.
 const LITTLE_SPACE: u64 = 1 << 30;
+
+/// The longest that passing faults of a backup server are retried here.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -104,6 +110,16 @@ pub fn run(
     cancel.check()?;
     runtime.block_on(check_platform_database(config, &mut report));
     cancel.check()?;
+    check_repository(
+        "repositories.manual",
+        &config.repositories.manual,
+        true,
+        &mut report,
+    );
+    cancel.check()?;
+    if let Some(daily) = &config.repositories.daily {
+        check_repository("repositories.daily", daily, false, &mut report);
+    }
 
     let good = !report.any(Status::Failed);
     output.result(
@@ -414,6 +430,61 @@ async fn check_platform_database(config: &Config, report: &mut Report) {
         }
     }
     store.close().await;
+}
+
+/// Reach it, open it and, where it is ours to write, write to it: a lock that is removed at once.
+fn check_repository(name: &str, config: &RepositoryConfig, ours: bool, report: &mut Report) {
+    let mut config = config.clone();
+    // Somebody waits for the answer.
+    config.retry_for = config.retry_for.min(PATIENCE);
+    match try_repository(&config, ours) {
+        Ok(None) => report.warning(
+            name,
+            format!("there is no repository at {} yet", config.location),
+            if ours {
+                "create it: shophosting-backup init"
+            } else {
+                "the platform's own script makes it; remove the section if there are no daily backups"
+            },
+        ),
+        Ok(Some(found)) => {
+            report.ok(name, format!("{}, {} backups", config.location, found.snapshots));
+            for lock in found.stale {
+                report.warning(
+                    name,
+                    format!("{lock}: it is in the way"),
+                    "when nothing runs any more, remove it: shophosting-backup unlock",
+                );
+            }
+        }
+        Err(e) if e.kind() == ErrorKind::Busy => report.warning(name, e.chain(), "try again when that is done"),
+        Err(e) => report.error(name, &e),
+    }
+}
+
+struct Found {
+    snapshots: usize,
+    stale: Vec<String>,
+}
+
+fn try_repository(config: &RepositoryConfig, ours: bool) -> Result<Option<Found>> {
+    let password = config.read_password()?;
+    let storage = open_storage(config)?;
+    if !Repository::exists(&*storage)? {
+        return Ok(None);
+    }
+    let repository = Repository::open(storage, &password)?;
+    let locks = repository.locks()?;
+    let stale: Vec<_> = locks
+        .iter()
+        .filter(|lock| lock.is_stale())
+        .map(ToString::to_string)
+        .collect();
+    if ours && stale.is_empty() {
+        drop(repository.lock_shared()?);
+    }
+    let snapshots = repository.snapshots()?.len();
+    Ok(Some(Found { snapshots, stale }))
 }
 
 fn mode(path: &Path) -> Option<u32> {
