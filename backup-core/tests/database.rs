@@ -432,16 +432,16 @@ fn reader(dump: &[u8]) -> Box<dyn Read + Send> {
 /// One of everything that a dump can hold and that is hard to bring back.
 fn fill(tenant: &Tenant) {
     tenant.sql(
-        r"
+        r#"
 SET NAMES utf8mb4;
 CREATE TABLE `posts` (id INT PRIMARY KEY AUTO_INCREMENT, title VARCHAR(200), body LONGTEXT, words INT AS (LENGTH(body) - LENGTH(REPLACE(body, ' ', '')) + 1) STORED,
   first CHAR(1) AS (LEFT(title, 1)) VIRTUAL, FULLTEXT (body)) CHARACTER SET utf8mb4;
-INSERT INTO posts (title, body) VALUES ('a', 'one; two'), ('ü ☃ 😀', '-- three\nCREATE DEFINER=`root`@`localhost` x'), ('quote''s', 'DELIMITER ;;\nUSE `mysql`;\n\\! id');
+INSERT INTO posts (title, body) VALUES ('a', 'one; two'), ('ü ☃ 😀', '-- three\nCREATE DEFINER=`somebody`@`localhost` x'), ('quote''s', 'DELIMITER ;;\nUSE `mysql`;\n\\! id');
 CREATE TABLE every_byte (b BLOB, c CHAR(3) CHARACTER SET latin1, bits BIT(9), g GEOMETRY, j JSON) ENGINE=MyISAM;
-INSERT INTO every_byte VALUES (UNHEX(CONCAT('000102030405060708090A0B0C0D0E0F1A1B5C27225C5C60FFFE80C0', HEX('\Z'))), 'äöü', b'101010101', ST_GeomFromText('POINT(1 2)'), '{\x22a\x22: 1}');
+INSERT INTO every_byte VALUES (UNHEX(CONCAT('000102030405060708090A0B0C0D0E0F1A1B5C27225C5C60FFFE80C0', HEX('\Z'))), 'äöü', b'101010101', ST_GeomFromText('POINT(1 2)'), '{"a": 1}');
 CREATE TABLE aria_table (id INT) ENGINE=Aria; INSERT INTO aria_table VALUES (7);
 CREATE TABLE `-- leading dash` (`a b` INT, `c``d` INT); INSERT INTO `-- leading dash` VALUES (1, 2);
-CREATE TABLE `it's; ``quoted`` ""x"" tábla ☃` (id INT); INSERT INTO `it's; ``quoted`` ""x"" tábla ☃` VALUES (3);
+CREATE TABLE `it's; ``quoted`` "x" tábla ☃` (id INT); INSERT INTO `it's; ``quoted`` "x" tábla ☃` VALUES (3);
 CREATE TABLE hen (id INT PRIMARY KEY, egg INT); CREATE TABLE egg (id INT PRIMARY KEY, hen INT, FOREIGN KEY (hen) REFERENCES hen (id) ON DELETE CASCADE);
 ALTER TABLE hen ADD FOREIGN KEY (egg) REFERENCES egg (id);
 INSERT INTO hen VALUES (1, NULL); INSERT INTO egg VALUES (1, 1); UPDATE hen SET egg = 1;
@@ -461,7 +461,7 @@ BEGIN
   another */
 END$$
 SET sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES,PIPES_AS_CONCAT'$$
-CREATE PROCEDURE odd() SELECT '\' || 'x' AS ""odd name""$$
+CREATE PROCEDURE odd() SELECT '\' || 'x' AS "odd name"$$
 SET sql_mode = 'ORACLE'$$
 CREATE PACKAGE pack AS FUNCTION one RETURN INT; END$$
 CREATE PACKAGE BODY pack AS FUNCTION one RETURN INT AS BEGIN RETURN 1; END; END$$
@@ -475,9 +475,7 @@ DELIMITER ;
 CREATE VIEW uses_function AS SELECT twice(id) AS t FROM posts;
 SET NAMES latin1;
 CREATE PROCEDURE in_latin1() SELECT 'ä' AS a;
-"
-        .replace("\"\"", "\"")
-        .as_str(),
+"#,
     );
 }
 
@@ -501,7 +499,7 @@ fn a_restore_brings_back_exactly_what_the_dump_holds() {
     fill(&tenant);
     let (dump, sums) = (tenant.dump(), checksums(&tenant));
     tenant.sql(
-        "DROP TABLE posts; DELETE FROM egg; CREATE TABLE extra (id INT); CREATE VIEW extra_view AS SELECT 1; DROP VIEW counted;
+        "DROP TABLE parts; DELETE FROM posts; UPDATE hen SET egg = NULL; DELETE FROM egg; CREATE TABLE extra (id INT); CREATE VIEW extra_view AS SELECT 1; DROP VIEW counted;
          DROP PROCEDURE odd; CREATE PROCEDURE extra_procedure() SELECT 1; DROP TRIGGER first_one; DROP EVENT hourly;
          CREATE TRIGGER extra_trigger BEFORE INSERT ON extra FOR EACH ROW SET @a = 1; DROP TABLE aria_table; CREATE VIEW aria_table AS SELECT 1;
          CREATE EVENT extra_event ON SCHEDULE EVERY 1 HOUR DO SET @a = 1;",
@@ -510,7 +508,7 @@ fn a_restore_brings_back_exactly_what_the_dump_holds() {
     let (inventory, replaced) = tenant.restore(&dump).unwrap();
     assert_eq!(
         inventory,
-        Inventory { tables: 11, views: 5, triggers: 2, routines: 6, events: 3 }
+        Inventory { tables: 10, views: 5, triggers: 2, routines: 6, events: 3 }
     );
     assert_same(&tenant.dump(), &dump);
     assert_eq!(checksums(&tenant), sums);
@@ -569,7 +567,9 @@ fn foreign_definers_become_the_customer_and_come_back_when_a_swap_is_undone() {
     assert!(warnings.text().contains("root@localhost"), "{}", warnings.text());
     assert!(warnings.text().contains("gone@nowhere"), "{}", warnings.text());
     let after = String::from_utf8_lossy(&tenant.dump()).into_owned();
-    assert!(!after.contains("DEFINER=`root`") && !after.contains("DEFINER=`gone`"));
+    for line in after.lines() {
+        assert!(!line.contains("DEFINER=`root`") && !line.contains("DEFINER=`gone`"), "{line}");
+    }
     assert_eq!(after, String::from_utf8_lossy(&before).replace("`root`@`localhost`", "`foreign_1`@`%`").replace("`gone`@`nowhere`", "`foreign_1`@`%`"));
     database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
     assert_same(&tenant.dump(), &before);
