@@ -626,6 +626,42 @@ fn a_connection_on_which_nothing_comes_any_more_is_lost() {
 }
 
 #[test]
+fn an_upload_that_stalls_is_done_again() {
+    let network = Network::start(Duration::from_secs(3));
+    let (storage, proxy) = (&network.storage, &network.proxy);
+    let whole = content(1, 8 << 20);
+    let before = proxy.bytes_to_target();
+    std::thread::scope(|scope| {
+        let writer =
+            scope.spawn(|| storage.write(FileKind::Pack, &id(1), std::slice::from_ref(&whole)));
+        wait_until("the upload runs", || {
+            proxy.bytes_to_target() > before + (1 << 20)
+        });
+        proxy.pause(true);
+        let connections = proxy.connections_accepted();
+        wait_until("it is given up", || {
+            proxy.connections_accepted() > connections
+        });
+        assert!(!network.path_of(FileKind::Pack, &id(1)).exists());
+        proxy.pause(false);
+        writer.join().unwrap().unwrap();
+    });
+    assert_same(&storage.read(FileKind::Pack, &id(1)).unwrap(), &whole);
+}
+
+#[test]
+fn a_call_from_an_async_task_does_not_panic() {
+    let bed = Bed::sftp();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    runtime.block_on(async move {
+        assert_eq!(bed.storage.list(FileKind::Index).unwrap(), []);
+        drop(bed);
+    });
+}
+
+#[test]
 fn a_slow_connection_is_not_a_lost_one() {
     let network = Network::start(Duration::from_secs(3));
     // Longer than the limit for silence.
