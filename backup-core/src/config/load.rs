@@ -205,9 +205,9 @@ impl Config {
                 "may not be empty",
             )?;
             require(
-                (1..=9).contains(&repository.connections),
+                (1..=8).contains(&repository.connections),
                 &format!("{section}.connections"),
-                "must be 1 to 9: an SSH server refuses more logins at once",
+                "must be 1 to 8: an SSH server refuses more logins at once",
             )?;
         }
         if let Some(daily) = &self.repositories.daily {
@@ -954,7 +954,7 @@ password_file = "/root/.password"
             ),
             (
                 "repositories.daily.connections",
-                "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\nconnections = 10",
+                "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\nconnections = 9",
             ),
             (
                 "repositories.daily.retry_for",

@@ -145,7 +145,7 @@ pub struct RepositoryConfig {
     /// The file of known host keys for SFTP. Default: the user's own.
     #[serde(default, deserialize_with = "values::optional_absolute_path")]
     pub known_hosts: Option<PathBuf>,
-    /// SFTP connections at once, 1 to 9 (a server lets 10 log in at the same time). Default 2.
+    /// SFTP connections at once, 1 to 8 (a server lets 10 log in at the same time). Default 2.
     #[serde(default = "default_connections")]
     pub connections: u32,
     /// How long passing faults are retried. Default `5m`.

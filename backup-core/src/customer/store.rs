@@ -244,7 +244,7 @@ impl CustomerStore {
 }
 
 async fn connect_mysql(options: MySqlConnectOptions, shown: &str) -> Result<MySqlPool> {
-    const LIMIT: Duration = Duration::from_secs(10);
+    const LIMIT: Duration = Duration::from_secs(5);
     // One try by hand: the pool would keep trying a server that refuses for the whole of its limit.
     let tried = tokio::time::timeout(LIMIT, options.connect()).await;
     let connection = tried
