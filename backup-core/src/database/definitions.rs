@@ -109,19 +109,34 @@ pub(super) fn collect(server: &Server, schema: &str, cancel: &Cancel) -> Result<
     let mut definitions = Vec::with_capacity(names.len());
     // The server keeps views in its own character set and everything else in that of whoever wrote it.
     for (charset, views) in [("binary", false), ("utf8mb4", true)] {
-        let wanted: Vec<_> = names.iter().filter(|(kind, _)| (*kind == Kind::View) == views).collect();
+        let wanted: Vec<_> = names
+            .iter()
+            .filter(|(kind, _)| (*kind == Kind::View) == views)
+            .collect();
         if wanted.is_empty() {
             continue;
         }
         let mut script = format!("SET sql_mode = '', character_set_results = {charset};\n");
         for (kind, name) in &wanted {
-            script.push_str(&format!("SHOW CREATE {} {};\n", kind.sql(), identifier(name)));
+            script.push_str(&format!(
+                "SHOW CREATE {} {};\n",
+                kind.sql(),
+                identifier(name)
+            ));
         }
-        let rows = server.ask(&server.account, Some(schema), script.as_bytes(), CHANGE_LIMIT, cancel)?;
+        let rows = server.ask(
+            &server.account,
+            Some(schema),
+            script.as_bytes(),
+            CHANGE_LIMIT,
+            cancel,
+        )?;
         if rows.len() != wanted.len() {
             return Err(Error::new(
                 ErrorKind::Failed,
-                format!("the database server did not tell all definitions in {schema}; is it being changed?"),
+                format!(
+                    "the database server did not tell all definitions in {schema}; is it being changed?"
+                ),
             ));
         }
         for ((kind, name), row) in wanted.into_iter().zip(rows) {
@@ -148,7 +163,12 @@ fn names(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<(Kind, St
     rows.iter()
         .map(|row| {
             let kind = row.first().and_then(|kind| Kind::parse(kind));
-            let kind = kind.ok_or_else(|| Error::new(ErrorKind::Failed, "the database server has a kind of object that is not known here"))?;
+            let kind = kind.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Failed,
+                    "the database server has a kind of object that is not known here",
+                )
+            })?;
             Ok((kind, name_from_hex(row.get(1))?))
         })
         .collect()
@@ -176,12 +196,20 @@ fn definition(kind: Kind, name: &str, row: &[Vec<u8>]) -> Result<Definition> {
         kind,
         name: name.to_owned(),
         text,
-        sql_mode: sql_mode.map_or(Ok(String::new()), |at| String::from_utf8(column(at))).map_err(|error| {
-            Error::caused(ErrorKind::Failed, "the database server gave a strange SQL mode", error)
-        })?,
+        sql_mode: sql_mode
+            .map_or(Ok(String::new()), |at| String::from_utf8(column(at)))
+            .map_err(|error| {
+                Error::caused(
+                    ErrorKind::Failed,
+                    "the database server gave a strange SQL mode",
+                    error,
+                )
+            })?,
         client_charset: plain_name(&column(session))?,
         connection_collation: plain_name(&column(session + 1))?,
-        database_collation: (kind != Kind::View).then(|| plain_name(&column(session + 2))).transpose()?,
+        database_collation: (kind != Kind::View)
+            .then(|| plain_name(&column(session + 2)))
+            .transpose()?,
         time_zone: time_zone.map(|at| plain_name(&column(at))).transpose()?,
     })
 }
@@ -205,7 +233,12 @@ pub(super) fn drop_where(
                 _ => "",
             };
             script.push_str(&format!("SET sql_mode = '{mode}';\n"));
-            script.push_str(&format!("DROP {} IF EXISTS {}.{};\n", kind.sql(), identifier(schema), identifier(&name)));
+            script.push_str(&format!(
+                "DROP {} IF EXISTS {}.{};\n",
+                kind.sql(),
+                identifier(schema),
+                identifier(&name)
+            ));
         }
     }
     if any {
@@ -236,7 +269,10 @@ pub(super) fn create(
 ) -> Result<()> {
     let prepares = server.prepares_everything(cancel)?;
     let Some((charset, collation)) = default_charset(server, schema, cancel)? else {
-        return Err(Error::new(ErrorKind::NotFound, format!("there is no database {schema}")));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("there is no database {schema}"),
+        ));
     };
     let mut current = collation.clone();
     let mut waiting: Vec<&Definition> = wanted.iter().collect();
@@ -245,9 +281,16 @@ pub(super) fn create(
         let mut failed = Vec::new();
         let mut last_error = None;
         for definition in &waiting {
-            let collation = definition.database_collation.as_ref().unwrap_or(&current).clone();
+            let collation = definition
+                .database_collation
+                .as_ref()
+                .unwrap_or(&current)
+                .clone();
             if collation != current {
-                server.query(&format!("ALTER DATABASE {} COLLATE {collation};", identifier(schema)), cancel)?;
+                server.query(
+                    &format!("ALTER DATABASE {} COLLATE {collation};", identifier(schema)),
+                    cancel,
+                )?;
                 current = collation;
             }
             if let Err(error) = create_one(server, schema, definition, by, prepares, warn, cancel) {
@@ -261,13 +304,21 @@ pub(super) fn create(
         }
         match last_error {
             None => break Ok(()),
-            Some(error) if failed.len() == waiting.len() || failed.iter().any(|failed| failed.kind != Kind::View) => break Err(error),
+            Some(error)
+                if failed.len() == waiting.len()
+                    || failed.iter().any(|failed| failed.kind != Kind::View) =>
+            {
+                break Err(error);
+            }
             Some(_) => waiting = failed,
         }
     };
     if current != collation {
         server.query(
-            &format!("ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};", identifier(schema)),
+            &format!(
+                "ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};",
+                identifier(schema)
+            ),
             cancel,
         )?;
     }
@@ -290,7 +341,17 @@ fn create_one(
             let Some(foreign) = foreign else {
                 return run(server, schema, definition, account, prepares, cancel);
             };
-            if prepares && run(server, schema, definition, &server.account, prepares, cancel).is_ok() {
+            if prepares
+                && run(
+                    server,
+                    schema,
+                    definition,
+                    &server.account,
+                    prepares,
+                    cancel,
+                )
+                .is_ok()
+            {
                 return Ok(());
             }
             warn(&format!(
@@ -303,18 +364,42 @@ fn create_one(
             (account, tenant)
         }
     };
-    run(server, schema, &definition.defined_by(tenant), account, prepares, cancel)
+    run(
+        server,
+        schema,
+        &definition.defined_by(tenant),
+        account,
+        prepares,
+        cancel,
+    )
 }
 
-fn run(server: &Server, schema: &str, definition: &Definition, account: &Account, prepares: bool, cancel: &Cancel) -> Result<()> {
-    server.ask(account, Some(schema), &script(definition, prepares), CHANGE_LIMIT, cancel)?;
+fn run(
+    server: &Server,
+    schema: &str,
+    definition: &Definition,
+    account: &Account,
+    prepares: bool,
+    cancel: &Cancel,
+) -> Result<()> {
+    server.ask(
+        account,
+        Some(schema),
+        &script(definition, prepares),
+        CHANGE_LIMIT,
+        cancel,
+    )?;
     Ok(())
 }
 
 fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
     // A view's text comes in the server's own character set: say so where it makes a difference.
     let charset = match definition.kind {
-        Kind::View if !definition.text.is_ascii() && !definition.client_charset.starts_with("utf8") => "utf8mb4",
+        Kind::View
+            if !definition.text.is_ascii() && !definition.client_charset.starts_with("utf8") =>
+        {
+            "utf8mb4"
+        }
         _ => &definition.client_charset,
     };
     let mut script = format!("SET sql_mode = {};\n", literal(&definition.sql_mode));
@@ -327,7 +412,9 @@ fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
     ));
     let mut script = script.into_bytes();
     if prepares {
-        script.extend_from_slice(format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes());
+        script.extend_from_slice(
+            format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes(),
+        );
     } else {
         // Nobody can guess the delimiter and so end the statement before its end.
         let delimiter = format!("{:032x}", rand::random::<u128>());
@@ -339,11 +426,20 @@ fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
 }
 
 /// Those of `wanted` that `schema` does not have.
-pub(super) fn missing(server: &Server, schema: &str, wanted: &[Definition], cancel: &Cancel) -> Result<Vec<Definition>> {
+pub(super) fn missing(
+    server: &Server,
+    schema: &str,
+    wanted: &[Definition],
+    cancel: &Cancel,
+) -> Result<Vec<Definition>> {
     let there = names(server, schema, cancel)?;
     Ok(wanted
         .iter()
-        .filter(|wanted| !there.iter().any(|(kind, name)| *kind == wanted.kind && *name == wanted.name))
+        .filter(|wanted| {
+            !there
+                .iter()
+                .any(|(kind, name)| *kind == wanted.kind && *name == wanted.name)
+        })
         .cloned()
         .collect())
 }
@@ -353,8 +449,13 @@ impl Server {
     fn prepares_everything(&self, cancel: &Cancel) -> Result<bool> {
         let rows = self.query("SELECT VERSION();", cancel)?;
         let version = String::from_utf8_lossy(&rows.concat().concat()).into_owned();
-        let mut numbers = version.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-        let release = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        let mut numbers = version
+            .split(['.', '-'])
+            .map_while(|number| number.parse::<u32>().ok());
+        let release = (
+            numbers.next().unwrap_or_default(),
+            numbers.next().unwrap_or_default(),
+        );
         Ok(self.server_family(cancel)? == Family::MariaDb && release >= (10, 6))
     }
 }
