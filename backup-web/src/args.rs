@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backup_core::customer::{CustomerId, DatabaseName};
+use backup_core::repository::BackupType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Back up and restore the shops of a web-hosting company.
@@ -104,6 +105,26 @@ pub enum Source {
     Daily,
     /// Made of what an earlier restore replaced
     PreRestore,
+}
+
+impl From<Part> for BackupType {
+    fn from(part: Part) -> Self {
+        match part {
+            Part::Db => Self::Db,
+            Part::Files => Self::Files,
+            Part::Both => Self::Both,
+        }
+    }
+}
+
+impl From<Source> for backup_core::operations::Source {
+    fn from(source: Source) -> Self {
+        match source {
+            Source::Manual => Self::Manual,
+            Source::Daily => Self::Daily,
+            Source::PreRestore => Self::PreRestore,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]

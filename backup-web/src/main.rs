@@ -9,7 +9,7 @@ mod signals;
 use std::process::ExitCode;
 
 use backup_core::config::{Config, Environment};
-use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::error::{Error, Result};
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
@@ -38,6 +38,13 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         .build()
         .map_err(|e| Error::io("cannot start the runtime", e))?;
     match cli.command {
+        Command::Init => commands::init::run(&config, output),
+        Command::Backup(args) => commands::backup::run(config, args, output, &runtime, &cancel),
+        Command::Restore(args) => commands::restore::run(config, args, output, &runtime, &cancel),
+        Command::List { customer } => commands::list::run(config, customer, output, &runtime),
+        Command::Prune => commands::prune::run(config, output),
+        Command::Check { read_data } => commands::check::run(config, read_data, output),
+        Command::Unlock => commands::unlock::run(config, output),
         Command::Doctor => commands::doctor::run(&config, output, &runtime, &cancel),
         Command::Customer(CustomerCommand::Add(args)) => {
             commands::customer::add(&config, args, output, &runtime)
@@ -45,10 +52,6 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Customer(CustomerCommand::List) => {
             commands::customer::list(&config, output, &runtime)
         }
-        _ => Err(Error::new(
-            ErrorKind::InvalidInput,
-            "this build does not have that command",
-        )),
     }
 }
 

@@ -1,8 +1,4 @@
 //! Progress bars, where somebody watches; warnings always.
-#![cfg_attr(
-    not(test),
-    expect(dead_code, reason = "used once the engine is wired in")
-)]
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -39,20 +39,28 @@ impl Sshd {
         // Also other users of the machine may be logged in to: sshd reads the list as them.
         fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o711))?;
         fs::copy(path("client_key.pub"), path("authorized_keys"))?;
-        let port = free_port()?;
-        let host_key = fs::read_to_string(path("host_key.pub"))?;
-        fs::write(
-            path("known_hosts"),
-            format!("[127.0.0.1]:{port} {host_key}"),
-        )?;
         let mut sshd = Self {
             directory,
-            port,
+            port: 0,
             server: None,
         };
-        sshd.write_config(settings)?;
-        sshd.launch()?;
-        Ok(sshd)
+        let mut tries = 0;
+        loop {
+            sshd.take_port(settings)?;
+            match sshd.launch() {
+                Ok(()) => return Ok(sshd),
+                // Somebody else was faster.
+                Err(_) if sshd.log().contains("Address already in use") && tries < 10 => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn take_port(&mut self, settings: &[&str]) -> Result<()> {
+        self.port = free_port()?;
+        let line = format!("[127.0.0.1]:{} {}", self.port, self.host_key()?);
+        fs::write(self.known_hosts(), line)?;
+        self.write_config(settings)
     }
 
     fn write_config(&self, settings: &[&str]) -> Result<()> {

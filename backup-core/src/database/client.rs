@@ -221,7 +221,7 @@ impl Server {
 
 /// How a client reads a script: no command of its own but `DELIMITER`, comments kept (a trigger is not what it was without
 /// them), no file of this host sent to a server, rows that can be told apart whatever they hold.
-pub(super) const SCRIPT_OPTIONS: [&str; 7] = [
+pub(super) const SCRIPT_OPTIONS: [&str; 8] = [
     "--batch",
     "--skip-column-names",
     "--binary-mode",
@@ -229,6 +229,8 @@ pub(super) const SCRIPT_OPTIONS: [&str; 7] = [
     "--local-infile=0",
     "--connect-timeout=20",
     "--max-allowed-packet=1G",
+    // A statement holds a customer's data, or a password: it has no place in an error. Not every client knows this.
+    "--loose-skip-print-query-on-error",
 ];
 
 fn family(version: &str) -> Family {

@@ -89,14 +89,13 @@ impl Definition {
         parse_definer(self.text.get(at..)?).map(|(definer, _)| definer)
     }
 
-    /// The same with another definer.
+    /// The same with another definer, if it is another.
     fn defined_by(&self, definer: &Definer) -> Self {
         let mut this = self.clone();
         if let Some(at) = definer_in_create(&self.text)
-            && let (before, Some((_, after))) = (
-                self.text.get(..at).unwrap_or_default(),
-                self.text.get(at..).and_then(parse_definer),
-            )
+            && let Some((before, from)) = self.text.split_at_checked(at)
+            && let Some((found, after)) = parse_definer(from)
+            && found != *definer
         {
             this.text = [before, definer.quoted().as_bytes(), after].concat();
         }
@@ -228,6 +227,12 @@ pub(super) fn drop_where(
     for (kind, name) in names(server, schema, cancel)? {
         if which(kind, &name) {
             any = true;
+            // Only the one mode has packages, and backticks are quotes in it as well.
+            let mode = match kind {
+                Kind::Package | Kind::PackageBody => "ORACLE",
+                _ => "",
+            };
+            script.push_str(&format!("SET sql_mode = '{mode}';\n"));
             script.push_str(&format!(
                 "DROP {} IF EXISTS {}.{};\n",
                 kind.sql(),

@@ -230,25 +230,23 @@ impl Rewriter {
         }
     }
 
-    /// Pass on the head up to and with its definer, made ours; where it goes on.
+    /// Pass on the head up to and with its definer, if that has to be made ours; where it goes on.
     fn replace_definer(&mut self, at: usize, out: &mut Vec<u8>) -> usize {
         let (before, from) = self.head.split_at(at.min(self.head.len()));
         match parse_definer(from) {
-            Some((found, rest)) => {
+            Some((found, rest)) if found != self.definer => {
                 out.extend_from_slice(before);
                 out.extend_from_slice(self.definer.quoted().as_bytes());
-                if found != self.definer {
-                    let name = format!("{}@{}", found.user, found.host);
-                    // A list for a person: a hostile dump could hold any number.
-                    if self.findings.foreign_definers.len() < 20
-                        && !self.findings.foreign_definers.contains(&name)
-                    {
-                        self.findings.foreign_definers.push(name);
-                    }
+                let name = format!("{}@{}", found.user, found.host);
+                // A list for a person: a hostile dump could hold any number.
+                if self.findings.foreign_definers.len() < 20
+                    && !self.findings.foreign_definers.contains(&name)
+                {
+                    self.findings.foreign_definers.push(name);
                 }
                 self.head.len() - rest.len()
             }
-            None => {
+            _ => {
                 out.extend_from_slice(before);
                 at
             }
@@ -321,17 +319,20 @@ pub(super) fn parse_definer(text: &[u8]) -> Option<(Definer, &[u8])> {
     ))
 }
 
-/// An identifier in backticks, plain, and what follows.
+/// An identifier in backticks, or in the double quotes of the SQL mode `ANSI_QUOTES`, plain, and what follows.
 fn quoted_identifier(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
-    let mut rest = text.strip_prefix(b"`")?;
+    let (&quote, mut rest) = text.split_first()?;
+    if quote != b'`' && quote != b'"' {
+        return None;
+    }
     let mut name = Vec::new();
     loop {
-        let at = rest.iter().position(|&byte| byte == b'`')?;
+        let at = rest.iter().position(|&byte| byte == quote)?;
         name.extend_from_slice(rest.get(..at)?);
         rest = rest.get(at + 1..)?;
-        match rest.strip_prefix(b"`") {
+        match rest.strip_prefix(&[quote]) {
             Some(after) => {
-                name.push(b'`');
+                name.push(quote);
                 rest = after;
             }
             None => return Some((name, rest)),
@@ -560,6 +561,10 @@ mod tests {
             (
                 "DELIMITER ;;\nCREATE DEFINER=`ro``ot`@`local``host` PROCEDURE `p`()\nbegin end ;;\n",
                 "DELIMITER ;;\nCREATE DEFINER=`customer_7`@`%` PROCEDURE `p`()\nbegin end ;;\n",
+            ),
+            (
+                "DELIMITER ;;\nCREATE DEFINER=\"ro\"\"ot\"@\"%\" PROCEDURE \"p\"()\nbegin end ;;\n",
+                "DELIMITER ;;\nCREATE DEFINER=`customer_7`@`%` PROCEDURE \"p\"()\nbegin end ;;\n",
             ),
             (
                 "/*!50001 CREATE ALGORITHM=UNDEFINED */\n/*!50013 DEFINER=`root`@`localhost` SQL SECURITY DEFINER */\n/*!50001 VIEW `v` AS select 1 */;\n",

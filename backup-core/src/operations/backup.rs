@@ -66,11 +66,12 @@ impl Engine {
         let repository = self.manual()?;
         let lock = repository.lock_shared()?;
         let previous = newest_with_files(&repository, customer.id)?;
+
+        control.monitor.phase(Phase::Saving);
+        // What it was last time is the best guess of what it will be.
         if let Some(bytes) = previous.as_ref().and_then(|snapshot| snapshot.bytes) {
             control.monitor.bytes_total(bytes);
         }
-
-        control.monitor.phase(Phase::Saving);
         let dump = match request.backup_type.has_database() {
             true => Some(self.start_dump(customer, control)?),
             false => None,

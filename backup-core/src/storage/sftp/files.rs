@@ -24,7 +24,7 @@ const REQUEST_BYTES: usize = 32 << 10;
 const REQUESTS_IN_FLIGHT: usize = 64;
 
 /// How many directories are listed or made at once.
-const DIRECTORIES_IN_FLIGHT: usize = 32;
+const DIRECTORIES_IN_FLIGHT: usize = 64;
 
 /// How many parts of a listing are asked for at once.
 const LISTING_REQUESTS_IN_FLIGHT: usize = 4;
@@ -111,17 +111,15 @@ impl Session {
         size: u64,
     ) -> Result<(), Fault> {
         let name = handle.as_str();
-        let written =
-            stream::iter(pieces_of(content))
+        let pieces = pieces_of(content);
+        let at_once = pieces.len() <= REQUESTS_IN_FLIGHT;
+        let writes =
+            stream::iter(pieces)
                 .map(|(at, piece)| async move {
                     self.sftp.write(name, at, piece.to_vec()).await.map(drop)
                 })
                 .buffer_unordered(REQUESTS_IN_FLIGHT)
-                .try_for_each(|()| async { Ok(()) })
-                .await;
-        if let Err(error) = written {
-            return Err(self.write_fault(upload, size, error).await);
-        }
+                .try_for_each(|()| async { Ok(()) });
         let sync = async {
             match self.extensions.fsync {
                 true => self.sftp.fsync(name).await.map(drop),
@@ -129,9 +127,12 @@ impl Session {
             }
         };
         // Requests for one handle are served in the order in which they were sent, which is that of this list.
-        let (attributes, synced, closed) =
-            tokio::join!(biased; self.sftp.fstat(name), sync, handle.close());
-        if let Err(error) = synced.and(closed) {
+        let finish = async { tokio::join!(biased; self.sftp.fstat(name), sync, handle.close()) };
+        let (written, (attributes, synced, closed)) = match at_once {
+            true => tokio::join!(biased; writes, finish),
+            false => (writes.await, finish.await),
+        };
+        if let Err(error) = written.and(synced).and(closed) {
             return Err(self.write_fault(upload, size, error).await);
         }
         let found = attributes
@@ -265,7 +266,7 @@ impl Session {
         // Most files are small: the first piece comes along with the size.
         let (attributes, first) = tokio::join!(
             self.sftp.fstat(handle.as_str()),
-            self.read_piece(&handle, 0, REQUEST_BYTES)
+            self.sftp.read(handle.as_str(), 0, REQUEST_BYTES as u32)
         );
         let failed = |error| Fault::sftp(format!("cannot read {path}"), error);
         let size = attributes.map_err(failed)?.attrs.size.ok_or_else(|| {
@@ -274,7 +275,11 @@ impl Session {
                 format!("the server does not say how large {path} is"),
             ))
         })?;
-        let first = first.map_err(failed)?;
+        let first = match first {
+            Ok(answer) => Bytes::from(answer.data),
+            Err(error) if is_status(&error, StatusCode::Eof) => Bytes::new(),
+            Err(error) => return Err(failed(error)),
+        };
         if first.len() as u64 >= size {
             return Ok(first);
         }

@@ -162,7 +162,6 @@ where
     W: Fn(Arc<Session>) -> F,
     F: Future<Output = Result<T, Fault>>,
 {
-    let _turn = pool.turn().await;
     let mut deadline = None;
     let mut pause = FIRST_PAUSE;
     loop {
@@ -203,6 +202,8 @@ where
     W: Fn(Arc<Session>) -> F,
     F: Future<Output = Result<T, Fault>>,
 {
+    // Not kept over a pause: those who wait for their turn shall find out about a fault at the same time.
+    let _turn = pool.turn().await;
     let lease = pool.lease().await?;
     let outcome = lease.session.watch(work(lease.session.clone())).await;
     if let Err(Fault::Passing(_)) = &outcome {

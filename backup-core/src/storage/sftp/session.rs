@@ -27,9 +27,6 @@ use super::known_hosts::KnownHost;
 use crate::error::{Error, ErrorKind};
 use crate::storage::location::SftpPlace;
 
-/// How long a new connection may take, from the name lookup to the SFTP session.
-const CONNECT_LIMIT: Duration = Duration::from_secs(30);
-
 /// How long one SFTP request may take on a connection that is alive otherwise (a server that waits for its disk).
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
 
@@ -48,7 +45,8 @@ pub(super) struct Target {
     pub(super) user: String,
     pub(super) ssh_key: Option<PathBuf>,
     pub(super) known_hosts: Option<PathBuf>,
-    /// A connection on which nothing arrives for so long, though we wait for something, is taken for lost.
+    /// A connection on which nothing arrives for so long, though we wait for something, is taken for lost. A new one
+    /// must be ready within this time.
     pub(super) stall_limit: Duration,
 }
 
@@ -89,14 +87,19 @@ impl Session {
             target.place.port,
         )
         .map_err(Fault::Permanent)?;
-        match timeout(CONNECT_LIMIT, Self::connect_unlimited(target, known_host)).await {
+        match timeout(
+            target.stall_limit,
+            Self::connect_unlimited(target, known_host),
+        )
+        .await
+        {
             Ok(outcome) => outcome,
             Err(_) => Err(Fault::Passing(Error::new(
                 ErrorKind::Unreachable,
                 format!(
                     "{} did not answer within {} seconds",
                     target.server(),
-                    CONNECT_LIMIT.as_secs()
+                    target.stall_limit.as_secs()
                 ),
             ))),
         }
@@ -235,9 +238,10 @@ async fn connect_tcp(target: &Target) -> Result<TcpStream, Fault> {
 fn ssh_config(known_host: &KnownHost, stall_limit: Duration) -> client::Config {
     client::Config {
         window_size: WINDOW_BYTES,
-        // Only to make a live server say something; who watches is [`Session::watch`].
+        // Makes a live server say something, which is what [`Session::watch`] waits for, and ends a connection that
+        // died while nobody used it.
         keepalive_interval: Some(stall_limit / 3),
-        keepalive_max: 0,
+        keepalive_max: 3,
         preferred: Preferred {
             key: Cow::Owned(known_host.algorithms()),
             // The fastest first, by far where the processor has AES instructions.

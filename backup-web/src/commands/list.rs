@@ -1,0 +1,55 @@
+//! `list`.
+
+use std::process::ExitCode;
+
+use backup_core::config::Config;
+use backup_core::customer::CustomerId;
+use backup_core::error::Result;
+use backup_core::operations::{BackupEntry, Engine};
+use indicatif::HumanBytes;
+use jiff::tz::TimeZone;
+use tokio::runtime::Runtime;
+
+use crate::output::Output;
+
+pub fn run(
+    config: Config,
+    customer: CustomerId,
+    output: Output,
+    runtime: &Runtime,
+) -> Result<ExitCode> {
+    let customer = super::find_customer(&config, customer, runtime)?;
+    let list = Engine::new(config).list(&customer)?;
+    output.result(&list, || {
+        let mut text = String::new();
+        for (title, entries) in [
+            ("manual", &list.manual),
+            ("daily", &list.daily),
+            ("pre-restore", &list.pre_restore),
+        ] {
+            if !entries.is_empty() {
+                text.push_str(&format!("{title}:\n"));
+                text.extend(entries.iter().map(line));
+            }
+        }
+        if text.is_empty() {
+            text.push_str(&format!("customer {} has no backups", customer.id));
+        }
+        text
+    });
+    Ok(ExitCode::SUCCESS)
+}
+
+fn line(entry: &BackupEntry) -> String {
+    let time = entry.time.to_zoned(TimeZone::system());
+    let bytes = entry
+        .bytes
+        .map_or_else(|| "-".to_owned(), |bytes| HumanBytes(bytes).to_string());
+    format!(
+        "  {}  {}  {:<5}  {bytes:>12}  {}\n",
+        &entry.id.to_string()[..8],
+        time.strftime("%Y-%m-%d %H:%M:%S"),
+        entry.backup_type.to_string(),
+        entry.note.as_deref().unwrap_or("").escape_debug(),
+    )
+}

@@ -1,0 +1,23 @@
+//! `prune`: of the manual repository. The daily one is pruned by the script that fills it.
+
+use std::process::ExitCode;
+
+use backup_core::config::Config;
+use backup_core::error::Result;
+use backup_core::operations::Engine;
+use indicatif::HumanBytes;
+
+use crate::output::Output;
+
+pub fn run(config: Config, output: Output) -> Result<ExitCode> {
+    let report = Engine::new(config).manual()?.prune()?;
+    output.result(&report, || {
+        format!(
+            "{} packs removed, {} freed, {} left",
+            report.packs_removed,
+            HumanBytes(report.bytes_before.saturating_sub(report.bytes_after)),
+            HumanBytes(report.bytes_after),
+        )
+    });
+    Ok(ExitCode::SUCCESS)
+}

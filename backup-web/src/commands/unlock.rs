@@ -1,0 +1,36 @@
+//! `unlock`: removes the locks whose owners are gone, in every configured repository.
+
+use std::process::ExitCode;
+
+use backup_core::config::Config;
+use backup_core::error::Result;
+use backup_core::operations::Engine;
+use serde_json::json;
+
+use crate::output::Output;
+
+pub fn run(config: Config, output: Output) -> Result<ExitCode> {
+    let engine = Engine::new(config);
+    let mut repositories = vec![("manual", engine.manual()?)];
+    repositories.extend(engine.daily()?.map(|daily| ("daily", daily)));
+    let mut removed = Vec::new();
+    let mut left = Vec::new();
+    for (name, repository) in &repositories {
+        removed.extend(repository.unlock()?.into_iter().map(|lock| (*name, lock)));
+        left.extend(repository.locks()?.into_iter().map(|lock| (*name, lock)));
+    }
+    output.result(
+        &json!({
+            "removed": removed.iter().map(|(name, lock)| json!({ "name": name, "lock": lock })).collect::<Vec<_>>(),
+            "left": left.iter().map(|(name, lock)| json!({ "name": name, "lock": lock })).collect::<Vec<_>>(),
+        }),
+        || {
+            let mut text = format!("{} stale locks removed\n", removed.len());
+            for (name, lock) in &left {
+                text.push_str(&format!("still in use, {name}: {lock}\n"));
+            }
+            text
+        },
+    );
+    Ok(ExitCode::SUCCESS)
+}
