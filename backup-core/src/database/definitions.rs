@@ -382,13 +382,22 @@ fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
     if prepares {
         script.extend_from_slice(format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes());
     } else {
-        // Nobody can guess the delimiter and so end the statement before its end.
-        let delimiter = format!("{:032x}", rand::random::<u128>());
+        let delimiter = random_delimiter();
         script.extend_from_slice(format!("DELIMITER {delimiter}\n").as_bytes());
         script.extend_from_slice(&definition.text);
         script.extend_from_slice(format!("\n{delimiter}\n").as_bytes());
     }
     script
+}
+
+/// Nobody can guess it and so end a statement before its end: 15 characters, the most that the clients keep, of 6 random bits each.
+fn random_delimiter() -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_$";
+    let bits: u128 = rand::random();
+    (0..15)
+        .filter_map(|at| LETTERS.get((bits >> (6 * at)) as usize % LETTERS.len()))
+        .map(|&letter| char::from(letter))
+        .collect()
 }
 
 /// Those of `wanted` that `schema` does not have.
@@ -409,5 +418,57 @@ impl Server {
         let mut numbers = version.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
         let release = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
         Ok(self.server_family(cancel)? == Family::MariaDb && release >= (10, 6))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use xtask::mariadb::MariaDb;
+
+    use super::*;
+    use crate::database::Endpoint;
+
+    #[test]
+    fn objects_are_the_same_again_with_and_without_prepared_statements() {
+        let mariadb = MariaDb::start().unwrap();
+        mariadb
+            .sql(
+                "CREATE DATABASE one CHARACTER SET utf8mb4; USE one; CREATE TABLE t (i INT); CREATE VIEW b AS SELECT 'ä' AS x; CREATE VIEW a AS SELECT * FROM b;
+                 CREATE PROCEDURE commented() SELECT ';' /* -- ; \\' */;
+                 CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET @a = '*/ /* ' /* note */;
+                 CREATE EVENT e ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DISABLE COMMENT 'it''s' DO SET @a = 1;
+                 SET sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'; CREATE FUNCTION odd() RETURNS CHAR RETURN '\\';
+                 SET time_zone = '+03:00', NAMES latin1; CREATE EVENT zoned ON SCHEDULE AT '2035-01-01 00:00:00' DO SET @a = 'ä';
+                 ALTER DATABASE one COLLATE utf8mb4_bin; CREATE PROCEDURE collated() SELECT 1; ALTER DATABASE one COLLATE utf8mb4_general_ci;",
+            )
+            .unwrap();
+        let password = SecretString::from(mariadb.root_password());
+        let server = Server::new(Endpoint::Socket(mariadb.socket()), Vec::new(), "root", password);
+        let cancel = Cancel::new();
+        let definer = Definer::parse("root@localhost").unwrap();
+        let wanted = collect(&server, "one", &cancel).unwrap();
+        assert_eq!(wanted.len(), 8);
+        for (schema, prepares) in [("prepared", true), ("delimited", false)] {
+            mariadb
+                .sql(&format!("CREATE DATABASE {schema} CHARACTER SET utf8mb4; CREATE TABLE {schema}.t (i INT);"))
+                .unwrap();
+            let mut creator = Creator {
+                server: &server,
+                schema,
+                by: As::Tenant(&server.account, &definer),
+                prepares,
+                collation: "utf8mb4_general_ci".to_owned(),
+                warn: &|text| panic!("{text}"),
+                cancel: &cancel,
+            };
+            for definition in wanted.iter().filter(|definition| definition.kind != Kind::View) {
+                creator.create(definition).unwrap();
+            }
+            let views: Vec<_> = wanted.iter().filter(|definition| definition.kind == Kind::View).cloned().collect();
+            creator.views(&views).unwrap();
+            assert_eq!(collect(&server, schema, &cancel).unwrap(), wanted);
+        }
+        assert!(server.prepares_everything(&cancel).unwrap());
     }
 }

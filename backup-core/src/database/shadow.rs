@@ -196,7 +196,8 @@ pub(super) fn open_account(server: &Server, live: &str, account: &ImportAccount,
             let account = definer.quoted();
             let word = password.expose_secret();
             server
-                .query(
+                .query_with(
+                    &password,
                     &format!(
                         "CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{word}';
                          ALTER USER {account} IDENTIFIED BY '{word}' ACCOUNT UNLOCK;"
