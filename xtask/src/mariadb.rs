@@ -118,6 +118,15 @@ impl MariaDb {
         self.server = None;
     }
 
+    /// `kill -9` while others use this value; [`MariaDb::kill`] has to follow before a restart.
+    pub fn signal_kill(&self) {
+        let pid = self.server.as_ref().and_then(|server| i32::try_from(server.child.id()).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // It fails only when the server is gone already; it is not reaped before `kill`.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+
     /// Run SQL as root; what it selects, a line per row, tabs between columns, escaped as the client's `--batch` does.
     pub fn sql(&self, sql: &str) -> Result<String> {
         let printed = self.sql_bytes(sql.as_bytes())?;

@@ -185,21 +185,40 @@ impl Server {
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<Rows, SqlError> {
+        let program = self.asking(account, database, cancel)?;
+        let printed = program
+            .output(sql, MAX_ANSWER, limit, cancel)
+            .map_err(|error| explain(self, account, error))?;
+        Ok(parse_rows(&printed))
+    }
+
+    fn asking(&self, account: &Account, database: Option<&str>, cancel: &Cancel) -> Result<Program> {
         let tools = self.tools(cancel)?;
         let mut program = self
             .program(&tools.client, account, None)?
-            .args(SCRIPT_OPTIONS);
+            .args(SCRIPT_OPTIONS)
+            .arg("--default-character-set=utf8mb4");
         if tools.sandbox {
             program = program.arg("--sandbox");
         }
         if let Some(database) = database {
             program = program.arg(format!("--database={database}"));
         }
-        let program = program.arg("--default-character-set=utf8mb4");
-        let printed = program
-            .output(sql, MAX_ANSWER, limit, cancel)
-            .map_err(|error| explain(self, account, error))?;
-        Ok(parse_rows(&printed))
+        Ok(program)
+    }
+
+    /// Run SQL that holds a password, as the server's own account.
+    pub(super) fn query_with(
+        &self,
+        password: &SecretString,
+        sql: &str,
+        cancel: &Cancel,
+    ) -> Result<(), SqlError> {
+        let program = self.asking(&self.account, None, cancel)?.hide(password);
+        program
+            .output(sql.as_bytes(), MAX_ANSWER, QUERY_LIMIT, cancel)
+            .map_err(|error| explain(self, &self.account, error))?;
+        Ok(())
     }
 
     /// Run SQL as the server's own account.

@@ -237,7 +237,8 @@ pub(super) fn open_account(
             let account = definer.quoted();
             let word = password.expose_secret();
             server
-                .query(
+                .query_with(
+                    &password,
                     &format!(
                         "CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{word}';
                          ALTER USER {account} IDENTIFIED BY '{word}' ACCOUNT UNLOCK;"
