@@ -120,7 +120,10 @@ impl MariaDb {
 
     /// `kill -9` while others use this value; [`MariaDb::kill`] has to follow before a restart.
     pub fn signal_kill(&self) {
-        let pid = self.server.as_ref().and_then(|server| i32::try_from(server.child.id()).ok());
+        let pid = self
+            .server
+            .as_ref()
+            .and_then(|server| i32::try_from(server.child.id()).ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             // It fails only when the server is gone already; it is not reaped before `kill`.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);

@@ -192,7 +192,12 @@ impl Server {
         Ok(parse_rows(&printed))
     }
 
-    fn asking(&self, account: &Account, database: Option<&str>, cancel: &Cancel) -> Result<Program> {
+    fn asking(
+        &self,
+        account: &Account,
+        database: Option<&str>,
+        cancel: &Cancel,
+    ) -> Result<Program> {
         let tools = self.tools(cancel)?;
         let mut program = self
             .program(&tools.client, account, None)?

@@ -333,7 +333,11 @@ mod tests {
     #[test]
     fn the_trailer_is_found_at_the_very_end_only() {
         let mut tail = Vec::new();
-        for piece in [&[b'x'; 1000][..], b"\n-- Dump com", b"pleted on 2026-11-22\n"] {
+        for piece in [
+            &[b'x'; 1000][..],
+            b"\n-- Dump com",
+            b"pleted on 2026-11-22\n",
+        ] {
             keep_tail(&mut tail, piece);
         }
         assert!(ends_with_trailer(&tail));
@@ -345,21 +349,35 @@ mod tests {
     #[test]
     fn options_that_only_one_family_knows_go_to_that_family() {
         assert!(options(Family::MySql).contains(&"--set-gtid-purged=OFF"));
-        assert!(!options(Family::MariaDb).iter().any(|option| option.contains("gtid") || option.contains("statistics")));
+        assert!(
+            !options(Family::MariaDb)
+                .iter()
+                .any(|option| option.contains("gtid") || option.contains("statistics"))
+        );
     }
 
     #[test]
     fn the_deadline_ends_a_dump_program_that_an_event_hangs() {
         let mariadb = MariaDb::start().unwrap();
-        mariadb.sql("CREATE DATABASE x; CREATE EVENT x.e ON SCHEDULE EVERY 1 DAY DO SET @a = ';;'").unwrap();
+        mariadb
+            .sql("CREATE DATABASE x; CREATE EVENT x.e ON SCHEDULE EVERY 1 DAY DO SET @a = ';;'")
+            .unwrap();
         let password = SecretString::from(mariadb.root_password());
-        let server = Server::new(Endpoint::Socket(mariadb.socket()), Vec::new(), "root", password);
+        let server = Server::new(
+            Endpoint::Socket(mariadb.socket()),
+            Vec::new(),
+            "root",
+            password,
+        );
         let control = Control::default();
         let tools = server.tools(&control.cancel).unwrap();
         let started = Instant::now();
         let mut dump = start(&server, tools, "x", Duration::from_secs(1), &control).unwrap();
         let mut read = Vec::new();
-        dump.take_reader().unwrap().read_to_end(&mut read).unwrap_err();
+        dump.take_reader()
+            .unwrap()
+            .read_to_end(&mut read)
+            .unwrap_err();
         assert_eq!(dump.finish().unwrap_err().kind(), ErrorKind::Timeout);
         assert!(started.elapsed() < Duration::from_secs(20));
     }

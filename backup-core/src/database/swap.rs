@@ -630,7 +630,12 @@ mod tests {
         fn new() -> (Self, Vec<u8>) {
             let mariadb = MariaDb::start().unwrap();
             let password = SecretString::from(mariadb.root_password());
-            let server = Server::new(Endpoint::Socket(mariadb.socket()), Vec::new(), "root", password);
+            let server = Server::new(
+                Endpoint::Socket(mariadb.socket()),
+                Vec::new(),
+                "root",
+                password,
+            );
             let definer = "DEFINER = customer_7@'%'";
             mariadb
                 .sql(&format!(
@@ -669,14 +674,19 @@ mod tests {
         }
 
         fn staged(&self, backup: &[u8]) -> Shadow {
-            let mut shadow = prepare_shadow(&self.server, LIVE, &self.account, &self.control).unwrap();
+            let mut shadow =
+                prepare_shadow(&self.server, LIVE, &self.account, &self.control).unwrap();
             let reader = Box::new(std::io::Cursor::new(backup.to_vec()));
             import(&self.server, &mut shadow, reader, LIMIT, &self.control).unwrap();
             shadow
         }
 
         /// Run a swap up to where `crash` leaves it, and find it again as one would after a crash.
-        fn interrupted(&self, backup: &[u8], crash: impl Fn(&Swap<'_>)) -> (Replaced, ReplacedState) {
+        fn interrupted(
+            &self,
+            backup: &[u8],
+            crash: impl Fn(&Swap<'_>),
+        ) -> (Replaced, ReplacedState) {
             let shadow = self.staged(backup);
             let record = plan(&self.server, &shadow, &self.control.cancel).unwrap();
             let swap = Swap {
@@ -696,13 +706,22 @@ mod tests {
         }
 
         fn assert_live(&self, expected: &[u8]) {
-            assert_eq!(String::from_utf8_lossy(&self.dump()), String::from_utf8_lossy(expected));
+            assert_eq!(
+                String::from_utf8_lossy(&self.dump()),
+                String::from_utf8_lossy(expected)
+            );
         }
 
         fn assert_nothing_left(&self) {
             remove_leftovers(&self.server, LIVE, &self.control).unwrap();
-            assert_eq!(self.mariadb.sql("SHOW DATABASES LIKE 'customer%'").unwrap(), "customer_7\n");
-            assert_eq!(self.mariadb.sql("SELECT COUNT(*) FROM mysql.db").unwrap(), "1\n");
+            assert_eq!(
+                self.mariadb.sql("SHOW DATABASES LIKE 'customer%'").unwrap(),
+                "customer_7\n"
+            );
+            assert_eq!(
+                self.mariadb.sql("SELECT COUNT(*) FROM mysql.db").unwrap(),
+                "1\n"
+            );
         }
     }
 
@@ -713,16 +732,39 @@ mod tests {
         let cancel = Cancel::new();
         let crashes: [&dyn Fn(&Swap<'_>); 4] = [
             // The schema is there, its record is not.
-            &|swap| drop(swap.server.query(&format!("CREATE DATABASE {}", identifier(&swap.record.replaced)), &cancel).unwrap()),
+            &|swap| {
+                drop(
+                    swap.server
+                        .query(
+                            &format!("CREATE DATABASE {}", identifier(&swap.record.replaced)),
+                            &cancel,
+                        )
+                        .unwrap(),
+                )
+            },
             &|swap| swap.write_record(&cancel).unwrap(),
             // Half of what has to go is gone.
             &|swap| {
                 swap.write_record(&cancel).unwrap();
-                drop_where(swap.server, LIVE, "", |kind, name| kind == Kind::Trigger && name == "ta", &cancel).unwrap();
+                drop_where(
+                    swap.server,
+                    LIVE,
+                    "",
+                    |kind, name| kind == Kind::Trigger && name == "ta",
+                    &cancel,
+                )
+                .unwrap();
             },
             &|swap| {
                 swap.write_record(&cancel).unwrap();
-                drop_where(swap.server, LIVE, "", |kind, name| kind == Kind::Trigger || name == "b", &cancel).unwrap();
+                drop_where(
+                    swap.server,
+                    LIVE,
+                    "",
+                    |kind, name| kind == Kind::Trigger || name == "b",
+                    &cancel,
+                )
+                .unwrap();
             },
         ];
         for crash in crashes {
