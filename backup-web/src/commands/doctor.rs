@@ -3,13 +3,14 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backup_core::config::{Config, DatabaseUrl, Origin, PasswordSource, RepositoryConfig};
-use backup_core::customer::{CustomerId, CustomerStore};
+use backup_core::customer::{Customer, CustomerId, CustomerStore};
 use backup_core::error::{Error, ErrorKind, Result};
-use backup_core::operations::open_storage;
-use backup_core::progress::Cancel;
+use backup_core::operations::{Engine, open_storage};
+use backup_core::progress::{Cancel, Control, Monitor};
 use backup_core::repository::Repository;
 use backup_core::site;
 use serde::Serialize;
@@ -108,7 +109,9 @@ pub fn run(
     check_state_dir(config, &mut report);
     check_programs(config, &mut report);
     cancel.check()?;
-    runtime.block_on(check_platform_database(config, &mut report));
+    let customers = runtime.block_on(check_platform_database(config, &mut report));
+    cancel.check()?;
+    check_customer_databases(config, &customers, cancel, &mut report);
     cancel.check()?;
     check_repository(
         "repositories.manual",
@@ -395,20 +398,26 @@ fn find_program(program: &str) -> Option<PathBuf> {
     })
 }
 
-async fn check_platform_database(config: &Config, report: &mut Report) {
+/// Gives the customers that can be used.
+async fn check_platform_database(config: &Config, report: &mut Report) -> Vec<Customer> {
     const NAME: &str = "platform database";
+    let mut usable = Vec::new();
     if let DatabaseUrl::Sqlite(path) = &config.database.url
         && !path.exists()
     {
-        return report.warning(
+        report.warning(
             NAME,
             format!("{} does not exist yet", path.display()),
             "it is made when the first customer is added: shophosting-backup customer add",
         );
+        return usable;
     }
     let store = match CustomerStore::connect(config).await {
         Ok(store) => store,
-        Err(e) => return report.error(NAME, &e),
+        Err(e) => {
+            report.error(NAME, &e);
+            return usable;
+        }
     };
     match store.list().await {
         Err(e) => report.error(NAME, &e),
@@ -419,17 +428,60 @@ async fn check_platform_database(config: &Config, report: &mut Report) {
             );
             for customer in customers {
                 let found = store.get(customer.id).await;
-                if let Err(e) = found.and_then(|customer| config.site.health_url(&customer)) {
-                    report.warning(
+                match found.and_then(|found| config.site.health_url(&found).map(|_| found)) {
+                    Ok(found) => usable.push(found),
+                    Err(e) => report.warning(
                         &format!("customer {}", customer.id),
                         e.chain(),
                         "he can be neither backed up nor restored until the platform's table is corrected",
-                    );
+                    ),
                 }
             }
         }
     }
     store.close().await;
+    usable
+}
+
+/// Dumps are started, for customers whose files are on this server.
+fn check_customer_databases(
+    config: &Config,
+    customers: &[Customer],
+    cancel: &Cancel,
+    report: &mut Report,
+) {
+    const TRIED_MAX: usize = 20;
+    let engine = Engine::new(config.clone());
+    let here = customers
+        .iter()
+        .filter(|customer| config.customers.dir(customer.id).is_dir());
+    for customer in here.take(TRIED_MAX) {
+        let name = format!("database of customer {}", customer.id);
+        let heard = Arc::new(Heard::default());
+        let control = Control {
+            monitor: Arc::clone(&heard) as _,
+            cancel: cancel.clone(),
+        };
+        match engine.try_dump(customer, &control) {
+            Ok(()) => report.ok(&name, format!("{} can be dumped", customer.db_name)),
+            Err(e) => report.error(&name, &e),
+        }
+        let warnings = heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter() {
+            report.warning(&name, warning.clone(), "his backups would lack something");
+        }
+    }
+}
+
+/// Remembers warnings.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Monitor for Heard {
+    fn warning(&self, text: &str) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.push(text.to_owned());
+    }
 }
 
 /// Reach it, open it and, where it is ours to write, write to it: a lock that is removed at once.
