@@ -389,7 +389,12 @@ impl Tenant {
             .stdin(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        client.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        client
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(sql.as_bytes())
+            .unwrap();
         assert!(client.wait().unwrap().success());
     }
 
@@ -398,7 +403,12 @@ impl Tenant {
     }
 
     /// Restore as `account`; everything but what was replaced is cleaned up.
-    fn restore_as(&self, account: &ImportAccount, dump: &[u8], control: &Control) -> Result<(Inventory, Replaced), Error> {
+    fn restore_as(
+        &self,
+        account: &ImportAccount,
+        dump: &[u8],
+        control: &Control,
+    ) -> Result<(Inventory, Replaced), Error> {
         let server = server();
         let mut shadow = database::prepare_shadow(&server, self.name, account, control)?;
         let restored = (|| {
@@ -420,8 +430,18 @@ impl Tenant {
     fn assert_nothing_staged(&self) {
         let name = self.name;
         assert_eq!(sql(&format!("SHOW DATABASES LIKE '{name}\\_\\_re%'")), "");
-        assert_eq!(sql(&format!("SELECT Db FROM mysql.db WHERE User <> '{name}' AND Db LIKE '{name}%'")), "");
-        assert_eq!(sql(&format!("SELECT Db FROM mysql.db WHERE User = '{name}'")).lines().count(), 1);
+        assert_eq!(
+            sql(&format!(
+                "SELECT Db FROM mysql.db WHERE User <> '{name}' AND Db LIKE '{name}%'"
+            )),
+            ""
+        );
+        assert_eq!(
+            sql(&format!("SELECT Db FROM mysql.db WHERE User = '{name}'"))
+                .lines()
+                .count(),
+            1
+        );
     }
 }
 
@@ -482,7 +502,13 @@ CREATE PROCEDURE in_latin1() SELECT 'ä' AS a;
 fn checksums(tenant: &Tenant) -> String {
     tables(tenant.name)
         .iter()
-        .map(|table| sql(&format!("CHECKSUM TABLE `{}`.`{}` EXTENDED", tenant.name, table.replace('`', "``"))))
+        .map(|table| {
+            sql(&format!(
+                "CHECKSUM TABLE `{}`.`{}` EXTENDED",
+                tenant.name,
+                table.replace('`', "``")
+            ))
+        })
         .collect()
 }
 
@@ -508,13 +534,24 @@ fn a_restore_brings_back_exactly_what_the_dump_holds() {
     let (inventory, replaced) = tenant.restore(&dump).unwrap();
     assert_eq!(
         inventory,
-        Inventory { tables: 10, views: 5, triggers: 2, routines: 6, events: 3 }
+        Inventory {
+            tables: 10,
+            views: 5,
+            triggers: 2,
+            routines: 6,
+            events: 3
+        }
     );
     assert_same(&tenant.dump(), &dump);
     assert_eq!(checksums(&tenant), sums);
     // The foreign keys work, and within the schema.
     tenant.sql("UPDATE hen SET egg = NULL; DELETE FROM hen; INSERT INTO audit VALUES ('x');");
-    assert_eq!(sql("SELECT COUNT(*) FROM whole_1.egg; SELECT what FROM whole_1.audit; SELECT NEXTVAL(whole_1.counter) > 5"), "0\nx 0 1\n1\n");
+    assert_eq!(
+        sql(
+            "SELECT COUNT(*) FROM whole_1.egg; SELECT what FROM whole_1.audit; SELECT NEXTVAL(whole_1.counter) > 5"
+        ),
+        "0\nx 0 1\n1\n"
+    );
 
     // And back again.
     database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
@@ -525,9 +562,19 @@ fn a_restore_brings_back_exactly_what_the_dump_holds() {
 #[track_caller]
 fn assert_same(now: &[u8], before: &[u8]) {
     if now != before {
-        let (now, before) = (String::from_utf8_lossy(now), String::from_utf8_lossy(before));
-        let different = now.lines().zip(before.lines()).find(|(now, before)| now != before);
-        panic!("the dumps differ, first in: {different:?}, {} and {} bytes", now.len(), before.len());
+        let (now, before) = (
+            String::from_utf8_lossy(now),
+            String::from_utf8_lossy(before),
+        );
+        let different = now
+            .lines()
+            .zip(before.lines())
+            .find(|(now, before)| now != before);
+        panic!(
+            "the dumps differ, first in: {different:?}, {} and {} bytes",
+            now.len(),
+            before.len()
+        );
     }
 }
 
@@ -537,20 +584,45 @@ fn without_an_account_of_the_customer_a_confined_one_is_used_and_stays_locked_as
     fill(&tenant);
     let dump = tenant.dump();
     let (control, warnings) = control();
-    let (_, replaced) = tenant.restore_as(&ImportAccount::Temporary, &dump, &control).unwrap();
+    let (_, replaced) = tenant
+        .restore_as(&ImportAccount::Temporary, &dump, &control)
+        .unwrap();
     database::drop_replaced(&server(), &replaced, &quiet()).unwrap();
     database::drop_replaced(&server(), &replaced, &quiet()).unwrap();
-    assert!(warnings.text().contains("becomes the definer in place of noaccount_1@%"), "{}", warnings.text());
+    assert!(
+        warnings
+            .text()
+            .contains("becomes the definer in place of noaccount_1@%"),
+        "{}",
+        warnings.text()
+    );
     tenant.sql("INSERT INTO audit VALUES ('x'); SELECT * FROM counted; CALL many(@n);");
-    let account = sql("SELECT DISTINCT DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = 'noaccount_1'");
+    let account = sql(
+        "SELECT DISTINCT DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = 'noaccount_1'",
+    );
     let user = account.trim().strip_suffix("@%").unwrap();
-    assert_eq!(sql(&format!("SELECT JSON_VALUE(Priv, '$.account_locked') FROM mysql.global_priv WHERE User = '{user}'")), "1\n");
-    assert_eq!(sql(&format!("SELECT Db FROM mysql.db WHERE User = '{user}'")), "noaccount\\\\_1\n");
+    assert_eq!(
+        sql(&format!(
+            "SELECT JSON_VALUE(Priv, '$.account_locked') FROM mysql.global_priv WHERE User = '{user}'"
+        )),
+        "1\n"
+    );
+    assert_eq!(
+        sql(&format!("SELECT Db FROM mysql.db WHERE User = '{user}'")),
+        "noaccount\\\\_1\n"
+    );
     // Restored again, from a dump with nothing that needs a definer, it goes.
     tenant.sql("DROP DATABASE noaccount_1; CREATE DATABASE noaccount_1; USE noaccount_1; CREATE TABLE t (i INT);");
-    let (_, replaced) = tenant.restore_as(&ImportAccount::Temporary, &tenant.dump(), &quiet()).unwrap();
+    let (_, replaced) = tenant
+        .restore_as(&ImportAccount::Temporary, &tenant.dump(), &quiet())
+        .unwrap();
     database::drop_replaced(&server(), &replaced, &quiet()).unwrap();
-    assert_eq!(sql(&format!("SELECT COUNT(*) FROM mysql.global_priv WHERE User = '{user}'")), "0\n");
+    assert_eq!(
+        sql(&format!(
+            "SELECT COUNT(*) FROM mysql.global_priv WHERE User = '{user}'"
+        )),
+        "0\n"
+    );
 }
 
 #[test]
@@ -563,14 +635,32 @@ fn foreign_definers_become_the_customer_and_come_back_when_a_swap_is_undone() {
          CREATE DEFINER = gone@nowhere FUNCTION ghost() RETURNS INT RETURN 1;");
     let before = tenant.dump();
     let (control, warnings) = control();
-    let (_, replaced) = tenant.restore_as(&tenant.account(), &before, &control).unwrap();
-    assert!(warnings.text().contains("root@localhost"), "{}", warnings.text());
-    assert!(warnings.text().contains("gone@nowhere"), "{}", warnings.text());
+    let (_, replaced) = tenant
+        .restore_as(&tenant.account(), &before, &control)
+        .unwrap();
+    assert!(
+        warnings.text().contains("root@localhost"),
+        "{}",
+        warnings.text()
+    );
+    assert!(
+        warnings.text().contains("gone@nowhere"),
+        "{}",
+        warnings.text()
+    );
     let after = String::from_utf8_lossy(&tenant.dump()).into_owned();
     for line in after.lines() {
-        assert!(!line.contains("DEFINER=`root`") && !line.contains("DEFINER=`gone`"), "{line}");
+        assert!(
+            !line.contains("DEFINER=`root`") && !line.contains("DEFINER=`gone`"),
+            "{line}"
+        );
     }
-    assert_eq!(after, String::from_utf8_lossy(&before).replace("`root`@`localhost`", "`foreign_1`@`%`").replace("`gone`@`nowhere`", "`foreign_1`@`%`"));
+    assert_eq!(
+        after,
+        String::from_utf8_lossy(&before)
+            .replace("`root`@`localhost`", "`foreign_1`@`%`")
+            .replace("`gone`@`nowhere`", "`foreign_1`@`%`")
+    );
     database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
     assert_same(&tenant.dump(), &before);
 }
@@ -592,8 +682,16 @@ fn an_import_that_fails_half_way_leaves_the_live_schema_as_it_was() {
     let tenant = Tenant::new("halfway_1");
     fill(&tenant);
     let mut dump = tenant.dump();
-    let at = dump.windows(9).rposition(|window| window == b"-- Dump c").unwrap();
-    dump.splice(at..at, b"INSERT INTO no_such_table VALUES ('a secret row');\n".iter().copied());
+    let at = dump
+        .windows(9)
+        .rposition(|window| window == b"-- Dump c")
+        .unwrap();
+    dump.splice(
+        at..at,
+        b"INSERT INTO no_such_table VALUES ('a secret row');\n"
+            .iter()
+            .copied(),
+    );
     let error = assert_fails_clean(&tenant, &dump);
     assert!(error.chain().contains("1146"), "{error:?}");
     assert!(!error.chain().contains("secret row"), "{error:?}");
@@ -627,10 +725,24 @@ fn a_dump_that_cannot_be_read_to_its_end_is_refused() {
     }
     let tenant = Tenant::new("broken_1");
     let server = server();
-    let mut shadow = database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
-    let error = database::import(&server, &mut shadow, Box::new(Broken(false)), LIMIT, &quiet()).unwrap_err();
-    assert!(error.chain().contains("the repository is gone"), "{error:?}");
-    assert_eq!(database::remove_leftovers(&server, tenant.name, &quiet()).unwrap(), [shadow.schema()]);
+    let mut shadow =
+        database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
+    let error = database::import(
+        &server,
+        &mut shadow,
+        Box::new(Broken(false)),
+        LIMIT,
+        &quiet(),
+    )
+    .unwrap_err();
+    assert!(
+        error.chain().contains("the repository is gone"),
+        "{error:?}"
+    );
+    assert_eq!(
+        database::remove_leftovers(&server, tenant.name, &quiet()).unwrap(),
+        [shadow.schema()]
+    );
     tenant.assert_nothing_staged();
 }
 
@@ -638,17 +750,29 @@ fn a_dump_that_cannot_be_read_to_its_end_is_refused() {
 fn cancelling_and_the_deadline_end_an_import() {
     let tenant = Tenant::new("endless_1");
     let server = server();
-    for (limit, cancels, kind) in [(LIMIT, true, ErrorKind::Cancelled), (Duration::from_secs(1), false, ErrorKind::Timeout)] {
+    for (limit, cancels, kind) in [
+        (LIMIT, true, ErrorKind::Cancelled),
+        (Duration::from_secs(1), false, ErrorKind::Timeout),
+    ] {
         let control = quiet();
-        let mut shadow = database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
+        let mut shadow =
+            database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
         let (cancel, name) = (control.cancel.clone(), shadow.schema().to_owned());
         std::thread::scope(|scope| {
             let import = scope.spawn(|| {
                 let dump = format!("SELECT SLEEP(100);{TRAILER}");
-                database::import(&server, &mut shadow, reader(dump.as_bytes()), limit, &control)
+                database::import(
+                    &server,
+                    &mut shadow,
+                    reader(dump.as_bytes()),
+                    limit,
+                    &control,
+                )
             });
             if cancels {
-                let find = format!("SELECT 1 FROM information_schema.PROCESSLIST WHERE DB = '{name}' AND STATE = 'User sleep'");
+                let find = format!(
+                    "SELECT 1 FROM information_schema.PROCESSLIST WHERE DB = '{name}' AND STATE = 'User sleep'"
+                );
                 eventually("it sleeps", || !sql(&find).is_empty());
                 cancel.cancel();
             }
@@ -726,20 +850,41 @@ fn a_hostile_dump_changes_nothing_outside_its_schema_and_runs_no_command() {
 #[test]
 fn an_account_reaches_only_the_schema_it_was_given_and_none_with_a_name_alike() {
     let tenant = Tenant::new("wild_1");
-    sql("CREATE DATABASE wildX1; CREATE TABLE wildX1.t (i INT); CREATE DATABASE wild_1xxrestore_00000000; CREATE TABLE wild_1xxrestore_00000000.t (i INT);");
+    sql(
+        "CREATE DATABASE wildX1; CREATE TABLE wildX1.t (i INT); CREATE DATABASE wild_1xxrestore_00000000; CREATE TABLE wild_1xxrestore_00000000.t (i INT);",
+    );
     let server = server();
     for account in [tenant.account(), ImportAccount::Temporary] {
-        let mut shadow = database::prepare_shadow(&server, tenant.name, &account, &quiet()).unwrap();
+        let mut shadow =
+            database::prepare_shadow(&server, tenant.name, &account, &quiet()).unwrap();
         for schema in ["wildX1", "wild_1xxrestore_00000000", "mysql"] {
-            let dump = format!("CREATE TABLE `t` (i INT);\nINSERT INTO `{schema}`.t VALUES (1);\n{TRAILER}");
-            let error = database::import(&server, &mut shadow, reader(dump.as_bytes()), LIMIT, &quiet()).unwrap_err();
+            let dump = format!(
+                "CREATE TABLE `t` (i INT);\nINSERT INTO `{schema}`.t VALUES (1);\n{TRAILER}"
+            );
+            let error = database::import(
+                &server,
+                &mut shadow,
+                reader(dump.as_bytes()),
+                LIMIT,
+                &quiet(),
+            )
+            .unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Refused, "{schema}: {error:?}");
             sql(&format!("DROP TABLE `{}`.t", shadow.schema()));
         }
         let alike = shadow.schema().replace('_', "x");
-        sql(&format!("CREATE DATABASE {alike}; CREATE TABLE {alike}.t (i INT);"));
+        sql(&format!(
+            "CREATE DATABASE {alike}; CREATE TABLE {alike}.t (i INT);"
+        ));
         let dump = format!("INSERT INTO `{alike}`.t VALUES (1);\n{TRAILER}");
-        let error = database::import(&server, &mut shadow, reader(dump.as_bytes()), LIMIT, &quiet()).unwrap_err();
+        let error = database::import(
+            &server,
+            &mut shadow,
+            reader(dump.as_bytes()),
+            LIMIT,
+            &quiet(),
+        )
+        .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
         sql(&format!("DROP DATABASE {alike}"));
         database::discard(&server, tenant.name, shadow.schema()).unwrap();
@@ -757,14 +902,23 @@ fn events_do_not_run_while_they_are_staged_and_run_after_the_swap() {
     let dump = tenant.dump();
     tenant.sql("DROP EVENT every_second; TRUNCATE log");
     let server = server();
-    let mut shadow = database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
+    let mut shadow =
+        database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
     database::import(&server, &mut shadow, reader(&dump), LIMIT, &quiet()).unwrap();
-    let states = format!("SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA = '{}'", shadow.schema());
+    let states = format!(
+        "SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA = '{}'",
+        shadow.schema()
+    );
     assert_eq!(sql(&states), "SLAVESIDE_DISABLED\n");
     database::swap(&server, &shadow, &quiet()).unwrap();
     database::discard(&server, tenant.name, shadow.schema()).unwrap();
-    assert_eq!(sql("SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA = 'events_1'"), "ENABLED\n");
-    eventually("the event runs", || sql("SELECT COUNT(*) FROM events_1.log") != "0\n");
+    assert_eq!(
+        sql("SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA = 'events_1'"),
+        "ENABLED\n"
+    );
+    eventually("the event runs", || {
+        sql("SELECT COUNT(*) FROM events_1.log") != "0\n"
+    });
     tenant.sql("DROP EVENT every_second");
 }
 
@@ -774,7 +928,9 @@ fn a_transaction_that_keeps_a_table_in_use_makes_the_swap_fail_and_not_hang() {
     fill(&tenant);
     let dump = tenant.dump();
     let session = Session::open("BEGIN; SELECT * FROM loaded_1.posts");
-    eventually("the transaction is open", || !sql("SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state = 'RUNNING'").is_empty());
+    eventually("the transaction is open", || {
+        !sql("SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state = 'RUNNING'").is_empty()
+    });
     let started = Instant::now();
     let error = assert_fails_clean(&tenant, &dump);
     assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
@@ -789,19 +945,28 @@ fn what_fails_after_the_commit_is_reversed() {
     let tenant = Tenant::new("reversed_1");
     fill(&tenant);
     let dump = tenant.dump();
-    tenant.sql("DROP TRIGGER first_one; DROP VIEW counted; INSERT INTO posts (title) VALUES ('new');");
+    tenant.sql(
+        "DROP TRIGGER first_one; DROP VIEW counted; INSERT INTO posts (title) VALUES ('new');",
+    );
     // Enough to import with, for that is granted, but not to create triggers in the live schema.
-    sql("REVOKE TRIGGER ON `reversed\\_1`.* FROM reversed_1@'%'; DROP TRIGGER reversed_1.second_one;");
+    sql(
+        "REVOKE TRIGGER ON `reversed\\_1`.* FROM reversed_1@'%'; DROP TRIGGER reversed_1.second_one;",
+    );
     let error = assert_fails_clean(&tenant, &dump);
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
-    assert!(error.chain().contains("cannot create the trigger"), "{error:?}");
+    assert!(
+        error.chain().contains("cannot create the trigger"),
+        "{error:?}"
+    );
 }
 
 #[test]
 fn a_foreign_key_from_another_schema_is_refused_before_anything_changes() {
     let tenant = Tenant::new("keyed_1");
     fill(&tenant);
-    sql("CREATE DATABASE keyed_other; CREATE TABLE keyed_other.child (id INT, FOREIGN KEY (id) REFERENCES keyed_1.posts (id));");
+    sql(
+        "CREATE DATABASE keyed_other; CREATE TABLE keyed_other.child (id INT, FOREIGN KEY (id) REFERENCES keyed_1.posts (id));",
+    );
     let error = assert_fails_clean(&tenant, &tenant.dump());
     assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
     assert!(error.chain().contains("keyed_other.child"), "{error:?}");
@@ -832,7 +997,12 @@ fn a_trigger_that_was_typed_with_its_schema_is_restored() {
     tenant.sql("CREATE TABLE t (i INT); CREATE TRIGGER typed_1.tr BEFORE INSERT ON `typed_1`.`t` FOR EACH ROW SET @a = 1;");
     let dump = tenant.dump();
     let (_, replaced) = tenant.restore(&dump).unwrap();
-    assert_eq!(sql("SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = 'typed_1'"), "tr\n");
+    assert_eq!(
+        sql(
+            "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = 'typed_1'"
+        ),
+        "tr\n"
+    );
     database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
     assert_same(&tenant.dump(), &dump);
 }
@@ -847,7 +1017,11 @@ fn a_live_schema_with_broken_views_can_be_restored_over() {
     assert_same(&tenant.dump(), &dump);
     let (control, warnings) = control();
     database::swap_back(&server(), &replaced, &tenant.account(), &control).unwrap();
-    assert!(warnings.text().contains("broken view z_base"), "{}", warnings.text());
+    assert!(
+        warnings.text().contains("broken view z_base"),
+        "{}",
+        warnings.text()
+    );
 }
 
 #[test]
@@ -857,7 +1031,9 @@ fn a_wrong_password_of_the_customer_is_told_before_anything_is_made() {
         user: tenant.name.to_owned(),
         password: SecretString::from("wr0ng-p4ssword"),
     };
-    let error = tenant.restore_as(&account, &tenant.dump(), &quiet()).unwrap_err();
+    let error = tenant
+        .restore_as(&account, &tenant.dump(), &quiet())
+        .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
     assert!(!error.chain().contains("wr0ng"), "{error:?}");
     tenant.assert_nothing_staged();
@@ -876,15 +1052,29 @@ fn no_password_shows_in_the_list_of_processes() {
                 for process in std::fs::read_dir("/proc").unwrap().flatten() {
                     let cmdline = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
                     let cmdline = String::from_utf8_lossy(&cmdline);
-                    clients += usize::from(cmdline.contains("--defaults-file=/proc/self/fd/") || cmdline.contains("--user=root"));
-                    assert!(!passwords.iter().any(|password| cmdline.contains(password.as_str())), "{cmdline}");
+                    clients += usize::from(
+                        cmdline.contains("--defaults-file=/proc/self/fd/")
+                            || cmdline.contains("--user=root"),
+                    );
+                    assert!(
+                        !passwords
+                            .iter()
+                            .any(|password| cmdline.contains(password.as_str())),
+                        "{cmdline}"
+                    );
                 }
             }
             clients
         });
         let dump = tenant.dump();
         tenant.restore(&dump).unwrap();
-        try_dump(&server_through(&["env", "--"]), tenant.name, LIMIT, &quiet()).unwrap();
+        try_dump(
+            &server_through(&["env", "--"]),
+            tenant.name,
+            LIMIT,
+            &quiet(),
+        )
+        .unwrap();
         done.store(true, std::sync::atomic::Ordering::Release);
         assert!(looker.join().unwrap() > 0, "no client program was seen");
     });
@@ -896,7 +1086,10 @@ fn rows_of_many_megabytes_pass() {
     sql("SET GLOBAL max_allowed_packet = 64 * 1024 * 1024");
     tenant.sql("CREATE TABLE t (id INT PRIMARY KEY, b LONGBLOB, x LONGTEXT); INSERT INTO t SELECT 1, REPEAT(CHAR(0, 10, 92, 39), 1500000), REPEAT('x\\n;', 3000000);");
     let (dump, sums) = (tenant.dump(), checksums(&tenant));
-    assert!(dump.split(|&byte| byte == b'\n').any(|line| line.len() > 16 << 20));
+    assert!(
+        dump.split(|&byte| byte == b'\n')
+            .any(|line| line.len() > 16 << 20)
+    );
     tenant.sql("DROP TABLE t");
     tenant.restore(&dump).unwrap();
     assert_eq!(checksums(&tenant), sums);

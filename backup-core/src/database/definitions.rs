@@ -109,19 +109,34 @@ pub(super) fn collect(server: &Server, schema: &str, cancel: &Cancel) -> Result<
     let mut definitions = Vec::with_capacity(names.len());
     // The server keeps views in its own character set and everything else in that of whoever wrote it.
     for (charset, views) in [("binary", false), ("utf8mb4", true)] {
-        let wanted: Vec<_> = names.iter().filter(|(kind, _)| (*kind == Kind::View) == views).collect();
+        let wanted: Vec<_> = names
+            .iter()
+            .filter(|(kind, _)| (*kind == Kind::View) == views)
+            .collect();
         if wanted.is_empty() {
             continue;
         }
         let mut script = format!("SET sql_mode = '', character_set_results = {charset};\n");
         for (kind, name) in &wanted {
-            script.push_str(&format!("SHOW CREATE {} {};\n", kind.sql(), identifier(name)));
+            script.push_str(&format!(
+                "SHOW CREATE {} {};\n",
+                kind.sql(),
+                identifier(name)
+            ));
         }
-        let rows = server.ask(&server.account, Some(schema), script.as_bytes(), CHANGE_LIMIT, cancel)?;
+        let rows = server.ask(
+            &server.account,
+            Some(schema),
+            script.as_bytes(),
+            CHANGE_LIMIT,
+            cancel,
+        )?;
         if rows.len() != wanted.len() {
             return Err(Error::new(
                 ErrorKind::Failed,
-                format!("the database server did not tell all definitions in {schema}; is it being changed?"),
+                format!(
+                    "the database server did not tell all definitions in {schema}; is it being changed?"
+                ),
             ));
         }
         for ((kind, name), row) in wanted.into_iter().zip(rows) {
@@ -148,7 +163,12 @@ fn names(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<(Kind, St
     rows.iter()
         .map(|row| {
             let kind = row.first().and_then(|kind| Kind::parse(kind));
-            let kind = kind.ok_or_else(|| Error::new(ErrorKind::Failed, "the database server has a kind of object that is not known here"))?;
+            let kind = kind.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Failed,
+                    "the database server has a kind of object that is not known here",
+                )
+            })?;
             Ok((kind, name_from_hex(row.get(1))?))
         })
         .collect()
@@ -176,12 +196,20 @@ fn definition(kind: Kind, name: &str, row: &[Vec<u8>]) -> Result<Definition> {
         kind,
         name: name.to_owned(),
         text,
-        sql_mode: sql_mode.map_or(Ok(String::new()), |at| String::from_utf8(column(at))).map_err(|error| {
-            Error::caused(ErrorKind::Failed, "the database server gave a strange SQL mode", error)
-        })?,
+        sql_mode: sql_mode
+            .map_or(Ok(String::new()), |at| String::from_utf8(column(at)))
+            .map_err(|error| {
+                Error::caused(
+                    ErrorKind::Failed,
+                    "the database server gave a strange SQL mode",
+                    error,
+                )
+            })?,
         client_charset: plain_name(&column(session))?,
         connection_collation: plain_name(&column(session + 1))?,
-        database_collation: (kind != Kind::View).then(|| plain_name(&column(session + 2))).transpose()?,
+        database_collation: (kind != Kind::View)
+            .then(|| plain_name(&column(session + 2)))
+            .transpose()?,
         time_zone: time_zone.map(|at| plain_name(&column(at))).transpose()?,
     })
 }
@@ -205,7 +233,12 @@ pub(super) fn drop_where(
                 _ => "",
             };
             script.push_str(&format!("SET sql_mode = '{mode}';\n"));
-            script.push_str(&format!("DROP {} IF EXISTS {}.{};\n", kind.sql(), identifier(schema), identifier(&name)));
+            script.push_str(&format!(
+                "DROP {} IF EXISTS {}.{};\n",
+                kind.sql(),
+                identifier(schema),
+                identifier(&name)
+            ));
         }
     }
     if any {
@@ -338,8 +371,11 @@ impl Creator<'_> {
             As::Tenant(account, tenant) => (account, tenant, false),
             As::Found(account, tenant) => (account, tenant, true),
         };
-        let foreign = definition.definer().filter(|definer| as_found && definer != tenant);
-        if foreign.is_some() && self.prepares && self.run(definition, &self.server.account).is_ok() {
+        let foreign = definition
+            .definer()
+            .filter(|definer| as_found && definer != tenant);
+        if foreign.is_some() && self.prepares && self.run(definition, &self.server.account).is_ok()
+        {
             return Ok(());
         }
         self.run(&definition.defined_by(tenant), account)?;
@@ -358,8 +394,13 @@ impl Creator<'_> {
 
     fn run(&self, definition: &Definition, account: &Account) -> Result<()> {
         let script = script(definition, self.prepares);
-        self.server
-            .ask(account, Some(self.schema), &script, CHANGE_LIMIT, self.cancel)?;
+        self.server.ask(
+            account,
+            Some(self.schema),
+            &script,
+            CHANGE_LIMIT,
+            self.cancel,
+        )?;
         Ok(())
     }
 }
@@ -367,7 +408,11 @@ impl Creator<'_> {
 fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
     // A view's text comes in the server's own character set: say so where it makes a difference.
     let charset = match definition.kind {
-        Kind::View if !definition.text.is_ascii() && !definition.client_charset.starts_with("utf8") => "utf8mb4",
+        Kind::View
+            if !definition.text.is_ascii() && !definition.client_charset.starts_with("utf8") =>
+        {
+            "utf8mb4"
+        }
         _ => &definition.client_charset,
     };
     let mut script = format!("SET sql_mode = {};\n", literal(&definition.sql_mode));
@@ -380,7 +425,9 @@ fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
     ));
     let mut script = script.into_bytes();
     if prepares {
-        script.extend_from_slice(format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes());
+        script.extend_from_slice(
+            format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes(),
+        );
     } else {
         let delimiter = random_delimiter();
         script.extend_from_slice(format!("DELIMITER {delimiter}\n").as_bytes());
@@ -401,11 +448,20 @@ fn random_delimiter() -> String {
 }
 
 /// Those of `wanted` that `schema` does not have.
-pub(super) fn missing(server: &Server, schema: &str, wanted: &[Definition], cancel: &Cancel) -> Result<Vec<Definition>> {
+pub(super) fn missing(
+    server: &Server,
+    schema: &str,
+    wanted: &[Definition],
+    cancel: &Cancel,
+) -> Result<Vec<Definition>> {
     let there = names(server, schema, cancel)?;
     Ok(wanted
         .iter()
-        .filter(|wanted| !there.iter().any(|(kind, name)| *kind == wanted.kind && *name == wanted.name))
+        .filter(|wanted| {
+            !there
+                .iter()
+                .any(|(kind, name)| *kind == wanted.kind && *name == wanted.name)
+        })
         .cloned()
         .collect())
 }
@@ -415,8 +471,13 @@ impl Server {
     fn prepares_everything(&self, cancel: &Cancel) -> Result<bool> {
         let rows = self.query("SELECT VERSION();", cancel)?;
         let version = String::from_utf8_lossy(&rows.concat().concat()).into_owned();
-        let mut numbers = version.split(['.', '-']).map_while(|number| number.parse::<u32>().ok());
-        let release = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+        let mut numbers = version
+            .split(['.', '-'])
+            .map_while(|number| number.parse::<u32>().ok());
+        let release = (
+            numbers.next().unwrap_or_default(),
+            numbers.next().unwrap_or_default(),
+        );
         Ok(self.server_family(cancel)? == Family::MariaDb && release >= (10, 6))
     }
 }
@@ -444,7 +505,12 @@ mod tests {
             )
             .unwrap();
         let password = SecretString::from(mariadb.root_password());
-        let server = Server::new(Endpoint::Socket(mariadb.socket()), Vec::new(), "root", password);
+        let server = Server::new(
+            Endpoint::Socket(mariadb.socket()),
+            Vec::new(),
+            "root",
+            password,
+        );
         let cancel = Cancel::new();
         let definer = Definer::parse("root@localhost").unwrap();
         let wanted = collect(&server, "one", &cancel).unwrap();
@@ -462,10 +528,17 @@ mod tests {
                 warn: &|text| panic!("{text}"),
                 cancel: &cancel,
             };
-            for definition in wanted.iter().filter(|definition| definition.kind != Kind::View) {
+            for definition in wanted
+                .iter()
+                .filter(|definition| definition.kind != Kind::View)
+            {
                 creator.create(definition).unwrap();
             }
-            let views: Vec<_> = wanted.iter().filter(|definition| definition.kind == Kind::View).cloned().collect();
+            let views: Vec<_> = wanted
+                .iter()
+                .filter(|definition| definition.kind == Kind::View)
+                .cloned()
+                .collect();
             creator.views(&views).unwrap();
             assert_eq!(collect(&server, schema, &cancel).unwrap(), wanted);
         }

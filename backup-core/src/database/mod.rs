@@ -28,9 +28,7 @@ pub use dump::{Dump, DumpReport, dump};
 pub use shadow::{
     ImportAccount, Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify,
 };
-pub use swap::{
-    Replaced, ReplacedState, drop_replaced, find_replaced, resume, swap, swap_back,
-};
+pub use swap::{Replaced, ReplacedState, drop_replaced, find_replaced, resume, swap, swap_back};
 
 /// How a server is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,9 +12,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use crate::database::client::{
-    QUERY_LIMIT, SCRIPT_OPTIONS, SqlError, explain, identifier, literal, name_from_hex,
-};
+use crate::database::client::{QUERY_LIMIT, SqlError, explain, identifier, literal, name_from_hex};
 use crate::database::rewrite::{Definer, Findings, Rewriter};
 use crate::database::{Account, Server};
 use crate::error::{Error, ErrorKind, Result};
@@ -105,7 +103,12 @@ pub(super) struct Importer {
 ///
 /// # Errors
 /// [`ErrorKind::Refused`] when the customer's password is wrong or the server's account lacks a right. Nothing is left behind.
-pub fn prepare_shadow(server: &Server, live: &str, account: &ImportAccount, control: &Control) -> Result<Shadow> {
+pub fn prepare_shadow(
+    server: &Server,
+    live: &str,
+    account: &ImportAccount,
+    control: &Control,
+) -> Result<Shadow> {
     let cancel = &control.cancel;
     let importer = open_account(server, live, account, cancel)?;
     let shadow = Shadow {
@@ -118,7 +121,9 @@ pub fn prepare_shadow(server: &Server, live: &str, account: &ImportAccount, cont
         let error = error.context(format!("cannot prepare the restore of the database {live}"));
         match discard(server, live, &shadow.schema) {
             Ok(()) => error,
-            Err(second) => error.context(format!("what was prepared could not be removed: {second}")),
+            Err(second) => {
+                error.context(format!("what was prepared could not be removed: {second}"))
+            }
         }
     })?;
     Ok(shadow)
@@ -129,10 +134,18 @@ fn create_shadow(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<()
         Some((charset, collation)) => format!("CHARACTER SET {charset} COLLATE {collation}"),
         None => String::new(),
     };
-    server.query(&format!("CREATE DATABASE {} {like};", identifier(&shadow.schema)), cancel)?;
+    server.query(
+        &format!("CREATE DATABASE {} {like};", identifier(&shadow.schema)),
+        cancel,
+    )?;
     grant(server, &shadow.importer, &shadow.schema, cancel)?;
     // The account as it is really seen by the server: another one, of the same name, may come first at login.
-    let seen = whoami(server, &shadow.importer.account, Some(&shadow.schema), cancel)?;
+    let seen = whoami(
+        server,
+        &shadow.importer.account,
+        Some(&shadow.schema),
+        cancel,
+    )?;
     if seen != shadow.importer.definer {
         return Err(Error::new(
             ErrorKind::Refused,
@@ -147,7 +160,11 @@ fn create_shadow(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<()
 }
 
 /// A schema's default character set and collation; `None` when there is no such schema.
-pub(super) fn default_charset(server: &Server, schema: &str, cancel: &Cancel) -> Result<Option<(String, String)>> {
+pub(super) fn default_charset(
+    server: &Server,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<Option<(String, String)>> {
     let rows = server.query(
         &format!(
             "SELECT DEFAULT_CHARACTER_SET_NAME, DEFAULT_COLLATION_NAME FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = {};",
@@ -155,34 +172,56 @@ pub(super) fn default_charset(server: &Server, schema: &str, cancel: &Cancel) ->
         ),
         cancel,
     )?;
-    let Some(row) = rows.first() else { return Ok(None) };
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
     match row.as_slice() {
         [charset, collation] => Ok(Some((plain_name(charset)?, plain_name(collation)?))),
-        _ => Err(Error::new(ErrorKind::Failed, "the database server did not tell a schema's character set")),
+        _ => Err(Error::new(
+            ErrorKind::Failed,
+            "the database server did not tell a schema's character set",
+        )),
     }
 }
 
 /// The name of a character set, a collation or a time zone: nothing that would need quoting.
 pub(super) fn plain_name(name: &[u8]) -> Result<String> {
     match std::str::from_utf8(name) {
-        Ok(name) if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_+-:/".contains(&byte)) => Ok(name.to_owned()),
+        Ok(name)
+            if name
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || b"_+-:/".contains(&byte)) =>
+        {
+            Ok(name.to_owned())
+        }
         _ => Err(Error::new(
             ErrorKind::Failed,
-            format!("the database server gave the strange name {}", String::from_utf8_lossy(name)),
+            format!(
+                "the database server gave the strange name {}",
+                String::from_utf8_lossy(name)
+            ),
         )),
     }
 }
 
 /// Make the account usable and find out how the server names it.
-pub(super) fn open_account(server: &Server, live: &str, account: &ImportAccount, cancel: &Cancel) -> Result<Importer> {
+pub(super) fn open_account(
+    server: &Server,
+    live: &str,
+    account: &ImportAccount,
+    cancel: &Cancel,
+) -> Result<Importer> {
     match account {
         ImportAccount::Customer { user, password } => {
             let account = Account {
                 user: user.clone(),
                 password: password.clone(),
             };
-            let definer = whoami(server, &account, None, cancel)
-                .map_err(|error| error.context(format!("the customer's account {user} cannot be used to restore the database {live}")))?;
+            let definer = whoami(server, &account, None, cancel).map_err(|error| {
+                error.context(format!(
+                    "the customer's account {user} cannot be used to restore the database {live}"
+                ))
+            })?;
             Ok(Importer {
                 account,
                 definer,
@@ -205,7 +244,9 @@ pub(super) fn open_account(server: &Server, live: &str, account: &ImportAccount,
                     cancel,
                 )
                 .map_err(|error| {
-                    Error::from(error).context(format!("cannot create an account to restore the database {live} with"))
+                    Error::from(error).context(format!(
+                        "cannot create an account to restore the database {live} with"
+                    ))
                 })?;
             Ok(Importer {
                 account: Account {
@@ -227,14 +268,35 @@ fn temporary_definer(live: &str) -> Definer {
     }
 }
 
-fn whoami(server: &Server, account: &Account, database: Option<&str>, cancel: &Cancel) -> Result<Definer> {
-    let rows = server.ask(account, database, b"SELECT HEX(CURRENT_USER());", QUERY_LIMIT, cancel)?;
+fn whoami(
+    server: &Server,
+    account: &Account,
+    database: Option<&str>,
+    cancel: &Cancel,
+) -> Result<Definer> {
+    let rows = server.ask(
+        account,
+        database,
+        b"SELECT HEX(CURRENT_USER());",
+        QUERY_LIMIT,
+        cancel,
+    )?;
     let name = name_from_hex(rows.first().and_then(|row| row.first()))?;
-    Definer::parse(&name).ok_or_else(|| Error::new(ErrorKind::Failed, "the database server did not tell the account's name"))
+    Definer::parse(&name).ok_or_else(|| {
+        Error::new(
+            ErrorKind::Failed,
+            "the database server did not tell the account's name",
+        )
+    })
 }
 
 /// Give the importing account all rights on `schema` and on no other: `_` and `%` are wildcards in a grant.
-pub(super) fn grant(server: &Server, importer: &Importer, schema: &str, cancel: &Cancel) -> Result<()> {
+pub(super) fn grant(
+    server: &Server,
+    importer: &Importer,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<()> {
     server.query(
         &format!(
             "GRANT ALL PRIVILEGES ON {}.* TO {};",
@@ -249,10 +311,16 @@ pub(super) fn grant(server: &Server, importer: &Importer, schema: &str, cancel: 
 fn grant_pattern(server: &Server, schema: &str, cancel: &Cancel) -> Result<String> {
     // With partial revokes, MySQL takes the names in grants as they are.
     let partial = server.query("SHOW GLOBAL VARIABLES LIKE 'partial_revokes';", cancel)?;
-    if partial.iter().any(|row| row.last().is_some_and(|value| value == b"ON")) {
+    if partial
+        .iter()
+        .any(|row| row.last().is_some_and(|value| value == b"ON"))
+    {
         return Ok(schema.to_owned());
     }
-    Ok(schema.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%"))
+    Ok(schema
+        .replace('\\', "\\\\")
+        .replace('_', "\\_")
+        .replace('%', "\\%"))
 }
 
 /// Read a dump into the shadow schema. `limit` is for the whole of it.
@@ -276,14 +344,11 @@ pub fn import(
     };
     let importer = &shadow.importer;
     let tools = server.tools(&control.cancel)?;
-    let mut program = server
+    let program = server
         .program(&tools.client, &importer.account, Some(limit))?
-        .args(SCRIPT_OPTIONS)
+        .args(&tools.script_options)
         .args(["--default-character-set=utf8mb4", "--quick"])
         .arg(format!("--database={}", shadow.schema));
-    if tools.sandbox {
-        program = program.arg("--sandbox");
-    }
     let mut running = program.spawn(limit, &control.cancel)?;
     let rewriter = Rewriter::new(importer.definer.clone(), &shadow.live, &shadow.schema);
     let (findings, arrived) = stream(&mut running, rewriter, dump, control).map_err(failed)?;
@@ -316,7 +381,10 @@ fn stream(
     control: &Control,
 ) -> Result<(Findings, bool)> {
     let (Some(mut stdin), Some(stdout)) = (running.take_stdin(), running.take_stdout()) else {
-        return Err(Error::new(ErrorKind::Failed, "the client program has no input or output"));
+        return Err(Error::new(
+            ErrorKind::Failed,
+            "the client program has no input or output",
+        ));
     };
     let answer = thread::spawn(move || last_bytes(stdout));
     let mut buffer = vec![0; BUFFER_BYTES];
@@ -329,7 +397,9 @@ fn stream(
             Err(error) if error.kind() == IoErrorKind::Interrupted => continue,
             Err(error) => return Err(Error::io("the dump could not be read", error)),
         };
-        let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else { break };
+        let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else {
+            break;
+        };
         rewriter.feed(read, &mut out)?;
         // A client that ended takes no more; why, its exit status and its last lines tell.
         if stdin.write_all(&out).is_err() {
@@ -359,7 +429,9 @@ fn last_bytes(mut stdout: ChildStdout) -> Vec<u8> {
     let mut tail = Vec::new();
     let mut buffer = [0; 4096];
     while let Ok(n) = stdout.read(&mut buffer) {
-        let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else { break };
+        let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else {
+            break;
+        };
         tail.extend_from_slice(read);
         let surplus = tail.len().saturating_sub(64);
         tail.drain(..surplus);
@@ -388,7 +460,10 @@ pub fn verify(server: &Server, shadow: &Shadow, control: &Control) -> Result<Inv
         .map(|count| std::str::from_utf8(count).ok()?.parse().ok())
         .collect();
     let Some([tables, views, triggers, routines, events]) = counts.as_deref() else {
-        return Err(Error::new(ErrorKind::Failed, "the database server did not tell what was imported"));
+        return Err(Error::new(
+            ErrorKind::Failed,
+            "the database server did not tell what was imported",
+        ));
     };
     if *tables != shadow.findings.tables {
         return Err(Error::new(
@@ -450,12 +525,21 @@ pub(super) fn remove_schema(server: &Server, live: &str, schema: &str) -> Result
     for definer in grantees(server, schema, cancel)? {
         let pattern = identifier(&grant_pattern(server, schema, cancel)?);
         allow(
-            server.query(&format!("REVOKE ALL PRIVILEGES ON {pattern}.* FROM {};", definer.quoted()), cancel),
+            server.query(
+                &format!(
+                    "REVOKE ALL PRIVILEGES ON {pattern}.* FROM {};",
+                    definer.quoted()
+                ),
+                cancel,
+            ),
             NO_SUCH_GRANT,
         )?;
     }
     server.change(
-        &format!("SET lock_wait_timeout = 60; DROP DATABASE IF EXISTS {};", identifier(schema)),
+        &format!(
+            "SET lock_wait_timeout = 60; DROP DATABASE IF EXISTS {};",
+            identifier(schema)
+        ),
         cancel,
     )?;
     settle_account(server, live)
@@ -483,10 +567,17 @@ fn grantees(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<Define
         .map(|row| {
             let grantee = name_from_hex(row.first())?;
             // As the server writes it: 'user'@'host', with nothing escaped.
-            let inner = grantee.strip_prefix('\'').and_then(|text| text.strip_suffix('\''));
+            let inner = grantee
+                .strip_prefix('\'')
+                .and_then(|text| text.strip_suffix('\''));
             let (user, host) = inner
                 .and_then(|inner| inner.rsplit_once("'@'"))
-                .ok_or_else(|| Error::new(ErrorKind::Failed, "the database server named an account in an unknown way"))?;
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Failed,
+                        "the database server named an account in an unknown way",
+                    )
+                })?;
             Ok(Definer {
                 user: user.to_owned(),
                 host: host.to_owned(),
@@ -514,7 +605,10 @@ pub(super) fn settle_account(server: &Server, live: &str) -> Result<()> {
     if !schemas_beside(server, live, SHADOW_MARK, cancel)?.is_empty() {
         return Ok(());
     }
-    let (schema, name) = (literal(live), literal(&format!("{}@{}", definer.user, definer.host)));
+    let (schema, name) = (
+        literal(live),
+        literal(&format!("{}@{}", definer.user, definer.host)),
+    );
     let defines = server.query(
         &format!(
             "SELECT 1 FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {schema} AND DEFINER = {name}
@@ -536,13 +630,20 @@ pub(super) fn settle_account(server: &Server, live: &str) -> Result<()> {
 
 /// A new name beside `live`.
 fn beside(live: &str, mark: &str) -> String {
-    format!("{}{mark}{:0RANDOM_DIGITS$x}", stem(live, mark), rand::random::<u32>())
+    format!(
+        "{}{mark}{:0RANDOM_DIGITS$x}",
+        stem(live, mark),
+        rand::random::<u32>()
+    )
 }
 
 /// The name for what `shadow` replaces: with the same digits.
 pub(super) fn replaced_name(shadow: &Shadow) -> String {
     let digits = shadow.schema.rsplit('_').next().unwrap_or_default();
-    format!("{}{REPLACED_MARK}{digits}", stem(&shadow.live, REPLACED_MARK))
+    format!(
+        "{}{REPLACED_MARK}{digits}",
+        stem(&shadow.live, REPLACED_MARK)
+    )
 }
 
 /// The name of the shadow that `replaced` was named after.
@@ -573,13 +674,24 @@ pub(super) fn is_beside(schema: &str, live: &str, mark: &str) -> bool {
         .strip_prefix(stem(live, mark).as_str())
         .and_then(|rest| rest.strip_prefix(mark))
         .is_some_and(|digits| {
-            digits.len() == RANDOM_DIGITS && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+            digits.len() == RANDOM_DIGITS
+                && digits
+                    .bytes()
+                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
         })
 }
 
 /// The schemas with names beside `live`.
-pub(super) fn schemas_beside(server: &Server, live: &str, mark: &str, cancel: &Cancel) -> Result<Vec<String>> {
-    let rows = server.query("SELECT HEX(SCHEMA_NAME) FROM information_schema.SCHEMATA;", cancel)?;
+pub(super) fn schemas_beside(
+    server: &Server,
+    live: &str,
+    mark: &str,
+    cancel: &Cancel,
+) -> Result<Vec<String>> {
+    let rows = server.query(
+        "SELECT HEX(SCHEMA_NAME) FROM information_schema.SCHEMATA;",
+        cancel,
+    )?;
     let mut found = Vec::new();
     for row in &rows {
         let schema = name_from_hex(row.first())?;
@@ -605,10 +717,22 @@ mod tests {
         }
         let name = beside("customer_12", SHADOW_MARK);
         assert!(!is_beside(&name, "customer_1", SHADOW_MARK));
-        assert!(!is_beside("customer_1__restore_0123456", "customer_1", SHADOW_MARK));
-        assert!(!is_beside("customer_1__restore_0123456x", "customer_1", SHADOW_MARK));
+        assert!(!is_beside(
+            "customer_1__restore_0123456",
+            "customer_1",
+            SHADOW_MARK
+        ));
+        assert!(!is_beside(
+            "customer_1__restore_0123456x",
+            "customer_1",
+            SHADOW_MARK
+        ));
         let long = "x".repeat(60);
-        assert!(!is_beside(&beside(&format!("{long}1"), SHADOW_MARK), &format!("{long}2"), SHADOW_MARK));
+        assert!(!is_beside(
+            &beside(&format!("{long}1"), SHADOW_MARK),
+            &format!("{long}2"),
+            SHADOW_MARK
+        ));
     }
 
     #[test]
