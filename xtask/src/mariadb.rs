@@ -50,7 +50,11 @@ impl MariaDb {
             );
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         }
+        let tmp = dir.path().join("tmp");
+        let made = as_server_user("mkdir").arg(&tmp).status()?;
+        ensure!(made.success(), "cannot create {}", tmp.display());
         let installed = as_server_user("mariadb-install-db")
+            .env("TMPDIR", &tmp)
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.path().join("data").display()))
             .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
@@ -201,6 +205,8 @@ impl Server {
         let log = fs::File::create(dir.join("log"))?;
         let mut command = as_server_user("mariadbd");
         command
+            // Of its own: a server that starts removes the temporary tables of all others from a shared one.
+            .env("TMPDIR", dir.join("tmp"))
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.join("data").display()))
             .arg(format!("--socket={}", dir.join("my.sock").display()))

@@ -45,6 +45,7 @@ pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control)
     check_database(server, database, control)?;
     check_rights(server, database, control)?;
     check_events(server, database, control)?;
+    check_family(server, tools, database, control)?;
     start(server, tools, database, limit, control)
 }
 
@@ -188,6 +189,32 @@ fn check_events(server: &Server, database: &str, control: &Control) -> Result<()
         )),
         None => Ok(()),
     }
+}
+
+/// The dump programs of the one family write generated columns of the other's servers in a way that cannot be restored.
+fn check_family(server: &Server, tools: &Tools, database: &str, control: &Control) -> Result<()> {
+    let (theirs, ours) = (server.server_family(&control.cancel)?, tools.family);
+    if theirs == ours {
+        return Ok(());
+    }
+    let advice = format!(
+        "the server at {server} is of {theirs} and the dump program of {ours}; install the client programs of {theirs}"
+    );
+    let generated = server.query(
+        &format!(
+            "SELECT 1 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = {} AND GENERATION_EXPRESSION <> '' LIMIT 1;",
+            literal(database)
+        ),
+        &control.cancel,
+    )?;
+    if !generated.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Configuration,
+            format!("the database {database} has generated columns, {advice}"),
+        ));
+    }
+    control.monitor.warning(&advice);
+    Ok(())
 }
 
 impl Dump {
