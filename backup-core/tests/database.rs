@@ -462,6 +462,9 @@ INSERT INTO every_byte VALUES (UNHEX(CONCAT('000102030405060708090A0B0C0D0E0F1A1
 CREATE TABLE aria_table (id INT) ENGINE=Aria; INSERT INTO aria_table VALUES (7);
 CREATE TABLE `-- leading dash` (`a b` INT, `c``d` INT); INSERT INTO `-- leading dash` VALUES (1, 2);
 CREATE TABLE `it's; ``quoted`` "x" tábla ☃` (id INT); INSERT INTO `it's; ``quoted`` "x" tábla ☃` VALUES (3);
+CREATE TABLE `two
+lines; \! id -- /* '"` (id INT); INSERT INTO `two
+lines; \! id -- /* '"` VALUES (4);
 CREATE TABLE hen (id INT PRIMARY KEY, egg INT); CREATE TABLE egg (id INT PRIMARY KEY, hen INT, FOREIGN KEY (hen) REFERENCES hen (id) ON DELETE CASCADE);
 ALTER TABLE hen ADD FOREIGN KEY (egg) REFERENCES egg (id);
 INSERT INTO hen VALUES (1, NULL); INSERT INTO egg VALUES (1, 1); UPDATE hen SET egg = 1;
@@ -535,7 +538,7 @@ fn a_restore_brings_back_exactly_what_the_dump_holds() {
     assert_eq!(
         inventory,
         Inventory {
-            tables: 10,
+            tables: 11,
             views: 5,
             triggers: 2,
             routines: 6,

@@ -10,6 +10,13 @@
 //! `mysql.proc` (MariaDB) or `SHOW_ROUTINE` (MySQL). To restore: all rights on the customers' schemas and on those
 //! whose names begin with theirs, `WITH GRANT OPTION`; `CREATE USER` where customers have no account of their own; `SUPER`
 //! or `SET USER` to put back a definer that is not the customer when a swap is undone (without it the customer becomes the definer).
+//!
+//! # What differs between the servers
+//!
+//! On MariaDB from 10.6 on, what a tenant wrote is created by `EXECUTE IMMEDIATE` of a literal: no client program reads it, and
+//! the server takes one statement only. MySQL cannot prepare triggers, routines and events: there the client program is given each
+//! alone, up to a delimiter that nobody can guess, as the tenant; hence an object of another definer cannot be put
+//! back with that definer there, and becomes the tenant's, with a warning.
 
 mod client;
 mod definitions;

@@ -1,5 +1,5 @@
 //! What is changed in a dump on its way into a shadow schema: definers, the schema named in `ALTER DATABASE`, events
-//! put to sleep, the mark of the sandbox mode removed.
+//! put to sleep, the mark of the sandbox mode and what concerns replication removed.
 //!
 //! Works on lines, at the head of statements, in the forms that the dump programs write. Never: a byte of row data or of
 //! a body changed; more than the head of a line in memory. It is no guard against hostile dumps: that
@@ -58,6 +58,8 @@ pub(super) struct Rewriter {
     tail: Vec<u8>,
     first_line: bool,
     at_statement: bool,
+    /// The line, up to its statement's end, is not passed on.
+    dropping: bool,
     after_view_head: bool,
     delimiter: Vec<u8>,
     findings: Findings,
@@ -75,6 +77,7 @@ impl Rewriter {
             tail: Vec::new(),
             first_line: true,
             at_statement: true,
+            dropping: false,
             after_view_head: false,
             delimiter: b";".to_vec(),
             findings: Findings::default(),
@@ -111,20 +114,26 @@ impl Rewriter {
         let surplus = self.tail.len().saturating_sub(TAIL_BYTES);
         self.tail.drain(..surplus);
         if self.decided {
-            out.extend_from_slice(part);
+            self.pass(part, out);
         } else {
             let room = HEAD_BYTES - self.head.len();
             let (head, rest) = part.split_at(room.min(part.len()));
             self.head.extend_from_slice(head);
             if self.head.len() == HEAD_BYTES {
                 self.decide(out)?;
-                out.extend_from_slice(rest);
+                self.pass(rest, out);
             }
         }
         if part.ends_with(b"\n") {
             self.end_of_line(out)?;
         }
         Ok(())
+    }
+
+    fn pass(&self, part: &[u8], out: &mut Vec<u8>) {
+        if !self.dropping {
+            out.extend_from_slice(part);
+        }
     }
 
     fn end_of_line(&mut self, out: &mut Vec<u8>) -> Result<()> {
@@ -147,6 +156,7 @@ impl Rewriter {
             ],
         );
         self.first_line = false;
+        self.dropping &= !self.at_statement;
         self.head.clear();
         self.tail.clear();
         self.decided = false;
@@ -166,6 +176,11 @@ impl Rewriter {
         self.decided = true;
         let head = &self.head;
         if self.first_line && is_sandbox_mark(head) {
+            return Ok(());
+        }
+        // What a plain mysqldump of a replicating MySQL server says of replication: no customer may, and nobody wants to here.
+        self.dropping |= self.at_statement && starts_with_any(head, &REPLICATION);
+        if self.dropping {
             return Ok(());
         }
         if let Some(delimiter) = head.strip_prefix(DELIMITER) {
@@ -253,6 +268,7 @@ impl Rewriter {
 }
 
 const DELIMITER: &[u8] = b"DELIMITER ";
+const REPLICATION: [&[u8]; 2] = [b"SET @@SESSION.SQL_LOG_BIN", b"SET @@GLOBAL.GTID_PURGED"];
 const DEFINER: &[u8] = b"DEFINER=";
 
 fn is_sandbox_mark(line: &[u8]) -> bool {
@@ -623,6 +639,15 @@ mod tests {
     }
 
     #[test]
+    fn what_a_replicating_server_puts_into_its_dumps_is_left_out() {
+        check(
+            "SET @MYSQLDUMP_TEMP_LOG_BIN = @@SESSION.SQL_LOG_BIN;\nSET @@SESSION.SQL_LOG_BIN= 0;\n\n--\n-- GTID state at the beginning of the backup \n--\n\n\
+             SET @@GLOBAL.GTID_PURGED=/*!80000 '+'*/ '0d1ee3a1-0000-11ef-9d15-0242ac120002:1-5,\n1d1ee3a1-0000-11ef-9d15-0242ac120002:1-7';\n\nDROP TABLE IF EXISTS `t`;\n",
+            "SET @MYSQLDUMP_TEMP_LOG_BIN = @@SESSION.SQL_LOG_BIN;\n\n--\n-- GTID state at the beginning of the backup \n--\n\n\nDROP TABLE IF EXISTS `t`;\n",
+        );
+    }
+
+    #[test]
     fn a_trigger_typed_with_its_schema_lands_in_the_shadow() {
         check(
             "DELIMITER ;;\n/*!50003 CREATE*/ /*!50017 DEFINER=`customer_7`@`%`*/ /*!50003 trigger customer_7.tr before insert on `customer_7` . `t` for each row set @a = customer_7.f() */;;\n",
@@ -710,6 +735,8 @@ mod tests {
             Just(b"ALTER DATABASE `customer_7` COLLATE x ;".to_vec()),
             Just(b"-- Dump completed".to_vec()),
             Just(b"end ;;".to_vec()),
+            Just(b"SET @@GLOBAL.GTID_PURGED='x,".to_vec()),
+            Just(b"SET @@SESSION.SQL_LOG_BIN= 0;".to_vec()),
             Just(b"".to_vec()),
             (1usize..20_000).prop_map(|n| [b"INSERT INTO `t` VALUES (".to_vec(), vec![b'x'; n], b");".to_vec()].concat()),
             proptest::collection::vec(any::<u8>(), 0..40),
