@@ -50,7 +50,10 @@ impl MariaDb {
             );
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         }
+        fs::create_dir(temporary(dir.path()))?;
+        fs::set_permissions(temporary(dir.path()), fs::Permissions::from_mode(0o1777))?;
         let installed = as_server_user("mariadb-install-db")
+            .env("TMPDIR", temporary(dir.path()))
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.path().join("data").display()))
             .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
@@ -189,6 +192,7 @@ impl Server {
         let log = fs::File::create(dir.join("log"))?;
         let mut command = as_server_user("mariadbd");
         command
+            .env("TMPDIR", temporary(dir))
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.join("data").display()))
             .arg(format!("--socket={}", dir.join("my.sock").display()))
@@ -289,6 +293,11 @@ impl Drop for Guard {
         self.stdin = None;
         let _ = self.child.wait();
     }
+}
+
+/// Each server's own: one that starts removes the temporary tables that it finds, and with them those of its neighbours.
+fn temporary(dir: &Path) -> PathBuf {
+    dir.join("tmp")
 }
 
 fn is_root() -> bool {
