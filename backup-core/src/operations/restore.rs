@@ -20,7 +20,7 @@ use crate::database::{self, ImportAccount, Replaced, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
 use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
-use crate::site::{Health, Site, Staged, Staging};
+use crate::site::{self, Health, Site, Staged, Staging};
 
 /// Where a backup is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -301,6 +301,7 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     fn proceed(&mut self) -> Result<()> {
+        self.claim()?;
         self.health_before = self.site.health();
         if !self.request.online {
             self.maintenance_on()?;
@@ -334,6 +335,33 @@ impl Restore<'_> {
         Ok(())
     }
 
+    /// From here on no other restore touches this customer, whether or not files are staged.
+    fn claim(&mut self) -> Result<()> {
+        self.staging = Some(self.site.stage()?);
+        self.remove_leftover_files();
+        Ok(())
+    }
+
+    /// What an earlier restore staged before it was killed is of no use. What it replaced may be the only copy.
+    fn remove_leftover_files(&mut self) {
+        let config = &self.engine.config;
+        let found = site::leftovers(config).unwrap_or_else(|problem| {
+            self.warnings.push(problem.chain());
+            Vec::new()
+        });
+        let of_customer = |leftover: &site::Leftover| leftover.customer == self.customer.id;
+        for leftover in found.iter().filter(|one| of_customer(one) && !one.in_use) {
+            if leftover.exchanged {
+                self.warnings.push(format!(
+                    "an earlier restore was interrupted: what it replaced is still in {}",
+                    leftover.path.display()
+                ));
+            } else if let Err(problem) = site::remove_leftover(config, leftover) {
+                self.warnings.push(problem.chain());
+            }
+        }
+    }
+
     fn maintenance_on(&mut self) -> Result<()> {
         if !self.maintenance {
             self.maintenance = true;
@@ -350,7 +378,9 @@ impl Restore<'_> {
         self.control
             .monitor
             .bytes_total(self.found.plans.iter().map(|(_, plan)| plan.bytes()).sum());
-        let staging = self.staging.insert(self.site.stage()?);
+        let Some(staging) = &self.staging else {
+            return Ok(());
+        };
         for (site_dir, plan) in &self.found.plans {
             let target = open_private(&staging.place(site_dir)?)?;
             self.found
@@ -381,6 +411,10 @@ impl Restore<'_> {
             contents,
             ..
         } = &self.found;
+        // What an earlier restore imported before it was killed.
+        if let Err(problem) = database::remove_leftovers(&server, live, self.control) {
+            self.warnings.push(problem.chain());
+        }
         let dump = repository.stream_file(snapshot, &contents.dump, self.control)?;
         self.control.monitor.bytes_total(dump.bytes);
         let shadow = database::prepare_shadow(&server, live, &account, self.control)?;
@@ -412,7 +446,7 @@ impl Restore<'_> {
         self.control.monitor.phase(Phase::Swapping);
         self.control.cancel.check()?;
         if let Some(staging) = &self.staging {
-            self.files_swapped = true;
+            self.files_swapped = !self.staged.is_empty();
             for staged in &self.staged {
                 staging.swap(&self.site, staged)?;
             }
