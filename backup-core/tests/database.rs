@@ -664,3 +664,433 @@ fn foreign_definers_become_the_customer_and_come_back_when_a_swap_is_undone() {
     database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
     assert_same(&tenant.dump(), &before);
 }
+
+/// A restore that must fail: the live schema is as it was and nothing is left.
+#[track_caller]
+fn assert_fails_clean(tenant: &Tenant, dump: &[u8]) -> Error {
+    let before = tenant.dump();
+    let error = tenant.restore(dump).unwrap_err();
+    assert_same(&tenant.dump(), &before);
+    tenant.assert_nothing_staged();
+    error
+}
+
+const TRAILER: &str = "\n-- Dump completed\n";
+
+#[test]
+fn an_import_that_fails_half_way_leaves_the_live_schema_as_it_was() {
+    let tenant = Tenant::new("halfway_1");
+    fill(&tenant);
+    let mut dump = tenant.dump();
+    let at = dump
+        .windows(9)
+        .rposition(|window| window == b"-- Dump c")
+        .unwrap();
+    dump.splice(
+        at..at,
+        b"INSERT INTO no_such_table VALUES ('a secret row');\n"
+            .iter()
+            .copied(),
+    );
+    let error = assert_fails_clean(&tenant, &dump);
+    assert!(error.chain().contains("1146"), "{error:?}");
+    assert!(!error.chain().contains("secret row"), "{error:?}");
+}
+
+#[test]
+fn a_dump_that_is_cut_off_or_empty_is_refused() {
+    let tenant = Tenant::new("cutoff_1");
+    fill(&tenant);
+    let dump = tenant.dump();
+    for length in [0, 1, dump.len() / 2, dump.len() - 20] {
+        let error = assert_fails_clean(&tenant, &dump[..length]);
+        assert!(error.chain().contains("cut off"), "{length}: {error:?}");
+    }
+    let unclosed = format!("/* {TRAILER}");
+    let error = assert_fails_clean(&tenant, unclosed.as_bytes());
+    assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+}
+
+#[test]
+fn a_dump_that_cannot_be_read_to_its_end_is_refused() {
+    struct Broken(bool);
+    impl Read for Broken {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            if std::mem::replace(&mut self.0, true) {
+                return Err(std::io::Error::other("the repository is gone"));
+            }
+            buffer[..16].copy_from_slice(b"CREATE TABLE t (");
+            Ok(16)
+        }
+    }
+    let tenant = Tenant::new("broken_1");
+    let server = server();
+    let mut shadow =
+        database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
+    let error = database::import(
+        &server,
+        &mut shadow,
+        Box::new(Broken(false)),
+        LIMIT,
+        &quiet(),
+    )
+    .unwrap_err();
+    assert!(
+        error.chain().contains("the repository is gone"),
+        "{error:?}"
+    );
+    assert_eq!(
+        database::remove_leftovers(&server, tenant.name, &quiet()).unwrap(),
+        [shadow.schema()]
+    );
+    tenant.assert_nothing_staged();
+}
+
+#[test]
+fn cancelling_and_the_deadline_end_an_import() {
+    let tenant = Tenant::new("endless_1");
+    let server = server();
+    for (limit, cancels, kind) in [
+        (LIMIT, true, ErrorKind::Cancelled),
+        (Duration::from_secs(1), false, ErrorKind::Timeout),
+    ] {
+        let control = quiet();
+        let mut shadow =
+            database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
+        let (cancel, name) = (control.cancel.clone(), shadow.schema().to_owned());
+        std::thread::scope(|scope| {
+            let import = scope.spawn(|| {
+                let dump = format!("SELECT SLEEP(100);{TRAILER}");
+                database::import(
+                    &server,
+                    &mut shadow,
+                    reader(dump.as_bytes()),
+                    limit,
+                    &control,
+                )
+            });
+            if cancels {
+                let find = format!(
+                    "SELECT 1 FROM information_schema.PROCESSLIST WHERE DB = '{name}' AND STATE = 'User sleep'"
+                );
+                eventually("it sleeps", || !sql(&find).is_empty());
+                cancel.cancel();
+            }
+            let error = import.join().unwrap().unwrap_err();
+            assert_eq!(error.kind(), kind, "{error:?}");
+        });
+        database::discard(&server, tenant.name, &name).unwrap();
+        tenant.assert_nothing_staged();
+    }
+}
+
+/// The schemas of others, as far as an attack would show.
+fn state_of_others() -> String {
+    sql("SELECT TABLE_SCHEMA, TABLE_NAME, CREATE_TIME FROM information_schema.TABLES WHERE TABLE_SCHEMA IN ('platform', 'mysql') ORDER BY 1, 2;
+         SELECT * FROM platform.customers;
+         SELECT Host, User, Priv FROM mysql.global_priv WHERE User IN ('root', 'attacker_1', 'victim_1') ORDER BY 1, 2;")
+}
+
+#[test]
+fn a_hostile_dump_changes_nothing_outside_its_schema_and_runs_no_command() {
+    let tenant = Tenant::new("attacker_1");
+    sql("CREATE DATABASE platform; CREATE TABLE platform.customers (id INT, secret TEXT); INSERT INTO platform.customers VALUES (1, 'x');
+         CREATE USER victim_1@localhost IDENTIFIED BY 'y';");
+    let before = state_of_others();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("host-secret"), "root:x\n").unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let evil = format!(
+        ";; create table platform.pwned(i int) ;;\n\\! touch {0}\nsystem touch {0};\n insert into platform.customers values (2, 'y') ;;\n grant all on *.* to attacker_1@'%' ;;\n /*",
+        path("pwned")
+    );
+    tenant.sql(&format!(
+        "CREATE TABLE t (id INT);
+         DELIMITER $$
+         CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW set @a=1 /* x */ + length('*/ */ {evil}')$$
+         CREATE PROCEDURE p() BEGIN /* x */ SELECT '*/ */ {evil}'; END$$
+         CREATE FUNCTION f() RETURNS INT RETURN /* x */ LENGTH('*/ */ {evil}')$$
+         CREATE VIEW v AS SELECT '*/ */ {evil}' AS evil$$"
+    ).replace("'y'", "\"y\"").replace("'%'", "\"%\""));
+    // As a customer's own dump holds it.
+    let dump = tenant.dump();
+    let _ = tenant.restore(&dump);
+    assert_eq!(state_of_others(), before);
+    assert!(!std::path::Path::new(&path("pwned")).exists());
+    // Straight into the stream.
+    for line in [
+        evil.clone(),
+        format!("\\! touch {}\n", path("pwned")),
+        format!("system touch {};\n", path("pwned")),
+        format!("tee {}\n", path("pwned")),
+        format!("pager touch {}\nSELECT 1;\n", path("pwned")),
+        format!("source {}\n", path("host-secret")),
+        "CREATE TABLE platform.pwned (i INT);\n".to_owned(),
+        "DELIMITER ;;\nCREATE EVENT e ON SCHEDULE EVERY 1 SECOND DO INSERT INTO platform.customers VALUES (3, 'z') ;;\nDELIMITER ;\n".to_owned(),
+        "INSERT INTO platform.customers VALUES (2, 'y');\n".to_owned(),
+        "GRANT ALL ON *.* TO attacker_1@'%';\n".to_owned(),
+        "SET GLOBAL max_connections = 1;\n".to_owned(),
+        format!("SELECT 1 INTO OUTFILE '{}';\n", path("pwned")),
+        "CREATE DEFINER=`root`@`localhost` PROCEDURE r() INSERT INTO platform.customers VALUES (4, 'r'); CALL r();\n".to_owned(),
+        "DELIMITER ;;\nCREATE DEFINER=`root`@`localhost` PROCEDURE r() INSERT INTO platform.customers VALUES (4, 'r') ;;\nCALL r() ;;\nDELIMITER ;\n".to_owned(),
+    ] {
+        let restored = tenant.restore(format!("CREATE TABLE `t2` (i INT);\n{line}{TRAILER}").as_bytes());
+        assert_eq!(state_of_others(), before, "{line}: {restored:?}");
+        assert!(!std::path::Path::new(&path("pwned")).exists(), "{line}");
+    }
+    // A file of this host must not come into a table of the customer's.
+    let load = format!(
+        "CREATE TABLE `loot` (x TEXT);\nLOAD DATA LOCAL INFILE '{}' INTO TABLE loot;\n{TRAILER}",
+        path("host-secret")
+    );
+    tenant.restore(load.as_bytes()).unwrap_err();
+    assert_eq!(state_of_others(), before);
+}
+
+#[test]
+fn an_account_reaches_only_the_schema_it_was_given_and_none_with_a_name_alike() {
+    let tenant = Tenant::new("wild_1");
+    sql(
+        "CREATE DATABASE wildX1; CREATE TABLE wildX1.t (i INT); CREATE DATABASE wild_1xxrestore_00000000; CREATE TABLE wild_1xxrestore_00000000.t (i INT);",
+    );
+    let server = server();
+    for account in [tenant.account(), ImportAccount::Temporary] {
+        let mut shadow =
+            database::prepare_shadow(&server, tenant.name, &account, &quiet()).unwrap();
+        for schema in ["wildX1", "wild_1xxrestore_00000000", "mysql"] {
+            let dump = format!(
+                "CREATE TABLE `t` (i INT);\nINSERT INTO `{schema}`.t VALUES (1);\n{TRAILER}"
+            );
+            let error = database::import(
+                &server,
+                &mut shadow,
+                reader(dump.as_bytes()),
+                LIMIT,
+                &quiet(),
+            )
+            .unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused, "{schema}: {error:?}");
+            sql(&format!("DROP TABLE `{}`.t", shadow.schema()));
+        }
+        let alike = shadow.schema().replace('_', "x");
+        sql(&format!(
+            "CREATE DATABASE {alike}; CREATE TABLE {alike}.t (i INT);"
+        ));
+        let dump = format!("INSERT INTO `{alike}`.t VALUES (1);\n{TRAILER}");
+        let error = database::import(
+            &server,
+            &mut shadow,
+            reader(dump.as_bytes()),
+            LIMIT,
+            &quiet(),
+        )
+        .unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+        sql(&format!("DROP DATABASE {alike}"));
+        database::discard(&server, tenant.name, shadow.schema()).unwrap();
+    }
+    sql("DROP DATABASE wildX1; DROP DATABASE wild_1xxrestore_00000000;");
+    tenant.assert_nothing_staged();
+    let error = database::discard(&server, "wild_1", "mysql").unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn events_do_not_run_while_they_are_staged_and_run_after_the_swap() {
+    let tenant = Tenant::new("events_1");
+    tenant.sql("CREATE TABLE log (i INT); CREATE EVENT every_second ON SCHEDULE EVERY 1 SECOND DO INSERT INTO log VALUES (1);");
+    let dump = tenant.dump();
+    tenant.sql("DROP EVENT every_second; TRUNCATE log");
+    let server = server();
+    let mut shadow =
+        database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
+    database::import(&server, &mut shadow, reader(&dump), LIMIT, &quiet()).unwrap();
+    let states = format!(
+        "SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA = '{}'",
+        shadow.schema()
+    );
+    assert_eq!(sql(&states), "SLAVESIDE_DISABLED\n");
+    database::swap(&server, &shadow, &quiet()).unwrap();
+    database::discard(&server, tenant.name, shadow.schema()).unwrap();
+    assert_eq!(
+        sql("SELECT STATUS FROM information_schema.EVENTS WHERE EVENT_SCHEMA = 'events_1'"),
+        "ENABLED\n"
+    );
+    eventually("the event runs", || {
+        sql("SELECT COUNT(*) FROM events_1.log") != "0\n"
+    });
+    tenant.sql("DROP EVENT every_second");
+}
+
+#[test]
+fn a_transaction_that_keeps_a_table_in_use_makes_the_swap_fail_and_not_hang() {
+    let tenant = Tenant::new("loaded_1");
+    fill(&tenant);
+    let dump = tenant.dump();
+    let session = Session::open("BEGIN; SELECT * FROM loaded_1.posts");
+    eventually("the transaction is open", || {
+        !sql("SELECT 1 FROM information_schema.INNODB_TRX WHERE trx_state = 'RUNNING'").is_empty()
+    });
+    let started = Instant::now();
+    let error = assert_fails_clean(&tenant, &dump);
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(40));
+    drop(session);
+    eventually("the swap works", || tenant.restore(&dump).is_ok());
+    assert_same(&tenant.dump(), &dump);
+}
+
+#[test]
+fn what_fails_after_the_commit_is_reversed() {
+    let tenant = Tenant::new("reversed_1");
+    fill(&tenant);
+    let dump = tenant.dump();
+    tenant.sql(
+        "DROP TRIGGER first_one; DROP VIEW counted; INSERT INTO posts (title) VALUES ('new');",
+    );
+    // Enough to import with, for that is granted, but not to create triggers in the live schema.
+    sql(
+        "REVOKE TRIGGER ON `reversed\\_1`.* FROM reversed_1@'%'; DROP TRIGGER reversed_1.second_one;",
+    );
+    let error = assert_fails_clean(&tenant, &dump);
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(
+        error.chain().contains("cannot create the trigger"),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_foreign_key_from_another_schema_is_refused_before_anything_changes() {
+    let tenant = Tenant::new("keyed_1");
+    fill(&tenant);
+    sql(
+        "CREATE DATABASE keyed_other; CREATE TABLE keyed_other.child (id INT, FOREIGN KEY (id) REFERENCES keyed_1.posts (id));",
+    );
+    let error = assert_fails_clean(&tenant, &tenant.dump());
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(error.chain().contains("keyed_other.child"), "{error:?}");
+    sql("DROP DATABASE keyed_other");
+}
+
+#[test]
+fn an_empty_database_and_one_that_was_dropped_can_be_restored() {
+    let tenant = Tenant::new("empty_1");
+    let empty = tenant.dump();
+    fill(&tenant);
+    let full = tenant.dump();
+    let (inventory, replaced) = tenant.restore(&empty).unwrap();
+    assert_eq!(inventory, Inventory::default());
+    assert_same(&tenant.dump(), &empty);
+    database::drop_replaced(&server(), &replaced, &quiet()).unwrap();
+    tenant.sql("DROP DATABASE empty_1");
+    let (_, replaced) = tenant.restore(&full).unwrap();
+    assert_same(&tenant.dump(), &full);
+    database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
+    assert_eq!(sql("SHOW DATABASES LIKE 'empty%'"), "");
+    tenant.assert_nothing_staged();
+}
+
+#[test]
+fn a_trigger_that_was_typed_with_its_schema_is_restored() {
+    let tenant = Tenant::new("typed_1");
+    tenant.sql("CREATE TABLE t (i INT); CREATE TRIGGER typed_1.tr BEFORE INSERT ON `typed_1`.`t` FOR EACH ROW SET @a = 1;");
+    let dump = tenant.dump();
+    let (_, replaced) = tenant.restore(&dump).unwrap();
+    assert_eq!(
+        sql(
+            "SELECT TRIGGER_NAME FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = 'typed_1'"
+        ),
+        "tr\n"
+    );
+    database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
+    assert_same(&tenant.dump(), &dump);
+}
+
+#[test]
+fn a_live_schema_with_broken_views_can_be_restored_over() {
+    let tenant = Tenant::new("brokenview_1");
+    fill(&tenant);
+    let dump = tenant.dump();
+    tenant.sql("SET foreign_key_checks = 0; DROP TABLE posts, egg, hen");
+    let (_, replaced) = tenant.restore(&dump).unwrap();
+    assert_same(&tenant.dump(), &dump);
+    let (control, warnings) = control();
+    database::swap_back(&server(), &replaced, &tenant.account(), &control).unwrap();
+    assert!(
+        warnings.text().contains("broken view z_base"),
+        "{}",
+        warnings.text()
+    );
+}
+
+#[test]
+fn a_wrong_password_of_the_customer_is_told_before_anything_is_made() {
+    let tenant = Tenant::new("forgot_1");
+    let account = ImportAccount::Customer {
+        user: tenant.name.to_owned(),
+        password: SecretString::from("wr0ng-p4ssword"),
+    };
+    let error = tenant
+        .restore_as(&account, &tenant.dump(), &quiet())
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(!error.chain().contains("wr0ng"), "{error:?}");
+    tenant.assert_nothing_staged();
+}
+
+#[test]
+fn no_password_shows_in_the_list_of_processes() {
+    let tenant = Tenant::new("ps_1");
+    fill(&tenant);
+    let passwords = [PASSWORD.to_owned(), MARIADB.root_password().to_owned()];
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let looker = scope.spawn(|| {
+            let mut clients = 0;
+            while !done.load(std::sync::atomic::Ordering::Acquire) {
+                for process in std::fs::read_dir("/proc").unwrap().flatten() {
+                    let cmdline = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+                    let cmdline = String::from_utf8_lossy(&cmdline);
+                    clients += usize::from(
+                        cmdline.contains("--defaults-file=/proc/self/fd/")
+                            || cmdline.contains("--user=root"),
+                    );
+                    assert!(
+                        !passwords
+                            .iter()
+                            .any(|password| cmdline.contains(password.as_str())),
+                        "{cmdline}"
+                    );
+                }
+            }
+            clients
+        });
+        let dump = tenant.dump();
+        tenant.restore(&dump).unwrap();
+        try_dump(
+            &server_through(&["env", "--"]),
+            tenant.name,
+            LIMIT,
+            &quiet(),
+        )
+        .unwrap();
+        done.store(true, std::sync::atomic::Ordering::Release);
+        assert!(looker.join().unwrap() > 0, "no client program was seen");
+    });
+}
+
+#[test]
+fn rows_of_many_megabytes_pass() {
+    let tenant = Tenant::new("rows_1");
+    sql("SET GLOBAL max_allowed_packet = 64 * 1024 * 1024");
+    tenant.sql("CREATE TABLE t (id INT PRIMARY KEY, b LONGBLOB, x LONGTEXT); INSERT INTO t SELECT 1, REPEAT(CHAR(0, 10, 92, 39), 1500000), REPEAT('x\\n;', 3000000);");
+    let (dump, sums) = (tenant.dump(), checksums(&tenant));
+    assert!(
+        dump.split(|&byte| byte == b'\n')
+            .any(|line| line.len() > 16 << 20)
+    );
+    tenant.sql("DROP TABLE t");
+    tenant.restore(&dump).unwrap();
+    assert_eq!(checksums(&tenant), sums);
+}

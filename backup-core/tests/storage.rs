@@ -1,8 +1,10 @@
 //! What storage promises, kept by every kind of it, and what SFTP promises besides.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -212,7 +214,7 @@ mod promises {
     }
 
     pub(super) fn a_listing_has_every_file_with_its_size_and_nothing_else(bed: &Bed) {
-        let expected: BTreeSet<_> = (0..300).map(|n| (id(2 * n), u64::from(n) + 1)).collect();
+        let expected: BTreeSet<_> = (0..700).map(|n| (id(2 * n), u64::from(n) + 1)).collect();
         for (id, size) in &expected {
             // Many at once are tried elsewhere; this is about the listing.
             for kind in [FileKind::Pack, FileKind::Snapshot] {
@@ -223,7 +225,14 @@ mod promises {
         fs::write(snapshots.join(".tmp-1-0123456789abcdef"), "unfinished").unwrap();
         fs::write(snapshots.join("README"), "a stranger").unwrap();
         fs::create_dir(snapshots.join("ab".repeat(32))).unwrap();
+        fs::write(snapshots.join(OsStr::from_bytes(b"\xff\xfe")), "no text").unwrap();
+        let dangling = snapshots.join("cd".repeat(32));
+        symlink("/nonexistent", dangling).unwrap();
         fs::remove_dir(bed.root().join("data/ff")).unwrap();
+        // A file that an operator moved to another disk is still there.
+        let moved = path_of(&bed.root(), FileKind::Pack, &id(20));
+        fs::rename(&moved, bed.root().join("elsewhere")).unwrap();
+        symlink(bed.root().join("elsewhere"), moved).unwrap();
         for kind in [FileKind::Pack, FileKind::Snapshot] {
             let listed = bed.storage.list(kind).unwrap();
             assert_eq!(listed.len(), expected.len());

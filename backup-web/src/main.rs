@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use backup_core::config::{Config, Environment};
 use backup_core::error::{Error, Result};
 use clap::Parser;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, CustomerCommand};
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
     };
     let output = Output::new(cli.json);
     start_logging();
+    allow_many_open_files();
     run(cli, output).unwrap_or_else(|error| output.failure(&error))
 }
 
@@ -52,6 +54,18 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Customer(CustomerCommand::List) => {
             commands::customer::list(&config, output, &runtime)
         }
+    }
+}
+
+/// A deep directory tree holds a descriptor for every level; the usual limit of 1,024 is for programs that use `select`.
+fn allow_many_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(e) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!("the limit of open files cannot be raised: {e}");
     }
 }
 

@@ -6,7 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use backup_core::config::{Config, Environment};
+use backup_core::operations;
 use serde_json::Value;
+use xtask::testbed::TestBed;
 
 struct Bed {
     dir: tempfile::TempDir,
@@ -41,6 +44,12 @@ impl Bed {
              password_file = '{dir}/password'\n[customers]\nroot = '{dir}/customers'\n[site]\n{site}\n{more}"
         );
         std::fs::write(self.path("backup.toml"), text).unwrap();
+    }
+
+    fn init(&self) {
+        let file = self.path("backup.toml");
+        let config = Config::load(Some(&file), &Environment::default()).unwrap();
+        assert!(operations::init_repository(&config.repositories.manual).unwrap());
     }
 
     fn command(&self, line: &str) -> Command {
@@ -208,12 +217,15 @@ fn customers_are_added_and_listed() {
 fn doctor_finds_nothing_wrong_with_a_good_configuration() {
     let bed = Bed::new();
     bed.run("customer add");
+    bed.init();
     let (status, document) = bed.json("doctor");
     assert_eq!(
         (status, &document["success"]),
         (0, &Value::Bool(true)),
         "{document:#}"
     );
+    let locks = std::fs::read_dir(bed.path("repository/locks")).unwrap();
+    assert_eq!(locks.count(), 0);
     assert_eq!(
         std::fs::read_dir(bed.path("customers/.shophosting-backup"))
             .unwrap()
@@ -228,7 +240,12 @@ type Fault<'a> = (&'a str, &'a str, &'a dyn Fn(&Bed));
 #[test]
 fn doctor_says_what_is_wrong_and_how_to_mend_it() {
     let bed = Bed::new();
-    let faults: [Fault; 7] = [
+    let faults: [Fault; 9] = [
+        ("repositories.manual", "warning", &|bed| bed.configure("")),
+        ("repositories.manual", "failed", &|bed| {
+            bed.init();
+            std::fs::write(bed.path("password"), "wr0ng").unwrap();
+        }),
         ("repositories.manual password", "failed", &|bed| {
             std::fs::remove_file(bed.path("password")).unwrap()
         }),
@@ -278,6 +295,7 @@ fn doctor_says_what_is_wrong_and_how_to_mend_it() {
             assert_eq!(exit, 1, "{name}");
         }
         assert!(!document.to_string().contains("s3cret"));
+        assert!(!document.to_string().contains("wr0ng"));
         assert_eq!(bed.run("doctor").status.code(), Some(exit));
     }
 }
@@ -340,4 +358,75 @@ fn signals_ask_and_do_not_kill() {
     assert!(child.try_wait().unwrap().is_none(), "it still runs");
     drop((connection, server));
     assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+/// The status and what was found of the first check of this name that is not ok, else of the first.
+fn worst<'a>(document: &'a Value, name: &str) -> (&'a str, &'a str) {
+    let checks = document["checks"].as_array().unwrap();
+    let of_name = || checks.iter().filter(|check| check["name"] == name);
+    let check = of_name()
+        .find(|check| check["status"] != "ok")
+        .or_else(|| of_name().next());
+    let check = check.unwrap_or_else(|| panic!("no check {name}: {document:#}"));
+    (
+        check["status"].as_str().unwrap(),
+        check["message"].as_str().unwrap(),
+    )
+}
+
+#[test]
+fn doctor_goes_to_the_servers() {
+    let mut bed = TestBed::start().unwrap();
+    bed.add_customer(1).unwrap();
+    let doctor = |bed: &TestBed, variables: &[(&str, &str)]| -> Value {
+        let mut command = bed.product(env!("CARGO_BIN_EXE_shophosting-backup"));
+        let output = command
+            .args(["--json", "doctor"])
+            .envs(variables.iter().copied())
+            .output()
+            .unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!said.contains(bed.platform_password()), "{said}");
+        let document: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {said}"));
+        assert_eq!(document["success"] == true, output.status.success());
+        document
+    };
+    let before = doctor(&bed, &[]);
+    assert_eq!(
+        worst(&before, "repositories.manual").0,
+        "warning",
+        "{before:#}"
+    );
+    assert_eq!(worst(&before, "platform database").0, "ok", "{before:#}");
+
+    let config = Config::load(Some(&bed.config_file()), &Environment::default()).unwrap();
+    operations::init_repository(&config.repositories.manual).unwrap();
+    let good = doctor(&bed, &[]);
+    assert_eq!(good["success"], true, "{good:#}");
+    assert_eq!(worst(&good, "repositories.manual").0, "ok", "{good:#}");
+    assert!(worst(&good, "platform database").1.contains("1 customers"));
+
+    let nobody = bed.scratch().join("empty_known_hosts");
+    std::fs::write(&nobody, "").unwrap();
+    let strange = doctor(
+        &bed,
+        &[(
+            "BACKUP__REPOSITORIES__MANUAL__KNOWN_HOSTS",
+            nobody.to_str().unwrap(),
+        )],
+    );
+    let (status, message) = worst(&strange, "repositories.manual");
+    assert!(status == "failed" && message.contains("known"), "{message}");
+
+    bed.sshd_mut().stop();
+    bed.mariadb_mut().stop().unwrap();
+    let quick = ("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "1s");
+    let gone = doctor(
+        &bed,
+        &[quick, ("BACKUP__REPOSITORIES__DAILY__RETRY_FOR", "1s")],
+    );
+    assert_eq!(worst(&gone, "repositories.manual").0, "failed", "{gone:#}");
+    assert_eq!(worst(&gone, "repositories.daily").0, "failed", "{gone:#}");
+    assert_eq!(worst(&gone, "platform database").0, "failed", "{gone:#}");
 }

@@ -50,10 +50,11 @@ impl MariaDb {
             );
             fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
         }
-        fs::create_dir(temporary(dir.path()))?;
-        fs::set_permissions(temporary(dir.path()), fs::Permissions::from_mode(0o1777))?;
+        let tmp = dir.path().join("tmp");
+        let made = as_server_user("mkdir").arg(&tmp).status()?;
+        ensure!(made.success(), "cannot create {}", tmp.display());
         let installed = as_server_user("mariadb-install-db")
-            .env("TMPDIR", temporary(dir.path()))
+            .env("TMPDIR", &tmp)
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.path().join("data").display()))
             .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
@@ -119,6 +120,18 @@ impl MariaDb {
     /// `kill -9`. Nothing happens if it does not run.
     pub fn kill(&mut self) {
         self.server = None;
+    }
+
+    /// `kill -9` while others use this value; [`MariaDb::kill`] has to follow before a restart.
+    pub fn signal_kill(&self) {
+        let pid = self
+            .server
+            .as_ref()
+            .and_then(|server| i32::try_from(server.child.id()).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // It fails only when the server is gone already; it is not reaped before `kill`.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
     }
 
     /// Run SQL as root; what it selects, a line per row, tabs between columns, escaped as the client's `--batch` does.
@@ -192,7 +205,8 @@ impl Server {
         let log = fs::File::create(dir.join("log"))?;
         let mut command = as_server_user("mariadbd");
         command
-            .env("TMPDIR", temporary(dir))
+            // Of its own: a server that starts removes the temporary tables of all others from a shared one.
+            .env("TMPDIR", dir.join("tmp"))
             .arg("--no-defaults")
             .arg(format!("--datadir={}", dir.join("data").display()))
             .arg(format!("--socket={}", dir.join("my.sock").display()))
@@ -293,11 +307,6 @@ impl Drop for Guard {
         self.stdin = None;
         let _ = self.child.wait();
     }
-}
-
-/// Each server's own: one that starts removes the temporary tables that it finds, and with them those of its neighbours.
-fn temporary(dir: &Path) -> PathBuf {
-    dir.join("tmp")
 }
 
 fn is_root() -> bool {

@@ -269,3 +269,94 @@ fn write_when_due(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that sends back what it gets, and a proxy in front of it.
+    fn echo() -> Proxy {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                thread::spawn(move || {
+                    let mut back = stream.try_clone().unwrap();
+                    std::io::copy(&mut stream, &mut back)
+                });
+            }
+        });
+        Proxy::start(port).unwrap()
+    }
+
+    fn connect(proxy: &Proxy) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", proxy.port())).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        stream
+    }
+
+    fn round_trip(stream: &mut TcpStream, bytes: &[u8]) -> Duration {
+        let begun = Instant::now();
+        let mut writer = stream.try_clone().unwrap();
+        let mut back = vec![0; bytes.len()];
+        thread::scope(|scope| {
+            scope.spawn(move || writer.write_all(bytes).unwrap());
+            stream.read_exact(&mut back).unwrap();
+        });
+        assert!(back == bytes);
+        begun.elapsed()
+    }
+
+    #[test]
+    fn bytes_pass_unchanged_and_are_counted() {
+        let proxy = echo();
+        let bytes: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+        round_trip(&mut connect(&proxy), &bytes);
+        assert_eq!(proxy.bytes_to_target(), 3_000_000);
+        assert_eq!(proxy.bytes_from_target(), 3_000_000);
+        assert_eq!(proxy.connections_accepted(), 1);
+    }
+
+    #[test]
+    fn a_delay_costs_twice_its_length_once_however_much_is_sent() {
+        let proxy = echo();
+        proxy.set_delay(Duration::from_millis(100));
+        let mut stream = connect(&proxy);
+        let time = round_trip(&mut stream, &vec![7; 1_000_000]);
+        assert!(
+            time >= Duration::from_millis(200) && time < Duration::from_millis(1500),
+            "{time:?}"
+        );
+    }
+
+    #[test]
+    fn little_bandwidth_takes_its_time() {
+        let proxy = echo();
+        proxy.set_bytes_per_second(Some(1_000_000));
+        let time = round_trip(&mut connect(&proxy), &vec![7; 500_000]);
+        assert!(time >= Duration::from_millis(350), "{time:?}");
+    }
+
+    #[test]
+    fn a_cut_ends_what_is_open_and_a_refusal_what_is_new() {
+        let proxy = echo();
+        let mut stream = connect(&proxy);
+        round_trip(&mut stream, b"hello");
+        proxy.cut();
+        assert!(!matches!(stream.read(&mut [0]), Ok(1..)));
+        proxy.refuse(true);
+        assert!(!matches!(connect(&proxy).read(&mut [0]), Ok(1..)));
+        proxy.refuse(false);
+        round_trip(&mut connect(&proxy), b"hello again");
+        proxy.cut_after(3);
+        let mut stream = connect(&proxy);
+        stream.write_all(b"too much").unwrap();
+        let mut back = Vec::new();
+        // Ends, one way or the other.
+        let _ = stream.read_to_end(&mut back);
+        assert_eq!(proxy.connections_open(), 0);
+    }
+}

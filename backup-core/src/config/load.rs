@@ -632,6 +632,15 @@ fn explain(error: figment::Error) -> Error {
             "is missing".to_owned()
         }
         Kind::UnknownField(_, known) => format!("is not a key; there are {}", known.join(", ")),
+        // What was found instead is not said: it may be an address with its password in the wrong place.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected)
+            if expected.starts_with("struct ") =>
+        {
+            "is a section and must have keys of its own".to_owned()
+        }
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("must be {expected}")
+        }
         other => format!("is wrong: {other}"),
     };
     sentence(&key, &reason, error.metadata.as_ref())
@@ -1139,11 +1148,16 @@ password_file = "/root/.password"
             let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);
             assert!(!text.contains("s3cret"), "{text}");
         }
-        let text = refusal(
-            SMALLEST,
-            &[("BACKUP__DATABASE__URL", "mysql:/u:s3cret@h/d")],
-        );
-        assert!(!text.contains("s3cret"), "{text}");
+        for variable in [
+            "BACKUP__DATABASE__URL",
+            "BACKUP__DATABASE",
+            "BACKUP__QUEUE",
+            "BACKUP__WORKER__CONCURRENCY",
+        ] {
+            let text = refusal(SMALLEST, &[(variable, "mysql:/u:s3cret@h/d")]);
+            assert!(!text.contains("s3cret"), "{text}");
+            assert!(text.contains(variable), "{text}");
+        }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Never: a password in an argument; an option file of somebody else that changes what a client does.
 
+use std::fmt;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -25,14 +26,23 @@ pub(super) enum Family {
     MySql,
 }
 
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::MariaDb => "MariaDB",
+            Self::MySql => "MySQL",
+        })
+    }
+}
+
 /// The programs of one family.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Tools {
     pub(super) family: Family,
     pub(super) dump: String,
     pub(super) client: String,
-    /// The client can give up its own commands (running programs, reading files) before it reads the input.
-    pub(super) sandbox: bool,
+    /// Options for a client that reads a script.
+    pub(super) script_options: Vec<&'static str>,
     /// Behind a prefix, a signal may not reach the program (`docker exec` passes none on): it gets its limit from `timeout`.
     pub(super) timeout: bool,
 }
@@ -77,18 +87,24 @@ impl Server {
                 .and_then(|dump| Ok((dump, self.version(client, cancel)?)));
             match versions {
                 Ok((of_dump, of_client)) if family(&of_dump) == family(&of_client) => {
-                    let sandbox = self
-                        .probe(&[client, "--no-defaults", "--sandbox", "--version"], cancel)
-                        .is_ok();
+                    let help = self.probe(&[client, "--no-defaults", "--help"], cancel)?;
+                    let help = String::from_utf8_lossy(&help);
+                    let newer = NEWER_SCRIPT_OPTIONS
+                        .into_iter()
+                        .filter(|(word, _)| help.contains(word))
+                        .map(|(_, option)| option);
                     let timeout = !self.exec.is_empty()
                         && self
-                            .probe(&["timeout", "9", client, "--version"], cancel)
+                            .probe(
+                                &["timeout", "--foreground", "9", client, "--version"],
+                                cancel,
+                            )
                             .is_ok();
                     return Ok(Tools {
                         family: family(&of_dump),
                         dump: dump.to_owned(),
                         client: client.to_owned(),
-                        sandbox,
+                        script_options: SCRIPT_OPTIONS.into_iter().chain(newer).collect(),
                         timeout,
                     });
                 }
@@ -143,6 +159,7 @@ impl Server {
         if let (Some(limit), Some(Tools { timeout: true, .. })) = (limit, self.tools.get()) {
             argv.extend([
                 "timeout".to_owned(),
+                "--foreground".to_owned(),
                 limit.as_secs().saturating_add(1).to_string(),
             ]);
         }
@@ -185,21 +202,42 @@ impl Server {
         limit: Duration,
         cancel: &Cancel,
     ) -> Result<Rows, SqlError> {
-        let tools = self.tools(cancel)?;
-        let mut program = self
-            .program(&tools.client, account, None)?
-            .args(SCRIPT_OPTIONS);
-        if tools.sandbox {
-            program = program.arg("--sandbox");
-        }
-        if let Some(database) = database {
-            program = program.arg(format!("--database={database}"));
-        }
-        let program = program.arg("--default-character-set=utf8mb4");
+        let program = self.asking(account, database, cancel)?;
         let printed = program
             .output(sql, MAX_ANSWER, limit, cancel)
             .map_err(|error| explain(self, account, error))?;
         Ok(parse_rows(&printed))
+    }
+
+    fn asking(
+        &self,
+        account: &Account,
+        database: Option<&str>,
+        cancel: &Cancel,
+    ) -> Result<Program> {
+        let tools = self.tools(cancel)?;
+        let mut program = self
+            .program(&tools.client, account, None)?
+            .args(&tools.script_options)
+            .arg("--default-character-set=utf8mb4");
+        if let Some(database) = database {
+            program = program.arg(format!("--database={database}"));
+        }
+        Ok(program)
+    }
+
+    /// Run SQL that holds a password, as the server's own account.
+    pub(super) fn query_with(
+        &self,
+        password: &SecretString,
+        sql: &str,
+        cancel: &Cancel,
+    ) -> Result<(), SqlError> {
+        let program = self.asking(&self.account, None, cancel)?.hide(password);
+        program
+            .output(sql.as_bytes(), MAX_ANSWER, QUERY_LIMIT, cancel)
+            .map_err(|error| explain(self, &self.account, error))?;
+        Ok(())
     }
 
     /// Run SQL as the server's own account.
@@ -221,7 +259,7 @@ impl Server {
 
 /// How a client reads a script: no command of its own but `DELIMITER`, comments kept (a trigger is not what it was without
 /// them), no file of this host sent to a server, rows that can be told apart whatever they hold.
-pub(super) const SCRIPT_OPTIONS: [&str; 8] = [
+const SCRIPT_OPTIONS: [&str; 7] = [
     "--batch",
     "--skip-column-names",
     "--binary-mode",
@@ -229,8 +267,13 @@ pub(super) const SCRIPT_OPTIONS: [&str; 8] = [
     "--local-infile=0",
     "--connect-timeout=20",
     "--max-allowed-packet=1G",
-    // A statement holds a customer's data, or a password: it has no place in an error. Not every client knows this.
-    "--loose-skip-print-query-on-error",
+];
+
+/// What only some clients know: the word in their help and the option. Giving up the client's own commands (running programs,
+/// reading files) before the input is read; keeping statements, which hold customers' data, out of errors.
+const NEWER_SCRIPT_OPTIONS: [(&str, &str); 2] = [
+    ("--sandbox", "--sandbox"),
+    ("print-query-on-error", "--skip-print-query-on-error"),
 ];
 
 fn family(version: &str) -> Family {
@@ -437,7 +480,7 @@ mod tests {
             family: Family::MySql,
             dump: "mysqldump".to_owned(),
             client: "mysql".to_owned(),
-            sandbox: false,
+            script_options: SCRIPT_OPTIONS.to_vec(),
             timeout,
         }
     }
@@ -467,7 +510,7 @@ mod tests {
             .unwrap()
             .to_string();
         assert!(
-            text.starts_with("docker exec -e MYSQL_PWD -i customer-7-db timeout 61 mysql --no-defaults --user=o'brien"),
+            text.starts_with("docker exec -e MYSQL_PWD -i customer-7-db timeout --foreground 61 mysql --no-defaults --user=o'brien"),
             "{text}"
         );
     }

@@ -256,7 +256,7 @@ pub(super) enum As<'a> {
     Found(&'a Account, &'a Definer),
 }
 
-/// Create `wanted` in `schema`, in which nothing of those names may be.
+/// Create `wanted`, as [`collect`] orders it, in `schema`, in which nothing of those names may be.
 ///
 /// An event whose only time has passed is not created, as the servers have it.
 pub(super) fn create(
@@ -267,53 +267,30 @@ pub(super) fn create(
     warn: &dyn Fn(&str),
     cancel: &Cancel,
 ) -> Result<()> {
-    let prepares = server.prepares_everything(cancel)?;
     let Some((charset, collation)) = default_charset(server, schema, cancel)? else {
         return Err(Error::new(
             ErrorKind::NotFound,
             format!("there is no database {schema}"),
         ));
     };
-    let mut current = collation.clone();
-    let mut waiting: Vec<&Definition> = wanted.iter().collect();
-    let result = loop {
-        // A view may use one that comes later: as long as any could be created, try the others again.
-        let mut failed = Vec::new();
-        let mut last_error = None;
-        for definition in &waiting {
-            let collation = definition
-                .database_collation
-                .as_ref()
-                .unwrap_or(&current)
-                .clone();
-            if collation != current {
-                server.query(
-                    &format!("ALTER DATABASE {} COLLATE {collation};", identifier(schema)),
-                    cancel,
-                )?;
-                current = collation;
-            }
-            if let Err(error) = create_one(server, schema, definition, by, prepares, warn, cancel) {
-                failed.push(*definition);
-                last_error = Some(error.context(format!(
-                    "cannot create the {} {} in the database {schema}",
-                    definition.kind.sql().to_lowercase(),
-                    definition.name
-                )));
-            }
-        }
-        match last_error {
-            None => break Ok(()),
-            Some(error)
-                if failed.len() == waiting.len()
-                    || failed.iter().any(|failed| failed.kind != Kind::View) =>
-            {
-                break Err(error);
-            }
-            Some(_) => waiting = failed,
-        }
+    let mut creator = Creator {
+        server,
+        schema,
+        by,
+        prepares: server.prepares_everything(cancel)?,
+        collation: collation.clone(),
+        warn,
+        cancel,
     };
-    if current != collation {
+    let created = wanted
+        .chunk_by(|one, next| one.kind == next.kind)
+        .try_for_each(|of_a_kind| match of_a_kind {
+            [view, ..] if view.kind == Kind::View => creator.views(of_a_kind),
+            others => others
+                .iter()
+                .try_for_each(|definition| creator.create(definition)),
+        });
+    if creator.collation != collation {
         server.query(
             &format!(
                 "ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};",
@@ -322,74 +299,110 @@ pub(super) fn create(
             cancel,
         )?;
     }
-    result
+    created
 }
 
-fn create_one(
-    server: &Server,
-    schema: &str,
-    definition: &Definition,
-    by: As<'_>,
+struct Creator<'a> {
+    server: &'a Server,
+    schema: &'a str,
+    by: As<'a>,
     prepares: bool,
-    warn: &dyn Fn(&str),
-    cancel: &Cancel,
-) -> Result<()> {
-    let (account, tenant) = match by {
-        As::Tenant(account, tenant) => (account, tenant),
-        As::Found(account, tenant) => {
-            let foreign = definition.definer().filter(|definer| definer != tenant);
-            let Some(foreign) = foreign else {
-                return run(server, schema, definition, account, prepares, cancel);
-            };
-            if prepares
-                && run(
-                    server,
-                    schema,
-                    definition,
-                    &server.account,
-                    prepares,
-                    cancel,
-                )
-                .is_ok()
-            {
+    /// The schema's default as it is at the moment: objects remember the one under which they were created.
+    collation: String,
+    warn: &'a dyn Fn(&str),
+    cancel: &'a Cancel,
+}
+
+impl Creator<'_> {
+    /// A view may use one that comes later: as long as any could be created, try the others again.
+    fn views(&mut self, views: &[Definition]) -> Result<()> {
+        let mut waiting: Vec<&Definition> = views.iter().collect();
+        while !waiting.is_empty() {
+            let mut failed = Vec::new();
+            let mut first_error = None;
+            for view in &waiting {
+                if let Err(error) = self.create(view) {
+                    failed.push(*view);
+                    first_error.get_or_insert(error);
+                }
+            }
+            if let (Some(error), true) = (first_error, failed.len() == waiting.len()) {
+                if matches!(self.by, As::Tenant(..)) {
+                    return Err(error);
+                }
+                // They were broken before (a table that they show is gone), and no server creates such a view.
+                tracing::warn!("{}", error.chain());
+                for view in failed {
+                    (self.warn)(&format!(
+                        "the broken view {} of the database {} could not be put back",
+                        view.name, self.schema
+                    ));
+                }
                 return Ok(());
             }
-            warn(&format!(
-                "the {} {} of the database {schema} could not be put back with its definer {}: {} becomes it",
+            waiting = failed;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, definition: &Definition) -> Result<()> {
+        if let Some(collation) = &definition.database_collation
+            && *collation != self.collation
+        {
+            let schema = identifier(self.schema);
+            self.server.query(
+                &format!("ALTER DATABASE {schema} COLLATE {collation};"),
+                self.cancel,
+            )?;
+            self.collation.clone_from(collation);
+        }
+        self.create_as_wanted(definition).map_err(|error| {
+            error.context(format!(
+                "cannot create the {} {} in the database {}",
                 definition.kind.sql().to_lowercase(),
                 definition.name,
+                self.schema
+            ))
+        })
+    }
+
+    fn create_as_wanted(&self, definition: &Definition) -> Result<()> {
+        let (account, tenant, as_found) = match self.by {
+            As::Tenant(account, tenant) => (account, tenant, false),
+            As::Found(account, tenant) => (account, tenant, true),
+        };
+        let foreign = definition
+            .definer()
+            .filter(|definer| as_found && definer != tenant);
+        if foreign.is_some() && self.prepares && self.run(definition, &self.server.account).is_ok()
+        {
+            return Ok(());
+        }
+        self.run(&definition.defined_by(tenant), account)?;
+        if let Some(foreign) = foreign {
+            (self.warn)(&format!(
+                "the {} {} of the database {} could not be put back with its definer {}: {} became it",
+                definition.kind.sql().to_lowercase(),
+                definition.name,
+                self.schema,
                 foreign.quoted(),
                 tenant.quoted()
             ));
-            (account, tenant)
         }
-    };
-    run(
-        server,
-        schema,
-        &definition.defined_by(tenant),
-        account,
-        prepares,
-        cancel,
-    )
-}
+        Ok(())
+    }
 
-fn run(
-    server: &Server,
-    schema: &str,
-    definition: &Definition,
-    account: &Account,
-    prepares: bool,
-    cancel: &Cancel,
-) -> Result<()> {
-    server.ask(
-        account,
-        Some(schema),
-        &script(definition, prepares),
-        CHANGE_LIMIT,
-        cancel,
-    )?;
-    Ok(())
+    fn run(&self, definition: &Definition, account: &Account) -> Result<()> {
+        let script = script(definition, self.prepares);
+        self.server.ask(
+            account,
+            Some(self.schema),
+            &script,
+            CHANGE_LIMIT,
+            self.cancel,
+        )?;
+        Ok(())
+    }
 }
 
 fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
@@ -416,13 +429,22 @@ fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
             format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes(),
         );
     } else {
-        // Nobody can guess the delimiter and so end the statement before its end.
-        let delimiter = format!("{:032x}", rand::random::<u128>());
+        let delimiter = random_delimiter();
         script.extend_from_slice(format!("DELIMITER {delimiter}\n").as_bytes());
         script.extend_from_slice(&definition.text);
         script.extend_from_slice(format!("\n{delimiter}\n").as_bytes());
     }
     script
+}
+
+/// Nobody can guess it and so end a statement before its end: 15 characters, the most that the clients keep, of 6 random bits each.
+fn random_delimiter() -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_$";
+    let bits: u128 = rand::random();
+    (0..15)
+        .filter_map(|at| LETTERS.get((bits >> (6 * at)) as usize % LETTERS.len()))
+        .map(|&letter| char::from(letter))
+        .collect()
 }
 
 /// Those of `wanted` that `schema` does not have.
@@ -457,5 +479,69 @@ impl Server {
             numbers.next().unwrap_or_default(),
         );
         Ok(self.server_family(cancel)? == Family::MariaDb && release >= (10, 6))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use secrecy::SecretString;
+    use xtask::mariadb::MariaDb;
+
+    use super::*;
+    use crate::database::Endpoint;
+
+    #[test]
+    fn objects_are_the_same_again_with_and_without_prepared_statements() {
+        let mariadb = MariaDb::start().unwrap();
+        mariadb
+            .sql(
+                "CREATE DATABASE one CHARACTER SET utf8mb4; USE one; CREATE TABLE t (i INT); CREATE VIEW b AS SELECT 'ä' AS x; CREATE VIEW a AS SELECT * FROM b;
+                 CREATE PROCEDURE commented() SELECT ';' /* -- ; \\' */;
+                 CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW SET @a = '*/ /* ' /* note */;
+                 CREATE EVENT e ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DISABLE COMMENT 'it''s' DO SET @a = 1;
+                 SET sql_mode = 'ANSI_QUOTES,NO_BACKSLASH_ESCAPES'; CREATE FUNCTION odd() RETURNS CHAR RETURN '\\';
+                 SET time_zone = '+03:00', NAMES latin1; CREATE EVENT zoned ON SCHEDULE AT '2035-01-01 00:00:00' DO SET @a = 'ä';
+                 ALTER DATABASE one COLLATE utf8mb4_bin; CREATE PROCEDURE collated() SELECT 1; ALTER DATABASE one COLLATE utf8mb4_general_ci;",
+            )
+            .unwrap();
+        let password = SecretString::from(mariadb.root_password());
+        let server = Server::new(
+            Endpoint::Socket(mariadb.socket()),
+            Vec::new(),
+            "root",
+            password,
+        );
+        let cancel = Cancel::new();
+        let definer = Definer::parse("root@localhost").unwrap();
+        let wanted = collect(&server, "one", &cancel).unwrap();
+        assert_eq!(wanted.len(), 8);
+        for (schema, prepares) in [("prepared", true), ("delimited", false)] {
+            mariadb
+                .sql(&format!("CREATE DATABASE {schema} CHARACTER SET utf8mb4; CREATE TABLE {schema}.t (i INT);"))
+                .unwrap();
+            let mut creator = Creator {
+                server: &server,
+                schema,
+                by: As::Tenant(&server.account, &definer),
+                prepares,
+                collation: "utf8mb4_general_ci".to_owned(),
+                warn: &|text| panic!("{text}"),
+                cancel: &cancel,
+            };
+            for definition in wanted
+                .iter()
+                .filter(|definition| definition.kind != Kind::View)
+            {
+                creator.create(definition).unwrap();
+            }
+            let views: Vec<_> = wanted
+                .iter()
+                .filter(|definition| definition.kind == Kind::View)
+                .cloned()
+                .collect();
+            creator.views(&views).unwrap();
+            assert_eq!(collect(&server, schema, &cancel).unwrap(), wanted);
+        }
+        assert!(server.prepares_everything(&cancel).unwrap());
     }
 }

@@ -45,6 +45,7 @@ pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control)
     check_database(server, database, control)?;
     check_rights(server, database, control)?;
     check_events(server, database, control)?;
+    check_family(server, tools, database, control)?;
     start(server, tools, database, limit, control)
 }
 
@@ -190,6 +191,32 @@ fn check_events(server: &Server, database: &str, control: &Control) -> Result<()
     }
 }
 
+/// The dump programs of the one family write generated columns of the other's servers in a way that cannot be restored.
+fn check_family(server: &Server, tools: &Tools, database: &str, control: &Control) -> Result<()> {
+    let (theirs, ours) = (server.server_family(&control.cancel)?, tools.family);
+    if theirs == ours {
+        return Ok(());
+    }
+    let advice = format!(
+        "the server at {server} is of {theirs} and the dump program of {ours}; install the client programs of {theirs}"
+    );
+    let generated = server.query(
+        &format!(
+            "SELECT 1 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = {} AND GENERATION_EXPRESSION <> '' LIMIT 1;",
+            literal(database)
+        ),
+        &control.cancel,
+    )?;
+    if !generated.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Configuration,
+            format!("the database {database} has generated columns, {advice}"),
+        ));
+    }
+    control.monitor.warning(&advice);
+    Ok(())
+}
+
 impl Dump {
     /// What streams the dump, once; for another thread if wanted. It gives an error and not an end when the dump is not whole.
     pub fn take_reader(&mut self) -> Option<Box<dyn Read + Send>> {
@@ -308,7 +335,7 @@ impl Read for Reader {
             keep_tail(&mut state.tail, read);
             return Ok(n);
         }
-        let known = matches!(self.shared.lock().outcome, Some(_));
+        let known = self.shared.lock().outcome.is_some();
         if !known {
             let outcome = self.shared.judge();
             self.shared.lock().outcome = Some(outcome);
@@ -317,5 +344,68 @@ impl Read for Reader {
             Some(Err(error)) => Err(io::Error::other(error.to_string())),
             _ => Ok(0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use secrecy::SecretString;
+    use xtask::mariadb::MariaDb;
+
+    use super::*;
+    use crate::database::Endpoint;
+
+    #[test]
+    fn the_trailer_is_found_at_the_very_end_only() {
+        let mut tail = Vec::new();
+        for piece in [
+            &[b'x'; 1000][..],
+            b"\n-- Dump com",
+            b"pleted on 2026-11-22\n",
+        ] {
+            keep_tail(&mut tail, piece);
+        }
+        assert!(ends_with_trailer(&tail));
+        keep_tail(&mut tail, b"x");
+        assert!(!ends_with_trailer(&tail));
+        assert!(!ends_with_trailer(b""));
+    }
+
+    #[test]
+    fn options_that_only_one_family_knows_go_to_that_family() {
+        assert!(options(Family::MySql).contains(&"--set-gtid-purged=OFF"));
+        assert!(
+            !options(Family::MariaDb)
+                .iter()
+                .any(|option| option.contains("gtid") || option.contains("statistics"))
+        );
+    }
+
+    #[test]
+    fn the_deadline_ends_a_dump_program_that_an_event_hangs() {
+        let mariadb = MariaDb::start().unwrap();
+        mariadb
+            .sql("CREATE DATABASE x; CREATE EVENT x.e ON SCHEDULE EVERY 1 DAY DO SET @a = ';;'")
+            .unwrap();
+        let password = SecretString::from(mariadb.root_password());
+        let server = Server::new(
+            Endpoint::Socket(mariadb.socket()),
+            Vec::new(),
+            "root",
+            password,
+        );
+        let control = Control::default();
+        let tools = server.tools(&control.cancel).unwrap();
+        let started = Instant::now();
+        let mut dump = start(&server, tools, "x", Duration::from_secs(1), &control).unwrap();
+        let mut read = Vec::new();
+        dump.take_reader()
+            .unwrap()
+            .read_to_end(&mut read)
+            .unwrap_err();
+        assert_eq!(dump.finish().unwrap_err().kind(), ErrorKind::Timeout);
+        assert!(started.elapsed() < Duration::from_secs(20));
     }
 }

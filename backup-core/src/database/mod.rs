@@ -24,6 +24,9 @@ use std::sync::{Arc, OnceLock};
 
 use secrecy::SecretString;
 
+use crate::error::Result;
+use crate::progress::Cancel;
+
 pub use dump::{Dump, DumpReport, dump};
 pub use shadow::{
     ImportAccount, Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify,
@@ -79,6 +82,12 @@ impl Server {
             },
             tools: Arc::default(),
         }
+    }
+
+    /// Log in and out again. Errors as those of [`dump`].
+    pub fn ping(&self) -> Result<()> {
+        self.query("SELECT 1;", &Cancel::new())?;
+        Ok(())
     }
 }
 

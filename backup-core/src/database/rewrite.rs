@@ -233,24 +233,22 @@ impl Rewriter {
     /// Pass on the head up to and with its definer, if that has to be made ours; where it goes on.
     fn replace_definer(&mut self, at: usize, out: &mut Vec<u8>) -> usize {
         let (before, from) = self.head.split_at(at.min(self.head.len()));
-        match parse_definer(from) {
-            Some((found, rest)) if found != self.definer => {
-                out.extend_from_slice(before);
-                out.extend_from_slice(self.definer.quoted().as_bytes());
-                let name = format!("{}@{}", found.user, found.host);
-                // A list for a person: a hostile dump could hold any number.
-                if self.findings.foreign_definers.len() < 20
-                    && !self.findings.foreign_definers.contains(&name)
-                {
-                    self.findings.foreign_definers.push(name);
-                }
-                self.head.len() - rest.len()
-            }
-            _ => {
-                out.extend_from_slice(before);
-                at
+        out.extend_from_slice(before);
+        let Some((found, rest)) = parse_definer(from) else {
+            return at;
+        };
+        if found == self.definer {
+            out.extend_from_slice(from.get(..from.len() - rest.len()).unwrap_or_default());
+        } else {
+            out.extend_from_slice(self.definer.quoted().as_bytes());
+            let name = format!("{}@{}", found.user, found.host);
+            // A list for a person: a hostile dump could hold any number.
+            let foreign = &mut self.findings.foreign_definers;
+            if foreign.len() < 20 && !foreign.contains(&name) {
+                foreign.push(name);
             }
         }
+        self.head.len() - rest.len()
     }
 }
 

@@ -12,9 +12,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
-use crate::database::client::{
-    QUERY_LIMIT, SCRIPT_OPTIONS, SqlError, explain, identifier, literal, name_from_hex,
-};
+use crate::database::client::{QUERY_LIMIT, SqlError, explain, identifier, literal, name_from_hex};
 use crate::database::rewrite::{Definer, Findings, Rewriter};
 use crate::database::{Account, Server};
 use crate::error::{Error, ErrorKind, Result};
@@ -237,7 +235,8 @@ pub(super) fn open_account(
             let account = definer.quoted();
             let word = password.expose_secret();
             server
-                .query(
+                .query_with(
+                    &password,
                     &format!(
                         "CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{word}';
                          ALTER USER {account} IDENTIFIED BY '{word}' ACCOUNT UNLOCK;"
@@ -345,14 +344,11 @@ pub fn import(
     };
     let importer = &shadow.importer;
     let tools = server.tools(&control.cancel)?;
-    let mut program = server
+    let program = server
         .program(&tools.client, &importer.account, Some(limit))?
-        .args(SCRIPT_OPTIONS)
+        .args(&tools.script_options)
         .args(["--default-character-set=utf8mb4", "--quick"])
         .arg(format!("--database={}", shadow.schema));
-    if tools.sandbox {
-        program = program.arg("--sandbox");
-    }
     let mut running = program.spawn(limit, &control.cancel)?;
     let rewriter = Rewriter::new(importer.definer.clone(), &shadow.live, &shadow.schema);
     let (findings, arrived) = stream(&mut running, rewriter, dump, control).map_err(failed)?;

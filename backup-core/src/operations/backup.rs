@@ -3,6 +3,7 @@
 //! The commit point is the snapshot file. Before it nothing is visible, on no disk is a copy of the dump or of the files; after it a
 //! failure (of the retention) is a warning.
 
+use std::io::Read;
 use std::path::PathBuf;
 
 use jiff::Zoned;
@@ -111,6 +112,19 @@ impl Engine {
             bytes_added: archived.bytes_added,
             database_bytes: archived.stream_bytes,
             warnings,
+        })
+    }
+
+    /// Try whether a customer's database can be dumped, without storing anything: everything is looked at, the dump is
+    /// started, and stopped after its first bytes. What it would lack is told to the monitor.
+    pub fn try_dump(&self, customer: &Customer, control: &Control) -> Result<()> {
+        let (_dump, mut stream) = self.start_dump(customer, control)?;
+        let mut first = [0];
+        stream.reader.read_exact(&mut first).map_err(|error| {
+            Error::io(
+                format!("the database of customer {} cannot be dumped", customer.id),
+                error,
+            )
         })
     }
 

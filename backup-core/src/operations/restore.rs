@@ -1,7 +1,7 @@
 //! Restore one customer.
 //!
-//! The commit point is the exchange in [`Restore::swap`]: until then the site has not changed, and everything staged is removed on
-//! the way out. If the site does not come up afterwards, the exchange is made back. Never: what was replaced destroyed before the
+//! The commit point is the exchange ([`Restore::swap_files`], [`Restore::swap_database`]): until then the site has not changed, and everything
+//! staged is removed on the way out. If the site does not come up afterwards, the exchange is made back. Never: what was replaced destroyed before the
 //! site is up; a way out that leaves maintenance on or the site stopped.
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
@@ -301,8 +302,9 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     fn proceed(&mut self) -> Result<()> {
-        self.claim()?;
-        self.health_before = self.site.health();
+        // First of all: of one customer, one restore at a time gets it.
+        self.staging = Some(self.site.stage()?);
+        self.remove_leftover_files();
         if !self.request.online {
             self.maintenance_on()?;
         }
@@ -310,12 +312,25 @@ impl Restore<'_> {
         self.stage_database()?;
         self.found.lock = None;
         self.maintenance_on()?;
+        // Asked behind the maintenance page, as it will be asked again.
+        self.health_before = self.site.health();
+        if self.database_is_in_site() {
+            self.swap_database()?;
+        }
         self.stop()?;
-        self.swap()?;
+        self.swap_files()?;
+        if !self.database_is_in_site() {
+            self.swap_database()?;
+        }
         self.start()?;
         self.maintenance_off()?;
         self.remove_replaced();
         Ok(())
+    }
+
+    /// Whether the database server is one of the site's containers, which can be reached only while they run.
+    fn database_is_in_site(&self) -> bool {
+        self.engine.config.customer_database.is_in_container()
     }
 
     fn check_room(&self) -> Result<()> {
@@ -332,13 +347,6 @@ impl Restore<'_> {
                 ),
             ));
         }
-        Ok(())
-    }
-
-    /// From here on no other restore touches this customer, whether or not files are staged.
-    fn claim(&mut self) -> Result<()> {
-        self.staging = Some(self.site.stage()?);
-        self.remove_leftover_files();
         Ok(())
     }
 
@@ -405,16 +413,13 @@ impl Restore<'_> {
             },
             _ => ImportAccount::Temporary,
         };
+        self.tidy_up_after_others(&server, live, &account)?;
         let Found {
             repository,
             snapshot,
             contents,
             ..
         } = &self.found;
-        // What an earlier restore imported before it was killed.
-        if let Err(problem) = database::remove_leftovers(&server, live, self.control) {
-            self.warnings.push(problem.chain());
-        }
         let dump = repository.stream_file(snapshot, &contents.dump, self.control)?;
         self.control.monitor.bytes_total(dump.bytes);
         let shadow = database::prepare_shadow(&server, live, &account, self.control)?;
@@ -436,13 +441,31 @@ impl Restore<'_> {
         Ok(())
     }
 
+    /// What a killed restore of this customer left in the database: nobody else is at it, for we hold the staging directory.
+    fn tidy_up_after_others(
+        &mut self,
+        server: &Server,
+        live: &str,
+        account: &ImportAccount,
+    ) -> Result<()> {
+        for (replaced, _) in database::find_replaced(server, live, self.control)? {
+            database::resume(server, &replaced, account, self.control)?;
+            self.warnings.push(format!(
+                "an earlier restore of {live} was interrupted; what it replaced may still be in the schema {}",
+                replaced.schema()
+            ));
+        }
+        database::remove_leftovers(server, live, self.control)?;
+        Ok(())
+    }
+
     fn stop(&mut self) -> Result<()> {
         self.stopped = true;
         self.site.stop(&self.control.cancel)
     }
 
-    /// The commit. Files first: their exchange is the easier one to make back.
-    fn swap(&mut self) -> Result<()> {
+    /// The commit, with [`Self::swap_database`]: up to the first of them nothing of the customer's has changed.
+    fn swap_files(&mut self) -> Result<()> {
         self.control.monitor.phase(Phase::Swapping);
         self.control.cancel.check()?;
         if let Some(staging) = &self.staging {
@@ -451,6 +474,11 @@ impl Restore<'_> {
                 staging.swap(&self.site, staged)?;
             }
         }
+        Ok(())
+    }
+
+    fn swap_database(&mut self) -> Result<()> {
+        self.control.monitor.phase(Phase::Swapping);
         if let Some(StagedDatabase { server, shadow, .. }) = &self.database {
             self.replaced = Some(database::swap(server, shadow, self.control)?);
         }
@@ -462,8 +490,14 @@ impl Restore<'_> {
         self.site.start()?;
         self.stopped = false;
         // Past the commit: it is carried forward, or made back if the site does not come up, but not cancelled.
-        self.site
-            .wait_until_up(self.health_before, &Cancel::new())?;
+        if let Health::Broken(status) = self
+            .site
+            .wait_until_up(self.health_before, &Cancel::new())?
+        {
+            self.warnings.push(format!(
+                "the site answers with the error {status}, as it did before"
+            ));
+        }
         Ok(())
     }
 
@@ -483,6 +517,7 @@ impl Restore<'_> {
             problems.extend(staging.remove().err());
         }
         if let Some(database) = self.database.take() {
+            problems.extend(self.wait_for_database(&database.server).err());
             if let Some(replaced) = self.replaced.take() {
                 problems.extend(
                     database::drop_replaced(&database.server, &replaced, &Control::default()).err(),
@@ -538,36 +573,78 @@ impl Restore<'_> {
         if !self.files_swapped && self.replaced.is_none() {
             return;
         }
+        if self.database_is_in_site() {
+            self.swap_database_back(problems);
+            self.stop_again(problems);
+        } else {
+            self.stop_again(problems);
+            self.swap_database_back(problems);
+        }
+        self.swap_files_back(problems);
+    }
+
+    /// It may have been started on what was restored, and not have come up.
+    fn stop_again(&mut self, problems: &mut Vec<Error>) {
         if !self.stopped {
-            // It was started on what was restored and did not come up.
             self.stopped = true;
             problems.extend(self.site.stop(&Cancel::new()).err());
         }
-        if let (Some(database), Some(replaced)) = (&self.database, &self.replaced) {
-            match database::swap_back(
+    }
+
+    fn swap_database_back(&mut self, problems: &mut Vec<Error>) {
+        let (Some(database), Some(replaced)) = (&self.database, &self.replaced) else {
+            return;
+        };
+        if self.database_is_in_site() && self.stopped {
+            problems.extend(self.site.start().err());
+            self.stopped = false;
+        }
+        let swapped_back = self.wait_for_database(&database.server).and_then(|()| {
+            database::swap_back(
                 &database.server,
                 replaced,
                 &database.account,
                 &Control::default(),
-            ) {
-                Ok(()) => self.replaced = None,
-                Err(problem) => problems.push(problem),
+            )
+        });
+        match swapped_back {
+            Ok(()) => self.replaced = None,
+            Err(problem) => problems.push(problem.context(format!(
+                "the former tables are still in the schema {}",
+                replaced.schema()
+            ))),
+        }
+    }
+
+    fn swap_files_back(&mut self, problems: &mut Vec<Error>) {
+        let Some(staging) = &self.staging else { return };
+        if !self.files_swapped {
+            return;
+        }
+        for staged in self.staged.iter().rev() {
+            if let Err(problem) = staging.swap_back(&self.site, staged) {
+                problems.push(problem.context(format!(
+                    "the former files are still in {}",
+                    staging.path().display()
+                )));
+                return;
             }
         }
-        if let Some(staging) = &self.staging {
-            for staged in self.staged.iter().rev() {
-                match staging.swap_back(&self.site, staged) {
-                    Ok(()) => {}
-                    Err(problem) => {
-                        problems.push(problem.context(format!(
-                            "the former files are still in {}",
-                            staging.path().display()
-                        )));
-                        return;
-                    }
+        self.files_swapped = false;
+    }
+
+    /// A server in one of the site's containers needs a while after their start.
+    fn wait_for_database(&self, server: &Server) -> Result<()> {
+        const PAUSE: Duration = Duration::from_millis(250);
+        let deadline = Instant::now() + self.engine.config.site.health_timeout;
+        loop {
+            match server.ping() {
+                Ok(()) => return Ok(()),
+                Err(error) if !self.database_is_in_site() || Instant::now() > deadline => {
+                    return Err(error);
                 }
+                Err(_) => std::thread::sleep(PAUSE),
             }
-            self.files_swapped = false;
         }
     }
 

@@ -16,7 +16,7 @@ use rustic_core::TreeId;
 use rustic_core::repofile::{Metadata, Node, NodeType};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid};
 use rustix::fs::{
-    chmodat, chownat, ftruncate, linkat, mkdirat, mknodat, openat, symlinkat, utimensat,
+    chmodat, chownat, ftruncate, linkat, mkdirat, mknodat, openat, symlinkat, syncfs, utimensat,
 };
 use rustix::io::Errno;
 
@@ -59,7 +59,7 @@ impl Repository {
     /// directory itself.
     ///
     /// `target` must be an empty directory that nobody else can get at. On an error, what was restored until then
-    /// stays for the caller to remove.
+    /// stays for the caller to remove; on success it is on the disk for good.
     pub fn restore(
         &self,
         plan: &RestorePlan,
@@ -69,7 +69,9 @@ impl Repository {
         let staged = Staged { target, plan };
         staged.create(control)?;
         staged.fill(self, control)?;
-        staged.set_attributes(control)
+        staged.set_attributes(control)?;
+        syncfs(target)
+            .map_err(|error| Error::io("cannot write the restored files to the disk", error.into()))
     }
 }
 

@@ -151,8 +151,9 @@ impl Site {
             .run(self.command_timeout, cancel)
     }
 
-    /// Ask the site once, without waiting for it to get better. Take it before a restore changes anything, for
-    /// [`Self::wait_until_up`].
+    /// Ask the site once, without waiting for it to get better. For [`Self::wait_until_up`] ask after
+    /// [`Self::maintenance_on`] and before [`Self::stop`]: so it shows whether the address leads through the
+    /// maintenance page.
     pub fn health(&self) -> Health {
         match &self.health_url {
             None => Health::Unknown,
@@ -161,8 +162,10 @@ impl Site {
     }
 
     /// Wait until the site answers, for `site.health_timeout` at most. Any answer but a server error (5xx) will do.
-    /// Where `before` was a server error too, an answer of that sort is no worse and will do as well, once the time is
-    /// over: the address may lead through the maintenance page, or the other half of the site be still broken.
+    ///
+    /// Where `before` was a server error too, one is no worse: the maintenance page (503 before and now) will do at once,
+    /// since no waiting would get past it; any other once the time is over, for the other half of the site may still be
+    /// broken, which is no reason to take this one back.
     ///
     /// [`ErrorKind::Timeout`] when it does not come up.
     pub fn wait_until_up(&self, before: Health, cancel: &Cancel) -> Result<Health> {

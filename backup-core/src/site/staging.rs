@@ -868,6 +868,87 @@ mod tests {
         assert_eq!(names(&bed.path("outside")), ["files"]);
     }
 
+    /// A file system of its own on a directory, for as long as this lives. Takes root, as the product does.
+    struct Mounted(PathBuf);
+
+    impl Mounted {
+        fn on(dir: PathBuf) -> Self {
+            let mount = std::process::Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+                .arg(&dir)
+                .status();
+            assert!(mount.unwrap().success());
+            Self(dir)
+        }
+    }
+
+    impl Drop for Mounted {
+        fn drop(&mut self) {
+            let unmounted = std::process::Command::new("umount").arg(&self.0).status();
+            assert!(unmounted.is_ok_and(|status| status.success()));
+        }
+    }
+
+    #[test]
+    fn a_site_on_another_file_system_is_refused_before_anything_changes() {
+        let bed = Bed::new();
+        let site = bed.site();
+        {
+            let staging = site.stage().unwrap();
+            let place = staging.place(Path::new("wordpress")).unwrap();
+            let _mounted = Mounted::on(bed.path("customer-7/wordpress"));
+            let error = staging.staged(&site, Path::new("wordpress")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            assert!(error.to_string().contains("another file system"), "{error}");
+            assert!(place.exists());
+            staging.remove().unwrap();
+        }
+        {
+            let staging = site.stage().unwrap();
+            let staged = bed.stage(&staging, "wordpress");
+            let _mounted = Mounted::on(bed.path("customer-7/wordpress"));
+            assert_eq!(
+                staging.swap(&site, &staged).unwrap_err().kind(),
+                ErrorKind::Busy
+            );
+            staging.swap_back(&site, &staged).unwrap();
+            staging.remove().unwrap();
+        }
+        assert_eq!(bed.read("customer-7/wordpress/index.php"), "old");
+        let _mounted = Mounted::on(bed.path("customer-7"));
+        assert_eq!(
+            bed.site().stage().unwrap_err().kind(),
+            ErrorKind::Configuration
+        );
+        assert!(leftovers(&bed.config).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_tree_is_not_destroyed_with_it() {
+        let bed = Bed::new();
+        let site = bed.site();
+        let staging = site.stage().unwrap();
+        let place = staging.place(Path::new("wordpress")).unwrap();
+        std::fs::create_dir_all(place.join("a/mounted")).unwrap();
+        let mounted = Mounted::on(place.join("a/mounted"));
+        std::fs::write(place.join("a/mounted/precious"), "x").unwrap();
+        std::fs::write(place.join("a/other"), "x").unwrap();
+        let name = staging.name().to_owned();
+        assert!(staging.remove().is_err());
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let point = table
+            .lines()
+            .filter_map(|line| line.split(' ').nth(4))
+            .find(|point| point.contains(&name))
+            .map(PathBuf::from);
+        let point = point.expect("still mounted");
+        assert_eq!(std::fs::read(point.join("precious")).unwrap(), b"x");
+        // The directory above it may have been moved.
+        std::mem::forget(mounted);
+        drop(Mounted(point));
+        site.reopen_staging(&name).unwrap().remove().unwrap();
+    }
+
     #[test]
     fn only_one_restore_of_a_customer_stages_at_a_time() {
         let bed = Bed::new();

@@ -177,3 +177,51 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// Remove a file. One that is already gone is fine.
     fn remove(&self, kind: FileKind, id: &FileId) -> Result<()>;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_file_has_the_place_that_restic_gives_it() {
+        let id = FileId([0xab; 32]);
+        let name = "ab".repeat(32);
+        for (kind, place) in [
+            (FileKind::Config, "config".to_owned()),
+            (FileKind::Key, format!("keys/{name}")),
+            (FileKind::Lock, format!("locks/{name}")),
+            (FileKind::Snapshot, format!("snapshots/{name}")),
+            (FileKind::Index, format!("index/{name}")),
+            (FileKind::Pack, format!("data/ab/{name}")),
+        ] {
+            assert_eq!(describe(kind, &id), place);
+        }
+        let directories: BTreeSet<_> = all_directories().collect();
+        assert_eq!(directories.len(), 5 + 256);
+        assert!(directories.contains("data/00") && directories.contains("data/ff"));
+    }
+
+    proptest! {
+        #[test]
+        fn an_id_is_read_back_as_written(bytes: [u8; 32]) {
+            let id = FileId(bytes);
+            prop_assert_eq!(id.to_string().parse::<FileId>().unwrap(), id);
+        }
+
+        #[test]
+        fn nothing_else_is_an_id(text in "[0-9a-fA-Fg./-]{0,66}") {
+            let valid = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+            prop_assert_eq!(text.parse::<FileId>().is_ok(), valid);
+        }
+
+        #[test]
+        fn a_range_is_inside_the_file_or_refused(offset: u64, length: u64, size: u64) {
+            let inside = u128::from(offset) + u128::from(length) <= u128::from(size);
+            prop_assert_eq!(check_range(FileKind::Pack, &FileId::default(), offset, length, size).is_ok(), inside);
+        }
+    }
+}

@@ -3,11 +3,15 @@
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use backup_core::config::{Config, DatabaseUrl, Origin, PasswordSource, RepositoryConfig};
-use backup_core::customer::{CustomerId, CustomerStore};
-use backup_core::error::{Error, Result};
-use backup_core::progress::Cancel;
+use backup_core::customer::{Customer, CustomerId, CustomerStore};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::operations::{Engine, open_storage};
+use backup_core::progress::{Cancel, Control, Monitor};
+use backup_core::repository::Repository;
 use backup_core::site;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -16,6 +20,9 @@ use crate::output::Output;
 
 /// Less than this is worth a word.
 const LITTLE_SPACE: u64 = 1 << 30;
+
+/// The longest that passing faults of a backup server are retried here.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -102,8 +109,20 @@ pub fn run(
     check_state_dir(config, &mut report);
     check_programs(config, &mut report);
     cancel.check()?;
-    runtime.block_on(check_platform_database(config, &mut report));
+    let customers = runtime.block_on(check_platform_database(config, &mut report));
     cancel.check()?;
+    check_customer_databases(config, &customers, cancel, &mut report);
+    cancel.check()?;
+    check_repository(
+        "repositories.manual",
+        &config.repositories.manual,
+        true,
+        &mut report,
+    );
+    cancel.check()?;
+    if let Some(daily) = &config.repositories.daily {
+        check_repository("repositories.daily", daily, false, &mut report);
+    }
 
     let good = !report.any(Status::Failed);
     output.result(
@@ -379,20 +398,26 @@ fn find_program(program: &str) -> Option<PathBuf> {
     })
 }
 
-async fn check_platform_database(config: &Config, report: &mut Report) {
+/// Gives the customers that can be used.
+async fn check_platform_database(config: &Config, report: &mut Report) -> Vec<Customer> {
     const NAME: &str = "platform database";
+    let mut usable = Vec::new();
     if let DatabaseUrl::Sqlite(path) = &config.database.url
         && !path.exists()
     {
-        return report.warning(
+        report.warning(
             NAME,
             format!("{} does not exist yet", path.display()),
             "it is made when the first customer is added: shophosting-backup customer add",
         );
+        return usable;
     }
     let store = match CustomerStore::connect(config).await {
         Ok(store) => store,
-        Err(e) => return report.error(NAME, &e),
+        Err(e) => {
+            report.error(NAME, &e);
+            return usable;
+        }
     };
     match store.list().await {
         Err(e) => report.error(NAME, &e),
@@ -403,17 +428,115 @@ async fn check_platform_database(config: &Config, report: &mut Report) {
             );
             for customer in customers {
                 let found = store.get(customer.id).await;
-                if let Err(e) = found.and_then(|customer| config.site.health_url(&customer)) {
-                    report.warning(
+                match found.and_then(|found| config.site.health_url(&found).map(|_| found)) {
+                    Ok(found) => usable.push(found),
+                    Err(e) => report.warning(
                         &format!("customer {}", customer.id),
                         e.chain(),
                         "he can be neither backed up nor restored until the platform's table is corrected",
-                    );
+                    ),
                 }
             }
         }
     }
     store.close().await;
+    usable
+}
+
+/// Dumps are started, for customers whose files are on this server.
+fn check_customer_databases(
+    config: &Config,
+    customers: &[Customer],
+    cancel: &Cancel,
+    report: &mut Report,
+) {
+    const TRIED_MAX: usize = 20;
+    let engine = Engine::new(config.clone());
+    let here = customers
+        .iter()
+        .filter(|customer| config.customers.dir(customer.id).is_dir());
+    for customer in here.take(TRIED_MAX) {
+        let name = format!("database of customer {}", customer.id);
+        let heard = Arc::new(Heard::default());
+        let control = Control {
+            monitor: Arc::clone(&heard) as _,
+            cancel: cancel.clone(),
+        };
+        match engine.try_dump(customer, &control) {
+            Ok(()) => report.ok(&name, format!("{} can be dumped", customer.db_name)),
+            Err(e) => report.error(&name, &e),
+        }
+        let warnings = heard.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for warning in warnings.iter() {
+            report.warning(&name, warning.clone(), "his backups would lack something");
+        }
+    }
+}
+
+/// Remembers warnings.
+#[derive(Default)]
+struct Heard(Mutex<Vec<String>>);
+
+impl Monitor for Heard {
+    fn warning(&self, text: &str) {
+        let mut heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.push(text.to_owned());
+    }
+}
+
+/// Reach it, open it and, where it is ours to write, write to it: a lock that is removed at once.
+fn check_repository(name: &str, config: &RepositoryConfig, ours: bool, report: &mut Report) {
+    let mut config = config.clone();
+    // Somebody waits for the answer.
+    config.retry_for = config.retry_for.min(PATIENCE);
+    match try_repository(&config, ours) {
+        Ok(None) => report.warning(
+            name,
+            format!("there is no repository at {} yet", config.location),
+            if ours {
+                "create it: shophosting-backup init"
+            } else {
+                "the platform's own script makes it; remove the section if there are no daily backups"
+            },
+        ),
+        Ok(Some(found)) => {
+            report.ok(name, format!("{}, {} backups", config.location, found.snapshots));
+            for lock in found.stale {
+                report.warning(
+                    name,
+                    format!("{lock}: it is in the way"),
+                    "when nothing runs any more, remove it: shophosting-backup unlock",
+                );
+            }
+        }
+        Err(e) if e.kind() == ErrorKind::Busy => report.warning(name, e.chain(), "try again when that is done"),
+        Err(e) => report.error(name, &e),
+    }
+}
+
+struct Found {
+    snapshots: usize,
+    stale: Vec<String>,
+}
+
+fn try_repository(config: &RepositoryConfig, ours: bool) -> Result<Option<Found>> {
+    let password = config.read_password()?;
+    let storage = open_storage(config)?;
+    if !Repository::exists(&*storage)? {
+        return Ok(None);
+    }
+    let repository = Repository::open(storage, &password)?;
+    let locks = repository.locks()?;
+    let stale: Vec<_> = locks
+        .iter()
+        .filter(|lock| lock.is_stale())
+        .map(ToString::to_string)
+        .collect();
+    if ours && stale.is_empty() {
+        drop(repository.lock_shared()?);
+    }
+    let snapshots = repository.snapshots()?.len();
+    Ok(Some(Found { snapshots, stale }))
 }
 
 fn mode(path: &Path) -> Option<u32> {

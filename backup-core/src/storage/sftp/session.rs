@@ -218,15 +218,17 @@ async fn connect_tcp(target: &Target) -> Result<TcpStream, Fault> {
         })?;
     let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => {
+        // One address that swallows everything must leave time for the next.
+        match timeout(target.stall_limit / 3, TcpStream::connect(address)).await {
+            Ok(Ok(stream)) => {
                 // Requests are small and somebody waits for each.
                 stream
                     .set_nodelay(true)
                     .map_err(|error| Fault::network(format!("lost {}", target.server()), error))?;
                 return Ok(stream);
             }
-            Err(error) => failure = error,
+            Ok(Err(error)) => failure = error,
+            Err(_) => failure = io::ErrorKind::TimedOut.into(),
         }
     }
     Err(Fault::network(
