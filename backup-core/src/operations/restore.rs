@@ -21,7 +21,7 @@ use crate::database::{self, ImportAccount, Replaced, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
 use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
-use crate::site::{Health, Site, Staged, Staging};
+use crate::site::{self, Health, Site, Staged, Staging};
 
 /// Where a backup is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -304,6 +304,7 @@ impl Restore<'_> {
     fn proceed(&mut self) -> Result<()> {
         // First of all: of one customer, one restore at a time gets it.
         self.staging = Some(self.site.stage()?);
+        self.remove_leftover_files();
         if !self.request.online {
             self.maintenance_on()?;
         }
@@ -347,6 +348,26 @@ impl Restore<'_> {
             ));
         }
         Ok(())
+    }
+
+    /// What an earlier restore staged before it was killed is of no use. What it replaced may be the only copy.
+    fn remove_leftover_files(&mut self) {
+        let config = &self.engine.config;
+        let found = site::leftovers(config).unwrap_or_else(|problem| {
+            self.warnings.push(problem.chain());
+            Vec::new()
+        });
+        let of_customer = |leftover: &site::Leftover| leftover.customer == self.customer.id;
+        for leftover in found.iter().filter(|one| of_customer(one) && !one.in_use) {
+            if leftover.exchanged {
+                self.warnings.push(format!(
+                    "an earlier restore was interrupted: what it replaced is still in {}",
+                    leftover.path.display()
+                ));
+            } else if let Err(problem) = site::remove_leftover(config, leftover) {
+                self.warnings.push(problem.chain());
+            }
+        }
     }
 
     fn maintenance_on(&mut self) -> Result<()> {
@@ -448,7 +469,7 @@ impl Restore<'_> {
         self.control.monitor.phase(Phase::Swapping);
         self.control.cancel.check()?;
         if let Some(staging) = &self.staging {
-            self.files_swapped = true;
+            self.files_swapped = !self.staged.is_empty();
             for staged in &self.staged {
                 staging.swap(&self.site, staged)?;
             }

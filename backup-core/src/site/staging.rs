@@ -23,6 +23,9 @@ const BASE: &str = ".shophosting-backup";
 /// In a staging directory: the files, under the same relative paths as in the site.
 const FILES: &str = "files";
 
+/// In a staging directory once an exchange has begun: from then on it may hold the only copy of what the site was.
+const EXCHANGED: &str = "exchanged";
+
 /// How often an exchange is tried while a customer puts things into its way and takes them out again.
 const MOST_TRIES: usize = 20;
 
@@ -34,6 +37,8 @@ pub struct Staging {
     files: OwnedFd,
     name: String,
     path: PathBuf,
+    site_path: PathBuf,
+    same_file_system: bool,
 }
 
 /// A site directory that is staged whole and can be swapped in. Small and serializable: a journal keeps it, and what it
@@ -128,7 +133,7 @@ impl Staging {
         let files = dirs::open_dir(&dir, FILES).map_err(&io)?;
         let here = rustix::fs::fstat(&files).map_err(&io)?.st_dev;
         let there = rustix::fs::fstat(site.dir()).map_err(&io)?.st_dev;
-        let staging = Self {
+        Ok(Self {
             base: base
                 .try_clone()
                 .map_err(|e| Error::io("cannot hold the staging directory open", e))?,
@@ -136,12 +141,9 @@ impl Staging {
             files,
             path: path.join(&name),
             name,
-        };
-        if here != there {
-            staging.remove()?;
-            return Err(other_file_system(site.path(), site.root_path()));
-        }
-        Ok(staging)
+            site_path: site.path().to_owned(),
+            same_file_system: here == there,
+        })
     }
 
     /// Its name, for a journal; [`Site::reopen_staging`] takes it.
@@ -165,8 +167,13 @@ impl Staging {
     }
 
     /// Make the empty directory that a site directory is to be restored into; the path of it. The content and the
-    /// attributes of the directory itself are the caller's to restore.
+    /// attributes of the directory itself are the caller's to restore. [`ErrorKind::Configuration`] where the site is
+    /// on a file system of its own.
     pub fn place(&self, site_dir: &Path) -> Result<PathBuf> {
+        if !self.same_file_system {
+            let root = self.site_path.parent().unwrap_or(&self.site_path);
+            return Err(other_file_system(&self.site_path, root));
+        }
         let path = self.place_path(site_dir);
         let io = |e: Errno| {
             Error::io(
@@ -226,6 +233,7 @@ impl Staging {
         let io = |e: Errno| explain(e, &what());
         let name = dirs::last_name(&staged.site_dir).map_err(io)?;
         let slot = self.open_slot_parent(&staged.site_dir, false).map_err(io)?;
+        self.mark_exchanged().map_err(io)?;
         let live = dirs::open_parent(site.dir(), &staged.site_dir, true).map_err(io)?;
         if inode(&slot, name).map_err(io)? != Some(staged.inode) {
             if inode(&live, name).map_err(io)? == Some(staged.inode) {
@@ -288,6 +296,14 @@ impl Staging {
             .map_err(|e| Error::io(format!("cannot remove {}", self.path.display()), e.into()))
     }
 
+    fn mark_exchanged(&self) -> std::result::Result<(), Errno> {
+        match rustix::fs::mkdirat(&self.dir, EXCHANGED, Mode::RWXU) {
+            Ok(()) => sync(&[&self.dir]),
+            Err(Errno::EXIST) => Ok(()),
+            Err(other) => Err(other),
+        }
+    }
+
     fn place_path(&self, site_dir: &Path) -> PathBuf {
         self.path.join(FILES).join(site_dir)
     }
@@ -309,10 +325,11 @@ pub struct Leftover {
     pub customer: CustomerId,
     /// Whether that restore still runs.
     pub in_use: bool,
+    /// Whether it came to exchanging files: then this may be the only copy of what it replaced.
+    pub exchanged: bool,
 }
 
-/// All staging directories. One that is not in use is of a restore that was killed; it may hold the only copy of what
-/// that restore replaced.
+/// All staging directories. One that is not in use is of a restore that was killed.
 pub fn leftovers(config: &Config) -> Result<Vec<Leftover>> {
     let Some((base, path)) = open_base_if_any(config)? else {
         return Ok(Vec::new());
@@ -458,6 +475,7 @@ fn all(base: &OwnedFd) -> std::result::Result<Vec<Leftover>, Errno> {
             path: PathBuf::new(),
             customer,
             in_use,
+            exchanged: dirs::stat(&dir, EXCHANGED)?.is_some(),
         });
     }
     Ok(found)
@@ -952,6 +970,10 @@ mod tests {
         let staging = site.stage().unwrap();
         let found = leftovers(&bed.config).unwrap();
         assert!(found.len() == 1 && found[0].in_use && found[0].path == staging.path());
+        let staged = bed.stage(&staging, "wordpress");
+        assert!(!leftovers(&bed.config).unwrap()[0].exchanged);
+        staging.swap(&site, &staged).unwrap();
+        assert!(leftovers(&bed.config).unwrap()[0].exchanged);
         assert_eq!(
             remove_leftover(&bed.config, &found[0]).unwrap_err().kind(),
             ErrorKind::Busy

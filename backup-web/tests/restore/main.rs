@@ -1,0 +1,8 @@
+//! Restores through the program itself, among real servers: that what was backed up comes back, that a restore which fails
+//! leaves everything as it was, and that nobody comes by it to anything that is not his.
+
+mod world;
+
+mod daily;
+mod failures;
+mod round_trip;
