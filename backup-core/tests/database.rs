@@ -181,6 +181,15 @@ fn a_server_that_is_not_there_is_unreachable() {
 }
 
 #[test]
+fn the_time_that_a_dump_may_stall_is_what_the_server_says() {
+    let told: u64 = sql("SELECT @@GLOBAL.net_write_timeout")
+        .trim()
+        .parse()
+        .unwrap();
+    assert_eq!(server().write_timeout().unwrap(), Duration::from_secs(told));
+}
+
+#[test]
 fn passwords_of_any_characters_work_by_file_and_by_environment() {
     let password = "a b#c\"d'e\\f;g\tä$(h)";
     sql(&format!(
