@@ -916,10 +916,10 @@ mod tests {
         }
         assert_eq!(bed.read("customer-7/wordpress/index.php"), "old");
         let _mounted = Mounted::on(bed.path("customer-7"));
-        assert_eq!(
-            bed.site().stage().unwrap_err().kind(),
-            ErrorKind::Configuration
-        );
+        let staging = bed.site().stage().unwrap();
+        let error = staging.place(Path::new("wordpress")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        staging.remove().unwrap();
         assert!(leftovers(&bed.config).unwrap().is_empty());
     }
 
