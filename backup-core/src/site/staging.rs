@@ -619,7 +619,7 @@ fn explain(error: Errno, what: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
@@ -869,10 +869,10 @@ mod tests {
     }
 
     /// A file system of its own on a directory, for as long as this lives. Takes root, as the product does.
-    struct Mounted(PathBuf);
+    pub(crate) struct Mounted(PathBuf);
 
     impl Mounted {
-        fn on(dir: PathBuf) -> Self {
+        pub(crate) fn on(dir: PathBuf) -> Self {
             let mount = std::process::Command::new("mount")
                 .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
                 .arg(&dir)
