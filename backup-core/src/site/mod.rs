@@ -4,6 +4,7 @@
 //! directory to the next by one name, and no link is ever followed. Never: a write, an exchange or a removal outside of the
 //! customer's directory and our own staging directory; a half-replaced site directory.
 
+mod claim;
 mod dirs;
 mod health;
 mod maintenance;
@@ -24,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::process::Program;
 use crate::progress::Cancel;
 
+pub use claim::Claim;
 pub use health::Health;
 pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
 
@@ -83,6 +85,12 @@ impl Site {
     /// The customer's directory as it is called in snapshots: `{customers.root}/customer-N`.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keep others from working on this customer meanwhile: a backup claims him together with other backups, a restore
+    /// exclusively; both until they have ended. [`ErrorKind::Busy`] at once, with who is in the way, where somebody is.
+    pub fn claim(&self, exclusive: bool) -> Result<Claim> {
+        Claim::take(self, exclusive)
     }
 
     /// The bytes that are free where staged files go.
