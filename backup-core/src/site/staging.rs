@@ -1016,6 +1016,25 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn only_real_directories_are_present() {
+        let bed = Bed::new();
+        let all = ["wordpress", "volumes/files"].map(PathBuf::from);
+        let present = || bed.site().present_dirs(&all).unwrap();
+        assert_eq!(present(), all);
+        bed.write("outside/files/index.php", "x");
+        std::fs::remove_dir_all(bed.path("customer-7/volumes")).unwrap();
+        assert_eq!(present(), all[..1]);
+        symlink(bed.path("outside"), bed.path("customer-7/volumes")).unwrap();
+        assert_eq!(present(), all[..1], "a link on the way");
+        std::fs::remove_dir_all(bed.path("customer-7/wordpress")).unwrap();
+        symlink(bed.path("outside"), bed.path("customer-7/wordpress")).unwrap();
+        assert!(present().is_empty(), "a link itself");
+        std::fs::remove_file(bed.path("customer-7/wordpress")).unwrap();
+        bed.write("customer-7/wordpress", "a file");
+        assert!(present().is_empty());
+    }
+
+    #[test]
     fn a_killed_restore_leaves_what_can_be_told_and_removed() {
         let bed = Bed::new();
         assert!(leftovers(&bed.config).unwrap().is_empty());
