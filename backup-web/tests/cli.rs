@@ -178,6 +178,59 @@ fn without_any_file_all_is_under_data() {
 }
 
 #[test]
+fn without_any_file_a_directory_is_backed_up_and_restored() {
+    let bed = Bed::new();
+    std::fs::remove_file(bed.path("backup.toml")).unwrap();
+    // Whatever this machine has in /etc must not be used.
+    if Path::new("/etc/shophosting/backup.toml").exists() {
+        return;
+    }
+    let password = bed.path("data/repository-password");
+    bed.run("customer add");
+    let (_, before) = bed.json("doctor");
+    for part in ["repositories.manual password", "repositories.manual"] {
+        let (status, _) = worst(&before, part);
+        assert_eq!(status, "warning", "{before:#}");
+    }
+    std::fs::create_dir_all(bed.path("data/customers/customer-1/wordpress")).unwrap();
+    assert_eq!(bed.run("backup 1 --type files").status.code(), Some(2));
+    assert!(!password.exists(), "nothing but init makes a password");
+
+    let output = bed.run("init");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).contains("repository-password created"));
+    let mode = password.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (status, again) = bed.json("init");
+    assert_eq!((status, &again["password_file_created"]), (0, &Value::Null));
+
+    let page = bed.path("data/customers/customer-1/wordpress/index.php");
+    std::fs::write(&page, "shop").unwrap();
+    let (status, backup) = bed.json("backup 1 --type files");
+    assert_eq!(status, 0, "{backup:#}");
+    std::fs::write(&page, "broken").unwrap();
+    let id = backup["snapshot_id"].as_str().unwrap();
+    let (status, restored) = bed.json(&format!("restore 1 {id} --yes"));
+    assert_eq!(status, 0, "{restored:#}");
+    assert_eq!(std::fs::read(&page).unwrap(), b"shop");
+
+    // What is there is encrypted with the password that was lost; another one would be of no use.
+    std::fs::remove_file(&password).unwrap();
+    assert_eq!(bed.run("init").status.code(), Some(2));
+    assert!(!password.exists());
+}
+
+#[test]
+fn a_password_file_that_an_operator_named_is_not_made_for_him() {
+    let bed = Bed::new();
+    std::fs::remove_file(bed.path("password")).unwrap();
+    let output = bed.run("init");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("password"), "{output:?}");
+    assert!(!bed.path("password").exists());
+}
+
+#[test]
 fn customers_are_added_and_listed() {
     let bed = Bed::new();
     assert_eq!(
