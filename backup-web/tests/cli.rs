@@ -377,12 +377,25 @@ fn an_unreachable_platform_database_is_a_failure_without_its_password() {
 
 #[test]
 fn signals_ask_and_do_not_kill() {
+    assert_signals_answered("backup 1", ["cancelling…", "still cancelling"]);
+}
+
+#[test]
+fn a_command_that_cannot_be_cancelled_says_so() {
+    let sentence = "cannot be cancelled: it ends by itself\n";
+    for line in ["list 1", "customer list"] {
+        assert_signals_answered(line, [sentence, sentence]);
+    }
+}
+
+/// Run it, send it a signal twice, and hear what it says to each; it ends by itself.
+fn assert_signals_answered(line: &str, answers: [&str; 2]) {
     let bed = Bed::new();
     // A server that never says a word, so that the program has to wait.
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("mysql://app@{}/platform", server.local_addr().unwrap());
     let mut child = bed
-        .command("customer list")
+        .command(line)
         .env("BACKUP__DATABASE__URL", url)
         .stderr(Stdio::piped())
         .spawn()
@@ -402,12 +415,13 @@ fn signals_ask_and_do_not_kill() {
             assert_ne!(n, 0, "it ended without saying `{awaited}`: {said}");
             said.push_str(&text(&piece[..n]));
         }
+        said.clear();
     };
     send("-HUP");
     send("-TERM");
-    hear("cancelling…");
+    hear(answers[0]);
     send("-INT");
-    hear("still cancelling");
+    hear(answers[1]);
     assert!(child.try_wait().unwrap().is_none(), "it still runs");
     drop((connection, server));
     assert_eq!(child.wait().unwrap().code(), Some(1));
