@@ -15,6 +15,7 @@ use crate::config::{Config, RepositoryConfig};
 use crate::customer::Customer;
 use crate::database::{Endpoint, Server};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Control, Monitor, Phase};
 use crate::repository::Repository;
 use crate::storage::{self, Location, SftpOptions, Storage};
 
@@ -121,6 +122,53 @@ pub fn init_repository(config: &RepositoryConfig) -> Result<bool> {
     }
     Repository::init(storage, &password)?;
     Ok(true)
+}
+
+/// Passes everything on and remembers the warnings, so that the report has them whoever noticed.
+struct Noting {
+    inner: Arc<dyn Monitor>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Noting {
+    /// A control with the same flag, and what remembers its warnings.
+    fn under(control: &Control) -> (Control, Arc<Self>) {
+        let noting = Arc::new(Self {
+            inner: Arc::clone(&control.monitor),
+            warnings: Mutex::default(),
+        });
+        let control = Control {
+            monitor: Arc::clone(&noting) as _,
+            cancel: control.cancel.clone(),
+        };
+        (control, noting)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Monitor for Noting {
+    fn phase(&self, phase: Phase) {
+        self.inner.phase(phase);
+    }
+    fn bytes_total(&self, bytes: u64) {
+        self.inner.bytes_total(bytes);
+    }
+    fn bytes_done(&self, bytes: u64) {
+        self.inner.bytes_done(bytes);
+    }
+    fn warning(&self, text: &str) {
+        self.warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text.to_owned());
+        self.inner.warning(text);
+    }
 }
 
 /// A note as it may be stored: one line of text, not too long.
