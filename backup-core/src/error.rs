@@ -131,6 +131,13 @@ impl Error {
 
 fn kind_of_io(error: &std::io::Error) -> ErrorKind {
     use std::io::ErrorKind as Io;
+    // One of ours that came through a reader.
+    if let Some(ours) = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<Error>())
+    {
+        return ours.kind;
+    }
     match error.kind() {
         Io::NotFound => ErrorKind::NotFound,
         Io::PermissionDenied => ErrorKind::Refused,
@@ -171,6 +178,12 @@ mod tests {
             "the backup failed: cannot read /a: disk on fire"
         );
         assert_eq!(error.to_string(), "the backup failed");
+    }
+
+    #[test]
+    fn an_error_that_comes_through_a_reader_keeps_its_kind() {
+        let read = std::io::Error::other(Error::new(ErrorKind::Cancelled, "cancelled"));
+        assert_eq!(Error::io("cannot read", read).kind(), ErrorKind::Cancelled);
     }
 
     #[test]

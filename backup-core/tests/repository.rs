@@ -680,6 +680,37 @@ fn a_file_that_vanishes_is_a_warning() {
     bench.restic.check_read_data().unwrap();
 }
 
+#[test]
+fn a_file_that_is_replaced_while_it_is_saved_is_in_the_snapshot() {
+    use std::sync::atomic::AtomicBool;
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    for n in 0..200 {
+        std::fs::write(bench.site().join(format!("{n:04}")), noise(50_000, n)).unwrap();
+    }
+    let (config, new) = (bench.site().join("wp-config.php"), bench.site().join("new"));
+    std::fs::write(&config, "settings").unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                std::fs::write(&new, "settings").unwrap();
+                std::fs::rename(&new, &config).unwrap();
+            }
+        });
+        for round in 0..5 {
+            let archived = bench.backup(None, true).unwrap();
+            let path = config.to_str().unwrap();
+            let stored = bench
+                .restic
+                .dump(&archived.snapshot.to_string(), path)
+                .unwrap();
+            assert_eq!(stored, b"settings", "round {round}");
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
 /// A file that changes its length as soon as anything was read.
 struct Resizing(PathBuf, u64);
 
@@ -763,4 +794,105 @@ fn an_unreadable_file_fails_the_backup() {
         error.chain()
     );
     assert!(bench.repository.snapshots().unwrap().is_empty());
+}
+
+#[test]
+fn a_damaged_snapshot_keeps_nobody_from_his_backups() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let first = bench.backup(None, true).unwrap();
+    let second = bench.backup(None, true).unwrap();
+    let file = bench
+        .path()
+        .join("snapshots")
+        .join(first.snapshot.to_string());
+    let half = std::fs::read(&file).unwrap();
+    std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(&file, &half[..half.len() / 2]).unwrap();
+
+    let repository =
+        Repository::open(storage_at(&bench.path()), &PASSWORD.to_owned().into()).unwrap();
+    let ids: Vec<_> = repository
+        .snapshots()
+        .unwrap()
+        .iter()
+        .map(|snapshot| snapshot.id)
+        .collect();
+    assert_eq!(ids, [second.snapshot]);
+    assert_eq!(repository.damaged_snapshots(), [first.snapshot]);
+    let report = repository.check(false).unwrap();
+    assert_eq!(report.errors.len(), 1, "{report:?}");
+    assert!(report.errors[0].contains(&first.snapshot.to_string()));
+    // Nobody can tell what it needs: so nothing is removed.
+    repository.prune().unwrap_err();
+    bench.backup(None, true).unwrap();
+}
+
+#[test]
+fn unlock_removes_a_lock_that_nobody_can_read() {
+    let bench = Bench::new();
+    let lock = bench.path().join("locks").join("ab".repeat(32));
+    std::fs::write(&lock, "half").unwrap();
+    assert_eq!(
+        bench.repository.lock_shared().unwrap_err().kind(),
+        ErrorKind::Damaged
+    );
+    assert_eq!(bench.repository.unlock().unwrap().len(), 1);
+    bench.repository.lock_exclusive().unwrap();
+}
+
+#[test]
+fn a_backup_whose_lock_was_removed_does_not_commit() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let lock = bench.repository.lock_shared().unwrap();
+    let request = ArchiveRequest {
+        tree: Some(TreeSource {
+            root: bench.site(),
+            exclude: Vec::new(),
+        }),
+        stream: None,
+        paths: vec![bench.site()],
+        tags: vec!["customer-7".into()],
+        time: Zoned::now(),
+        note: None,
+        parent: None,
+    };
+    let uncommitted = bench
+        .repository
+        .archive(lock, request, &Control::default())
+        .unwrap();
+    bench.restic.run(["unlock", "--remove-all"]).unwrap();
+    uncommitted.commit(&Control::default()).unwrap_err();
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+}
+
+#[test]
+fn init_can_be_repeated_after_it_was_interrupted() {
+    for _ in 0..4 {
+        let bench = Bench::new();
+        let config = bench.path().join("config");
+        std::fs::remove_file(&config).unwrap();
+        let password = PASSWORD.to_owned().into();
+        drop(Repository::init(storage_at(&bench.path()), &password).unwrap());
+        Repository::open(storage_at(&bench.path()), &password).unwrap();
+        bench.restic.check_read_data().unwrap();
+    }
+}
+
+#[test]
+fn init_refuses_a_repository_that_lost_its_config() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    bench.backup(None, true).unwrap();
+    std::fs::remove_file(bench.path().join("config")).unwrap();
+    let error =
+        Repository::init(storage_at(&bench.path()), &PASSWORD.to_owned().into()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    assert_eq!(
+        std::fs::read_dir(bench.path().join("keys"))
+            .unwrap()
+            .count(),
+        1
+    );
 }

@@ -41,13 +41,15 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         .build()
         .map_err(|e| Error::io("cannot start the runtime", e))?;
     match cli.command {
-        Command::Init => commands::init::run(&config, output),
+        Command::Init => commands::init::run(&config, output, &cancel),
         Command::Backup(args) => commands::backup::run(config, args, output, &runtime, &cancel),
         Command::Restore(args) => commands::restore::run(config, args, output, &runtime, &cancel),
-        Command::List { customer } => commands::list::run(config, customer, output, &runtime),
-        Command::Prune => commands::prune::run(config, output),
-        Command::Check { read_data } => commands::check::run(config, read_data, output),
-        Command::Unlock => commands::unlock::run(config, output),
+        Command::List { customer } => {
+            commands::list::run(config, customer, output, &runtime, &cancel)
+        }
+        Command::Prune => commands::prune::run(config, output, &cancel),
+        Command::Check { read_data } => commands::check::run(config, read_data, output, &cancel),
+        Command::Unlock => commands::unlock::run(config, output, &cancel),
         Command::Doctor => commands::doctor::run(&config, output, &runtime, &cancel),
         Command::Customer(CustomerCommand::Add(args)) => {
             commands::customer::add(&config, args, output, &runtime)
@@ -58,7 +60,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
     }
 }
 
-/// Those that are given the flag.
+/// Those that look at the flag between their steps cancel.
 fn answer_to_signals(command: &Command) -> Answer {
     match command {
         Command::Backup(_) | Command::Restore(_) | Command::Doctor => Answer::Cancels,

@@ -12,7 +12,7 @@ use crate::output;
 pub enum Answer {
     /// It looks at the flag between its steps, and cleans up.
     Cancels,
-    /// It never looks. It may hold a lock or be in the middle of a change.
+    /// It waits out no outage of a backup server any more, but never looks otherwise. It may hold a lock or be in the middle of a change.
     CarriesOn,
 }
 

@@ -49,7 +49,13 @@ impl Bed {
     fn init(&self) {
         let file = self.path("backup.toml");
         let config = Config::load(Some(&file), &Environment::default()).unwrap();
-        assert!(operations::init_repository(&config.repositories.manual).unwrap());
+        assert!(
+            operations::init_repository(
+                &config.repositories.manual,
+                &backup_core::progress::Cancel::new()
+            )
+            .unwrap()
+        );
     }
 
     fn command(&self, line: &str) -> Command {
@@ -468,7 +474,11 @@ fn doctor_goes_to_the_servers() {
     assert_eq!(worst(&before, "platform database").0, "ok", "{before:#}");
 
     let config = Config::load(Some(&bed.config_file()), &Environment::default()).unwrap();
-    operations::init_repository(&config.repositories.manual).unwrap();
+    operations::init_repository(
+        &config.repositories.manual,
+        &backup_core::progress::Cancel::new(),
+    )
+    .unwrap();
     let good = doctor(&bed, &[]);
     assert_eq!(good["success"], true, "{good:#}");
     assert_eq!(worst(&good, "repositories.manual").0, "ok", "{good:#}");

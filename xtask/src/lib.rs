@@ -4,6 +4,7 @@
 //! only from outside: its configuration and its command line.
 
 pub mod mariadb;
+pub mod product;
 pub mod proxy;
 pub mod restic;
 pub mod sshd;

@@ -1,7 +1,7 @@
 //! A private MariaDB server: a socket and a free port, a data directory of its own, nothing kept.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -173,6 +173,41 @@ impl MariaDb {
         Ok(output.stdout)
     }
 
+    /// Lock a table (`schema.table`) against reading and writing, until the lock is dropped.
+    pub fn lock_table(&self, table: &str) -> Result<TableLock> {
+        let mut client = Command::new("mariadb")
+            .args([
+                "--no-defaults",
+                "--user=root",
+                "--batch",
+                "--skip-column-names",
+                "--unbuffered",
+            ])
+            .arg(format!("--socket={}", self.socket().display()))
+            .env("MYSQL_PWD", &self.root_password)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let (mut stdin, stdout) = (client.stdin.take(), client.stdout.take());
+        let script = format!("LOCK TABLES {table} WRITE;\nSELECT 'locked';\n");
+        if let Some(stdin) = &mut stdin {
+            stdin.write_all(script.as_bytes())?;
+        }
+        let lock = TableLock { client, stdin };
+        let mut answer = String::new();
+        BufReader::new(stdout.context("no standard output")?).read_line(&mut answer)?;
+        ensure!(answer == "locked\n", "the table {table} cannot be locked");
+        Ok(lock)
+    }
+
+    /// The connections that wait for such a lock.
+    pub fn waiting_for_table(&self) -> Result<Vec<u64>> {
+        let ids = self.sql(
+            "SELECT id FROM information_schema.processlist WHERE state LIKE 'Waiting for table%'",
+        )?;
+        Ok(ids.lines().map(str::parse).collect::<Result<_, _>>()?)
+    }
+
     /// The TCP port on 127.0.0.1.
     pub fn port(&self) -> u16 {
         self.port
@@ -191,6 +226,20 @@ impl MariaDb {
     /// What the server wrote to its log.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+}
+
+/// A table that nobody can use. Dropping it sets the table free.
+pub struct TableLock {
+    client: Child,
+    stdin: Option<ChildStdin>,
+}
+
+impl Drop for TableLock {
+    fn drop(&mut self) {
+        // The end of its input ends the client, and its connection the lock.
+        self.stdin = None;
+        let _ = self.client.wait();
     }
 }
 

@@ -374,9 +374,9 @@ pub(super) fn explain(server: &Server, account: &Account, error: Error) -> SqlEr
     SqlError { code, error }
 }
 
-/// `ERROR 1045 (28000)…` of a client, `Got error: 1045:` and `… (1045)` of a dump program.
+/// `ERROR 1045 (28000)…` of a client, `Got error: 1045:`, `Error 2013:` and `… (1045)` of a dump program.
 fn error_number(said: &str) -> Option<u16> {
-    ["ERROR ", "Got error: ", "errno: ", "("]
+    ["ERROR ", "Got error: ", "Error ", "errno: ", "("]
         .iter()
         .find_map(|before| {
             said.match_indices(before).find_map(|(at, _)| {
@@ -556,6 +556,10 @@ mod tests {
         assert_eq!(
             error_number("mysqldump: Got error: 1045: \"Access denied\" when trying to connect"),
             Some(1045)
+        );
+        assert_eq!(
+            error_number("mariadb-dump: Error 2013: Lost connection to server during query"),
+            Some(2013)
         );
         assert_eq!(
             error_number("mysqldump: Couldn't execute 'SHOW': no such view (1356)"),

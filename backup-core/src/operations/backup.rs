@@ -10,7 +10,7 @@ use std::time::Duration;
 use jiff::Zoned;
 use serde::Serialize;
 
-use super::{Engine, require_note};
+use super::{Engine, Noting, require_note};
 use crate::customer::{Customer, CustomerId};
 use crate::database::{self, Dump};
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +36,7 @@ pub struct BackupReport {
     pub snapshot_id: SnapshotId,
     /// What it holds.
     pub backup_type: BackupType,
-    /// Files, the dump not counted.
+    /// Regular files, the dump not counted.
     pub files: u64,
     /// Plain bytes of files and dump.
     pub bytes: u64,
@@ -58,6 +58,8 @@ impl Engine {
         request: &BackupRequest,
         control: &Control,
     ) -> Result<BackupReport> {
+        let (control, noting) = Noting::under(control);
+        let control = &control;
         control.monitor.phase(Phase::Preparing);
         request.note.as_deref().map_or(Ok(()), require_note)?;
         let has_files = request.backup_type.has_files();
@@ -68,6 +70,8 @@ impl Engine {
         let repository = self.manual()?;
         let lock = repository.lock_shared()?;
         let previous = newest_with_files(&repository, customer.id)?;
+        // Read the index before the dump starts: a server gives up on a dump that nobody reads.
+        drop(repository.view()?);
 
         control.monitor.phase(Phase::Saving);
         // What it was last time is the best guess of what it will be.
@@ -95,15 +99,16 @@ impl Engine {
         let archived = uncommitted.commit(control)?;
 
         control.monitor.phase(Phase::CleaningUp);
-        let mut warnings = archived.warnings;
-        if let Err(error) = self.forget_beyond_retention(&repository, customer.id) {
-            warnings.push(format!(
+        for warning in &archived.warnings {
+            control.monitor.warning(warning);
+        }
+        if let Err(error) =
+            self.forget_beyond_retention(&repository, customer.id, archived.snapshot)
+        {
+            control.monitor.warning(&format!(
                 "older backups could not be removed: {}",
                 error.chain()
             ));
-        }
-        for warning in &warnings {
-            control.monitor.warning(warning);
         }
         Ok(BackupReport {
             snapshot_id: archived.snapshot,
@@ -112,7 +117,7 @@ impl Engine {
             bytes: archived.bytes,
             bytes_added: archived.bytes_added,
             database_bytes: archived.stream_bytes,
-            warnings,
+            warnings: noting.warnings(),
         })
     }
 
@@ -183,12 +188,17 @@ impl Engine {
         })
     }
 
-    /// The newest manual ones of this customer stay, whatever their type.
-    fn forget_beyond_retention(&self, repository: &Repository, customer: CustomerId) -> Result<()> {
+    /// The newest manual ones of this customer stay, whatever their type, and in any case the one just made: clocks go wrong.
+    fn forget_beyond_retention(
+        &self,
+        repository: &Repository,
+        customer: CustomerId,
+        made: SnapshotId,
+    ) -> Result<()> {
         let mut own = of_customer(repository, customer)?;
-        own.retain(|snapshot| snapshot.origin() == Some(Origin::Manual));
+        own.retain(|snapshot| snapshot.origin() == Some(Origin::Manual) && snapshot.id != made);
         let keep = usize::try_from(self.config.retention.manual).unwrap_or(usize::MAX);
-        let excess = own.len().saturating_sub(keep);
+        let excess = own.len().saturating_sub(keep.saturating_sub(1));
         let ids: Vec<SnapshotId> = own[..excess].iter().map(|snapshot| snapshot.id).collect();
         repository.forget(&ids)
     }

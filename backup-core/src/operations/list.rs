@@ -11,7 +11,7 @@ use super::Engine;
 use super::backup::of_customer;
 use crate::customer::Customer;
 use crate::error::Result;
-use crate::repository::{BackupType, EntryKind, Origin, Repository, Snapshot, SnapshotId};
+use crate::repository::{BackupType, EntryKind, Origin, Snapshot, SnapshotId, View};
 
 /// One backup.
 #[derive(Debug, Clone, Serialize)]
@@ -67,11 +67,14 @@ impl Engine {
         let shown = jiff::SignedDuration::try_from(self.config.retention.daily_shown)
             .unwrap_or(jiff::SignedDuration::MAX);
         let now = Timestamp::now();
+        // The platform's script prunes: what is looked into must stay.
+        let _lock = repository.lock_shared()?;
+        let view = repository.view()?;
         let mut entries = Vec::new();
         for snapshot in repository.snapshots()?.into_iter().rev() {
             if is_daily(&snapshot)
                 && now.duration_since(snapshot.time) <= shown
-                && let Some(backup_type) = self.daily_contents(&repository, &snapshot, customer)?
+                && let Some(backup_type) = self.daily_contents(&view, &snapshot, customer)?
             {
                 entries.push(entry(&snapshot, backup_type, None));
             }
@@ -82,33 +85,34 @@ impl Engine {
     /// What a daily snapshot holds of a customer; None where nothing.
     pub(super) fn daily_contents(
         &self,
-        repository: &Repository,
+        view: &View<'_>,
         snapshot: &Snapshot,
         customer: &Customer,
     ) -> Result<Option<BackupType>> {
         let dump = self.config.customer_database.daily_dump_path(customer)?;
-        let contents = self.contents(repository, snapshot, customer, dump)?;
+        let directory = self.config.customers.dir(customer.id);
+        let contents = self.contents(view, snapshot, directory, dump)?;
         Ok(BackupType::of(
             contents.has_dump,
             !contents.site_dirs.is_empty(),
         ))
     }
 
-    /// What a snapshot holds at the customer's paths.
+    /// What a snapshot holds of a customer whose directory and dump were at these paths.
     pub(super) fn contents(
         &self,
-        repository: &Repository,
+        view: &View<'_>,
         snapshot: &Snapshot,
-        customer: &Customer,
+        directory: PathBuf,
         dump: PathBuf,
     ) -> Result<Contents> {
-        let directory = self.config.customers.dir(customer.id);
         let site_dirs = &self.config.customers.site_dirs;
         let mut paths = vec![dump];
         paths.extend(site_dirs.iter().map(|site_dir| directory.join(site_dir)));
-        let mut entries = repository.entries(snapshot, &paths)?.into_iter();
+        let mut entries = view.entries(snapshot, &paths)?.into_iter();
         let dump_entry = entries.next().flatten();
         Ok(Contents {
+            directory,
             // The restic program stores an empty file for a dump that failed.
             has_dump: matches!(dump_entry, Some(EntryKind::File { bytes }) if bytes > 0),
             dump: paths.swap_remove(0),
@@ -124,6 +128,8 @@ impl Engine {
 
 /// What there is to restore in a snapshot.
 pub(super) struct Contents {
+    /// Where the customer's directory was.
+    pub directory: PathBuf,
     /// Where the dump would be.
     pub dump: PathBuf,
     pub has_dump: bool,

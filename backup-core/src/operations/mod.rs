@@ -15,6 +15,7 @@ use crate::config::{Config, RepositoryConfig};
 use crate::customer::Customer;
 use crate::database::{Endpoint, Server};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Cancel, Control, Monitor, Phase};
 use crate::repository::Repository;
 use crate::storage::{self, Location, SftpOptions, Storage};
 
@@ -27,6 +28,7 @@ pub use restore::{RestoreReport, RestoreRequest, Source};
 #[derive(Debug)]
 pub struct Engine {
     config: Config,
+    stop: Cancel,
     manual: Kept,
     daily: Kept,
 }
@@ -35,10 +37,12 @@ pub struct Engine {
 type Kept = Mutex<Option<Arc<Repository>>>;
 
 impl Engine {
-    /// Nothing is opened or looked at yet.
-    pub fn new(config: Config) -> Self {
+    /// Nothing is opened or looked at yet. Once `stop` is set (the process is to end), no outage of a repository is waited
+    /// out any more; what is cancelled one by one has a flag of its own in its [`crate::progress::Control`].
+    pub fn new(config: Config, stop: &Cancel) -> Self {
         Self {
             config,
+            stop: stop.clone(),
             manual: Mutex::default(),
             daily: Mutex::default(),
         }
@@ -51,14 +55,14 @@ impl Engine {
 
     /// The repository of the backups that customers make.
     pub fn manual(&self) -> Result<Arc<Repository>> {
-        open_once(&self.manual, &self.config.repositories.manual)
+        open_once(&self.manual, &self.config.repositories.manual, &self.stop)
     }
 
     /// The repository of the platform's daily backups; None where none is configured.
     pub fn daily(&self) -> Result<Option<Arc<Repository>>> {
         let config = self.config.repositories.daily.as_ref();
         config
-            .map(|config| open_once(&self.daily, config))
+            .map(|config| open_once(&self.daily, config, &self.stop))
             .transpose()
     }
 
@@ -85,35 +89,37 @@ impl Engine {
     }
 }
 
-fn open_once(kept: &Kept, config: &RepositoryConfig) -> Result<Arc<Repository>> {
+fn open_once(kept: &Kept, config: &RepositoryConfig, stop: &Cancel) -> Result<Arc<Repository>> {
     let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(repository) = kept.as_ref() {
         return Ok(Arc::clone(repository));
     }
     let repository = Arc::new(Repository::open(
-        open_storage(config)?,
+        open_storage(config, stop)?,
         &config.read_password()?,
     )?);
     *kept = Some(Arc::clone(&repository));
     Ok(repository)
 }
 
-/// Reach the storage of a configured repository, whether or not there is a repository yet.
-pub fn open_storage(config: &RepositoryConfig) -> Result<Arc<dyn Storage>> {
+/// Reach the storage of a configured repository, whether or not there is a repository yet. Once `stop` is set, no outage is
+/// waited out any more.
+pub fn open_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Arc<dyn Storage>> {
     let location: Location = config.location.parse()?;
     let options = SftpOptions {
         ssh_key: config.ssh_key.clone(),
         known_hosts: config.known_hosts.clone(),
         connections: usize::try_from(config.connections).unwrap_or(1),
         retry_for: config.retry_for,
+        stop: stop.clone(),
     };
     storage::open(&location, &options)
 }
 
 /// Create a configured repository; false where there is one already.
-pub fn init_repository(config: &RepositoryConfig) -> Result<bool> {
+pub fn init_repository(config: &RepositoryConfig, stop: &Cancel) -> Result<bool> {
     let password = config.read_password()?;
-    let storage = open_storage(config)?;
+    let storage = open_storage(config, stop)?;
     if Repository::exists(&*storage)? {
         // A wrong password shows now rather than at two in the morning.
         Repository::open(storage, &password)?;
@@ -121,6 +127,53 @@ pub fn init_repository(config: &RepositoryConfig) -> Result<bool> {
     }
     Repository::init(storage, &password)?;
     Ok(true)
+}
+
+/// Passes everything on and remembers the warnings, so that the report has them whoever noticed.
+struct Noting {
+    inner: Arc<dyn Monitor>,
+    warnings: Mutex<Vec<String>>,
+}
+
+impl Noting {
+    /// A control with the same flag, and what remembers its warnings.
+    fn under(control: &Control) -> (Control, Arc<Self>) {
+        let noting = Arc::new(Self {
+            inner: Arc::clone(&control.monitor),
+            warnings: Mutex::default(),
+        });
+        let control = Control {
+            monitor: Arc::clone(&noting) as _,
+            cancel: control.cancel.clone(),
+        };
+        (control, noting)
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+impl Monitor for Noting {
+    fn phase(&self, phase: Phase) {
+        self.inner.phase(phase);
+    }
+    fn bytes_total(&self, bytes: u64) {
+        self.inner.bytes_total(bytes);
+    }
+    fn bytes_done(&self, bytes: u64) {
+        self.inner.bytes_done(bytes);
+    }
+    fn warning(&self, text: &str) {
+        self.warnings
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(text.to_owned());
+        self.inner.warning(text);
+    }
 }
 
 /// A note as it may be stored: one line of text, not too long.

@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
-use super::Engine;
 use super::list::{Contents, is_daily};
+use super::{Engine, Noting};
 use crate::customer::Customer;
-use crate::database::{self, ImportAccount, Replaced, Server, Shadow};
+use crate::database::{self, ImportAccount, Replaced, ReplacedState, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
 use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
@@ -94,6 +94,8 @@ impl Engine {
         request: &RestoreRequest,
         control: &Control,
     ) -> Result<RestoreReport> {
+        let (control, noting) = Noting::under(control);
+        let control = &control;
         control.monitor.phase(Phase::Preparing);
         let site = Site::open(&self.config, customer)?;
         let found = self.find(customer, request, control)?;
@@ -113,7 +115,7 @@ impl Engine {
             stopped: false,
             files_swapped: false,
             replaced: None,
-            warnings: Vec::new(),
+            is_stopped_for_sure: true,
         };
         restore.check_room()?;
         let proceeded = catch_unwind(AssertUnwindSafe(|| restore.proceed())).unwrap_or_else(|_| {
@@ -123,7 +125,10 @@ impl Engine {
             ))
         });
         match proceeded {
-            Ok(()) => Ok(restore.finish()),
+            Ok(()) => {
+                restore.remove_replaced();
+                Ok(restore.report(&noting))
+            }
             Err(error) => Err(restore.undo(error)),
         }
     }
@@ -202,9 +207,24 @@ impl Engine {
         if !is_his {
             return Err(not_found());
         }
-        let contents = self.contents(&repository, &snapshot, customer, dump)?;
-        let held = BackupType::of(contents.has_dump, !contents.site_dirs.is_empty())
-            .ok_or_else(not_found)?;
+        let directory =
+            directory_in(&snapshot, customer).unwrap_or(self.config.customers.dir(customer.id));
+        let contents = self.contents(&repository.view()?, &snapshot, directory, dump)?;
+        let held = BackupType::of(contents.has_dump, !contents.site_dirs.is_empty());
+        let held = match (held, request.source) {
+            (Some(held), _) => held,
+            (None, Source::Daily) => return Err(not_found()),
+            (None, Source::Manual | Source::PreRestore) => {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!(
+                        "the backup {} holds neither a dump nor a site directory where the configuration says \
+                         (customers.site_dirs, customer_database.dump_path): restore it by hand with restic",
+                        snapshot.id
+                    ),
+                ));
+            }
+        };
         let restore_type = request.restore_type.unwrap_or(held);
         if !held.includes(restore_type) {
             return Err(Error::new(
@@ -217,11 +237,10 @@ impl Engine {
         }
         let mut plans = Vec::new();
         if restore_type.has_files() {
-            let directory = self.config.customers.dir(customer.id);
             for site_dir in &contents.site_dirs {
                 let plan = repository.plan_restore(
                     &snapshot,
-                    &directory.join(site_dir),
+                    &contents.directory.join(site_dir),
                     &control.cancel,
                 )?;
                 plans.push((site_dir.clone(), plan));
@@ -236,6 +255,13 @@ impl Engine {
             plans,
         })
     }
+}
+
+/// Where the customer's directory was when a snapshot of ours was made: it says so itself.
+fn directory_in(snapshot: &Snapshot, customer: &Customer) -> Option<PathBuf> {
+    let tag = customer.id.tag();
+    let is_his = |path: &&PathBuf| path.file_name() == Some(tag.as_ref());
+    snapshot.paths.iter().find(is_his).cloned()
 }
 
 /// The same for a backup that does not exist and for one that is another's.
@@ -297,12 +323,12 @@ struct Restore<'a> {
     /// Set before the first exchange: each can be made back whether or not it was made.
     files_swapped: bool,
     replaced: Option<Replaced>,
-    warnings: Vec<String>,
+    /// Whether nothing of the site can run on what was restored.
+    is_stopped_for_sure: bool,
 }
 
 impl Restore<'_> {
     fn proceed(&mut self) -> Result<()> {
-        // First of all: of one customer, one restore at a time gets it.
         self.staging = Some(self.site.stage()?);
         self.remove_leftover_files();
         if !self.request.online {
@@ -323,9 +349,7 @@ impl Restore<'_> {
             self.swap_database()?;
         }
         self.start()?;
-        self.maintenance_off()?;
-        self.remove_replaced();
-        Ok(())
+        self.maintenance_off()
     }
 
     /// Whether the database server is one of the site's containers, which can be reached only while they run.
@@ -333,8 +357,19 @@ impl Restore<'_> {
         self.engine.config.customer_database.is_in_container()
     }
 
+    fn warn(&self, text: &str) {
+        self.control.monitor.warning(text);
+    }
+
     fn check_room(&self) -> Result<()> {
-        let needed: u64 = self.found.plans.iter().map(|(_, plan)| plan.bytes()).sum();
+        // Sites share the file system: some of it is left to the others.
+        let files: u64 = self
+            .found
+            .plans
+            .iter()
+            .map(|(_, plan)| plan.bytes_on_disk())
+            .sum();
+        let needed = files + files / 20;
         let available = self.site.bytes_available()?;
         if needed > available {
             return Err(Error::new(
@@ -354,18 +389,18 @@ impl Restore<'_> {
     fn remove_leftover_files(&mut self) {
         let config = &self.engine.config;
         let found = site::leftovers(config).unwrap_or_else(|problem| {
-            self.warnings.push(problem.chain());
+            self.warn(&problem.chain());
             Vec::new()
         });
         let of_customer = |leftover: &site::Leftover| leftover.customer == self.customer.id;
         for leftover in found.iter().filter(|one| of_customer(one) && !one.in_use) {
             if leftover.exchanged {
-                self.warnings.push(format!(
+                self.warn(&format!(
                     "an earlier restore was interrupted: what it replaced is still in {}",
                     leftover.path.display()
                 ));
             } else if let Err(problem) = site::remove_leftover(config, leftover) {
-                self.warnings.push(problem.chain());
+                self.warn(&problem.chain());
             }
         }
     }
@@ -448,9 +483,12 @@ impl Restore<'_> {
         live: &str,
         account: &ImportAccount,
     ) -> Result<()> {
-        for (replaced, _) in database::find_replaced(server, live, self.control)? {
-            database::resume(server, &replaced, account, self.control)?;
-            self.warnings.push(format!(
+        for (replaced, state) in database::find_replaced(server, live, self.control)? {
+            if state == ReplacedState::Pending {
+                database::resume(server, &replaced, account, self.control)?;
+                continue;
+            }
+            self.warn(&format!(
                 "an earlier restore of {live} was interrupted; what it replaced may still be in the schema {}",
                 replaced.schema()
             ));
@@ -487,14 +525,15 @@ impl Restore<'_> {
 
     fn start(&mut self) -> Result<()> {
         self.control.monitor.phase(Phase::Starting);
-        self.site.start()?;
+        // Half of it may run when the command fails.
         self.stopped = false;
+        self.site.start()?;
         // Past the commit: it is carried forward, or made back if the site does not come up, but not cancelled.
         if let Health::Broken(status) = self
             .site
             .wait_until_up(self.health_before, &Cancel::new())?
         {
-            self.warnings.push(format!(
+            self.warn(&format!(
                 "the site answers with the error {status}, as it did before"
             ));
         }
@@ -526,24 +565,21 @@ impl Restore<'_> {
             problems.extend(database.discard().err());
         }
         for problem in problems {
-            self.warnings.push(format!(
+            self.warn(&format!(
                 "the restore is done, but not tidied up: {}",
                 problem.chain()
             ));
         }
     }
 
-    fn finish(self) -> RestoreReport {
-        for warning in &self.warnings {
-            self.control.monitor.warning(warning);
-        }
+    fn report(&self, noting: &Noting) -> RestoreReport {
         RestoreReport {
             snapshot_id: self.found.snapshot.id,
             restore_type: self.found.restore_type,
             files: self.found.plans.iter().map(|(_, plan)| plan.files()).sum(),
             bytes: self.found.plans.iter().map(|(_, plan)| plan.bytes()).sum(),
             tables: self.tables,
-            warnings: self.warnings,
+            warnings: noting.warnings(),
         }
     }
 
@@ -580,14 +616,20 @@ impl Restore<'_> {
             self.stop_again(problems);
             self.swap_database_back(problems);
         }
-        self.swap_files_back(problems);
+        // Old files over new tables would be neither the one state nor the other.
+        if self.replaced.is_none() {
+            self.swap_files_back(problems);
+        }
     }
 
     /// It may have been started on what was restored, and not have come up.
     fn stop_again(&mut self, problems: &mut Vec<Error>) {
         if !self.stopped {
             self.stopped = true;
-            problems.extend(self.site.stop(&Cancel::new()).err());
+            if let Err(problem) = self.site.stop(&Cancel::new()) {
+                self.is_stopped_for_sure = false;
+                problems.push(problem);
+            }
         }
     }
 
@@ -633,14 +675,14 @@ impl Restore<'_> {
         self.files_swapped = false;
     }
 
-    /// A server in one of the site's containers needs a while after their start.
+    /// A server in one of the site's containers needs a while after their start; any other may be away for a moment.
     fn wait_for_database(&self, server: &Server) -> Result<()> {
         const PAUSE: Duration = Duration::from_millis(250);
         let deadline = Instant::now() + self.engine.config.site.health_timeout;
         loop {
             match server.ping() {
                 Ok(()) => return Ok(()),
-                Err(error) if !self.database_is_in_site() || Instant::now() > deadline => {
+                Err(error) if Instant::now() > deadline => {
                     return Err(error);
                 }
                 Err(_) => std::thread::sleep(PAUSE),
@@ -651,6 +693,7 @@ impl Restore<'_> {
     /// Only what is surely not the customer's only copy.
     fn remove_staged(&mut self, problems: &mut Vec<Error>) {
         if !self.files_swapped
+            && self.is_stopped_for_sure
             && let Some(staging) = self.staging.take()
         {
             problems.extend(staging.remove().err());

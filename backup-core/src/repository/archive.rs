@@ -50,7 +50,7 @@ pub struct Uncommitted<'a> {
     lock: Lock,
     snapshot: SnapshotFile,
     stream_bytes: u64,
-    has_stream: bool,
+    files: u64,
     warnings: Vec<String>,
 }
 
@@ -59,7 +59,7 @@ pub struct Uncommitted<'a> {
 pub struct Archived {
     /// The new snapshot.
     pub snapshot: SnapshotId,
-    /// Files in it, the stream not counted.
+    /// Regular files in it, the stream not counted.
     pub files: u64,
     /// Plain bytes of all files and of the stream.
     pub bytes: u64,
@@ -84,7 +84,6 @@ impl Repository {
     ) -> Result<Uncommitted<'_>> {
         control.cancel.check()?;
         let index = self.fresh_index()?;
-        let has_stream = request.stream.is_some();
         let draft = draft(&request)?;
         let options = options(request.parent.as_ref());
         let source = MixedSource::new(request.tree, request.stream, control.clone())?;
@@ -102,7 +101,7 @@ impl Repository {
             lock,
             snapshot,
             stream_bytes: findings.stream_bytes,
-            has_stream,
+            files: findings.files,
             warnings,
         })
     }
@@ -166,7 +165,7 @@ impl Uncommitted<'_> {
     /// Cancelling has no effect any more once the write began.
     pub fn commit(self, control: &Control) -> Result<Archived> {
         control.cancel.check()?;
-        self.lock.require_fresh()?;
+        self.lock.require_held()?;
         let (id, content) = self.repository.sealer.seal_json(&self.snapshot)?;
         self.repository
             .storage
@@ -177,9 +176,7 @@ impl Uncommitted<'_> {
         let summary = self.snapshot.summary.unwrap_or_default();
         Ok(Archived {
             snapshot: SnapshotId(id),
-            files: summary
-                .total_files_processed
-                .saturating_sub(self.has_stream.into()),
+            files: self.files,
             bytes: summary.total_bytes_processed,
             bytes_added: summary.data_added_packed,
             stream_bytes: self.stream_bytes,

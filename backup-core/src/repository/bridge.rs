@@ -3,6 +3,7 @@
 //! rustic writes a snapshot file at the end of every archive run, however many files it had dropped on the way. That
 //! write is answered here without being done: a snapshot becomes visible only by [`super::archive::Uncommitted::commit`].
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -22,30 +23,52 @@ pub(super) struct Bridge {
     written: Mutex<Written>,
 }
 
-/// What rustic wrote while somebody wanted to know.
+/// The sealed index files that rustic wrote while somebody wanted to know: they say where new blobs lie.
 #[derive(Debug, Default)]
 struct Written {
-    watchers: usize,
-    /// Sealed index files: they say where new blobs lie.
-    indexes: Vec<Bytes>,
+    /// How many were forgotten: the position of the first that is kept.
+    forgotten: u64,
+    indexes: VecDeque<Bytes>,
+    /// From which position on each watcher wants them.
+    watchers: Vec<u64>,
+}
+
+impl Written {
+    fn end(&self) -> u64 {
+        self.forgotten + self.indexes.len() as u64
+    }
 }
 
 /// As long as it lives, index files that rustic writes are remembered.
-pub(super) struct IndexWatch<'a>(&'a Bridge);
+pub(super) struct IndexWatch<'a> {
+    bridge: &'a Bridge,
+    from: u64,
+}
 
 impl IndexWatch<'_> {
     /// The sealed index files written meanwhile (and perhaps some more, by other archive runs).
     pub(super) fn written(&self) -> Vec<Bytes> {
-        self.0.written().indexes.clone()
+        let written = self.bridge.written();
+        let skip =
+            usize::try_from(self.from.saturating_sub(written.forgotten)).unwrap_or(usize::MAX);
+        written.indexes.iter().skip(skip).cloned().collect()
     }
 }
 
 impl Drop for IndexWatch<'_> {
     fn drop(&mut self) {
-        let mut written = self.0.written();
-        written.watchers -= 1;
-        if written.watchers == 0 {
-            written.indexes.clear();
+        let mut written = self.bridge.written();
+        if let Some(at) = written.watchers.iter().position(|from| *from == self.from) {
+            written.watchers.swap_remove(at);
+        }
+        let needed_from = written
+            .watchers
+            .iter()
+            .copied()
+            .min()
+            .unwrap_or(written.end());
+        while written.forgotten < needed_from && written.indexes.pop_front().is_some() {
+            written.forgotten += 1;
         }
     }
 }
@@ -59,8 +82,11 @@ impl Bridge {
     }
 
     pub(super) fn watch_indexes(&self) -> IndexWatch<'_> {
-        self.written().watchers += 1;
-        IndexWatch(self)
+        let mut written = self.written();
+        let from = written.end();
+        written.watchers.push(from);
+        drop(written);
+        IndexWatch { bridge: self, from }
     }
 
     fn written(&self) -> MutexGuard<'_, Written> {
@@ -132,8 +158,8 @@ impl WriteBackend for Bridge {
             .map_err(into_rustic)?;
         if tpe == FileType::Index {
             let mut written = self.written();
-            if written.watchers > 0 {
-                written.indexes.push(content.concat().into());
+            if !written.watchers.is_empty() {
+                written.indexes.push_back(content.concat().into());
             }
         }
         Ok(())
@@ -189,6 +215,38 @@ pub(super) fn from_rustic(message: impl Into<String>, error: Box<RusticError>) -
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_watch_sees_what_was_written_since_it_began_and_nothing_is_kept_for_nobody() {
+        let scratch = tempfile::tempdir().unwrap();
+        let location = crate::storage::Location::from(scratch.path());
+        let bridge = Bridge::new(crate::storage::open(&location, &Default::default()).unwrap());
+        bridge.create().unwrap();
+        let write = |byte: u8| {
+            bridge
+                .write_bytes(
+                    FileType::Index,
+                    &Id::new([byte; 32]),
+                    false,
+                    vec![byte].into(),
+                )
+                .unwrap();
+        };
+        write(1);
+        let first = bridge.watch_indexes();
+        write(2);
+        let second = bridge.watch_indexes();
+        write(3);
+        assert_eq!(
+            first.written(),
+            [Bytes::from(vec![2]), Bytes::from(vec![3])]
+        );
+        assert_eq!(second.written(), [Bytes::from(vec![3])]);
+        drop(first);
+        assert_eq!(bridge.written().indexes.len(), 1);
+        drop(second);
+        assert!(bridge.written().indexes.is_empty());
+    }
 
     #[test]
     fn the_kind_of_a_storage_error_survives_its_way_through_rustic() {

@@ -47,6 +47,12 @@ pub(super) struct Index {
     repository: Arc<Indexed>,
 }
 
+impl std::fmt::Debug for Index {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Index({} files)", self.files.len())
+    }
+}
+
 impl Index {
     pub(super) fn new(files: BTreeSet<FileId>, repository: Indexed) -> Self {
         Self {

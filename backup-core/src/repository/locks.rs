@@ -1,8 +1,8 @@
 //! Restic's lock files: ours are written, others' are honoured, so that no program removes what another is using.
 //!
 //! A shared lock is taken by everything that reads or adds, an exclusive one by what removes packs. A lock is written first and
-//! the others are looked at afterwards: of two that start at once, at least one sees the other. Never: going on
-//! with a lock that could not be refreshed for so long that others call it stale.
+//! the others are looked at afterwards: of two that start at once, at least one sees the other. Never: a commit, or the start of a
+//! removal, under a lock that is gone or that others may call stale.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,8 @@ use crate::storage::{FileId, FileKind, Storage};
 /// Restic refreshes every five minutes and calls a lock stale after thirty.
 const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
 const STALE_AFTER: SignedDuration = SignedDuration::from_mins(30);
+/// How long a lock file may be half written.
+const UNREADABLE_PAUSE: Duration = Duration::from_secs(2);
 /// A lock of ours that is older is not trusted at a commit: what it protected may be gone.
 const TRUSTED_FOR: Duration = Duration::from_secs(25 * 60);
 
@@ -118,6 +120,18 @@ struct Held {
 struct Current {
     id: FileId,
     written: Instant,
+    /// The same moment by the clock that others judge by: it goes on while this machine sleeps.
+    written_at: Timestamp,
+}
+
+impl Current {
+    fn now(id: FileId) -> Self {
+        Self {
+            id,
+            written: Instant::now(),
+            written_at: Timestamp::now(),
+        }
+    }
 }
 
 impl Lock {
@@ -134,10 +148,7 @@ impl Lock {
                 storage: Arc::clone(storage),
                 sealer: Arc::clone(sealer),
                 exclusive,
-                current: Mutex::new(Current {
-                    id,
-                    written: Instant::now(),
-                }),
+                current: Mutex::new(Current::now(id)),
                 released: AtomicBool::new(false),
                 wake: Condvar::new(),
             }),
@@ -154,13 +165,26 @@ impl Lock {
         Ok(lock)
     }
 
-    /// Fails when the lock could not be refreshed for so long that others may have ignored it.
-    pub(super) fn require_fresh(&self) -> Result<()> {
-        if self.held.current().written.elapsed() > TRUSTED_FOR {
+    /// Fails when the lock is gone, or was not refreshed for so long that others may have ignored it.
+    pub(super) fn require_held(&self) -> Result<()> {
+        let (id, unrefreshed) = {
+            let current = self.held.current();
+            let asleep = Timestamp::now()
+                .duration_since(current.written_at)
+                .unsigned_abs();
+            (current.id, current.written.elapsed().max(asleep))
+        };
+        let is_there = self
+            .held
+            .storage
+            .list(FileKind::Lock)?
+            .iter()
+            .any(|(listed, _)| *listed == id);
+        if unrefreshed > TRUSTED_FOR || !is_there {
             return Err(Error::new(
                 ErrorKind::Unreachable,
-                "the repository's lock could not be refreshed for 25 minutes, so others may have removed data that this \
-                 backup needs: start it again",
+                "the repository's lock was lost or could not be refreshed for 25 minutes, so others may have removed data \
+                 that is needed: start again",
             ));
         }
         Ok(())
@@ -169,7 +193,11 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        self.held.released.store(true, Ordering::Release);
+        {
+            // Under the mutex, or the refresher could miss it between its look and its wait.
+            let _current = self.held.current();
+            self.held.released.store(true, Ordering::Release);
+        }
         self.held.wake.notify_all();
         if let Some(refresher) = self.refresher.take() {
             let _ = refresher.join();
@@ -211,10 +239,7 @@ impl Held {
                 &LockInfo::of_this_process(self.exclusive),
             ) {
                 Ok(id) => {
-                    *self.current() = Current {
-                        id,
-                        written: Instant::now(),
-                    };
+                    *self.current() = Current::now(id);
                     if let Err(error) = self.storage.remove(FileKind::Lock, &old) {
                         tracing::warn!("the lock {old} could not be replaced: {}", error.chain());
                     }
@@ -283,16 +308,30 @@ pub(super) fn list(
     Ok(locks)
 }
 
-/// Remove the stale ones; gives what was removed.
-pub(super) fn remove_stale(storage: &dyn Storage, sealer: &Sealer) -> Result<Vec<LockInfo>> {
+/// Remove the stale ones, and those that nobody can read; gives their descriptions.
+pub(super) fn remove_stale(storage: &dyn Storage, sealer: &Sealer) -> Result<Vec<String>> {
     let mut removed = Vec::new();
+    let mut unreadable = Vec::new();
     for (id, info) in list(storage, sealer)? {
-        let info = info.map_err(|error| {
-            error.context(format!("the lock {id} of the repository cannot be read"))
-        })?;
-        if info.is_stale() {
-            storage.remove(FileKind::Lock, &id)?;
-            removed.push(info);
+        match info {
+            Ok(info) if info.is_stale() => {
+                storage.remove(FileKind::Lock, &id)?;
+                removed.push(info.to_string());
+            }
+            Ok(_) => {}
+            Err(_) => unreadable.push(id),
+        }
+    }
+    if !unreadable.is_empty() {
+        // restic does not publish its files in one step: give it the time to finish one.
+        std::thread::sleep(UNREADABLE_PAUSE);
+        let still_there = list(storage, sealer)?;
+        for (id, _) in still_there
+            .iter()
+            .filter(|(id, info)| info.is_err() && unreadable.contains(id))
+        {
+            storage.remove(FileKind::Lock, id)?;
+            removed.push(format!("damaged lock {id}"));
         }
     }
     Ok(removed)

@@ -63,7 +63,7 @@ impl Repository {
         options.max_repack = LimitOption::Unlimited;
         let failed = |error| from_rustic("the repository could not be pruned", error);
         let plan = guarded(|| self.opened.prune_plan(&options))?.map_err(failed)?;
-        lock.require_fresh()?;
+        lock.require_held()?;
         guarded(|| self.opened.prune(&options, plan))?.map_err(failed)?;
         let packs_after = self.pack_sizes()?;
         Ok(PruneReport {
@@ -88,10 +88,16 @@ impl Repository {
             .read_data(read_data);
         let results = guarded(|| self.opened.check_with_trees(options, trees))?
             .map_err(|error| from_rustic("the repository could not be checked", error))?;
+        let damaged = self.damaged_snapshots();
         let mut report = CheckReport {
-            snapshots: snapshots.len(),
+            snapshots: snapshots.len() + damaged.len(),
             data_read: read_data,
-            errors: Vec::new(),
+            errors: damaged
+                .iter()
+                .map(|id| {
+                    format!("the snapshot {id} is damaged: remove its file, and make a new backup")
+                })
+                .collect(),
             warnings: Vec::new(),
         };
         for (level, finding) in results.0 {

@@ -55,7 +55,22 @@ pub struct Repository {
     opened: rustic_core::Repository<OpenStatus>,
     index: Mutex<Option<Index>>,
     /// Snapshot files never change: each is read once.
-    snapshots: Mutex<BTreeMap<FileId, Snapshot>>,
+    snapshots: Mutex<Snapshots>,
+}
+
+/// What is known of the snapshot files.
+#[derive(Debug, Default)]
+struct Snapshots {
+    read: BTreeMap<FileId, Snapshot>,
+    /// Those that cannot be read.
+    damaged: BTreeSet<FileId>,
+}
+
+/// What the repository holds at one moment: for looking at many things without reading its index again for each.
+#[derive(Debug)]
+pub struct View<'a> {
+    repository: &'a Repository,
+    index: Index,
 }
 
 impl fmt::Debug for Repository {
@@ -77,6 +92,7 @@ impl Repository {
                 format!("there is a repository at {} already", storage.location()),
             ));
         }
+        remove_keys_of_an_interrupted_init(&*storage)?;
         let pack_size = bytesize::ByteSize(PACK_BYTES);
         let config = ConfigOptions::default()
             .set_version(2u32)
@@ -177,12 +193,13 @@ impl Repository {
         locks.into_iter().map(|(_, info)| info).collect()
     }
 
-    /// Remove the locks whose owners are gone; gives those that were removed.
-    pub fn unlock(&self) -> Result<Vec<LockInfo>> {
+    /// Remove the locks whose owners are gone, and those that nobody can read; describes those that were removed.
+    pub fn unlock(&self) -> Result<Vec<String>> {
         locks::remove_stale(&*self.storage, &self.sealer)
     }
 
-    /// All snapshots, oldest first. Only those not seen before are read.
+    /// All snapshots, oldest first. Only those not seen before are read. One that is damaged must not keep everybody from his backups:
+    /// it is left out, and told by [`Self::damaged_snapshots`].
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
         let listed: BTreeSet<FileId> = self
             .storage
@@ -192,23 +209,45 @@ impl Repository {
             .collect();
         let unseen: Vec<FileId> = {
             let mut known = self.known_snapshots();
-            known.retain(|id, _| listed.contains(id));
-            listed
-                .into_iter()
-                .filter(|id| !known.contains_key(id))
-                .collect()
+            known.read.retain(|id, _| listed.contains(id));
+            known.damaged.retain(|id| listed.contains(id));
+            let is_unseen = |id: &FileId| !known.read.contains_key(id);
+            listed.iter().copied().filter(is_unseen).collect()
         };
-        let read = blobs::in_parallel(&unseen, |id| self.read_snapshot(id))?;
+        let read = blobs::in_parallel(&unseen, |id| match self.read_snapshot(id) {
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                tracing::error!("{}", error.chain());
+                Ok(Err(*id))
+            }
+            other => other.map(Ok),
+        })?;
         let mut known = self.known_snapshots();
-        known.extend(
-            unseen
-                .into_iter()
-                .zip(read)
-                .filter_map(|(id, snapshot)| Some((id, snapshot?))),
-        );
-        let mut snapshots: Vec<Snapshot> = known.values().cloned().collect();
+        for snapshot in read {
+            match snapshot {
+                Ok(Some(snapshot)) => {
+                    known.damaged.remove(&snapshot.id.0);
+                    known.read.insert(snapshot.id.0, snapshot);
+                }
+                // Forgotten since it was listed.
+                Ok(None) => {}
+                Err(damaged) => {
+                    known.damaged.insert(damaged);
+                }
+            }
+        }
+        let mut snapshots: Vec<Snapshot> = known.read.values().cloned().collect();
         snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
         Ok(snapshots)
+    }
+
+    /// The snapshots that the last [`Self::snapshots`] could not read.
+    pub fn damaged_snapshots(&self) -> Vec<SnapshotId> {
+        self.known_snapshots()
+            .damaged
+            .iter()
+            .copied()
+            .map(SnapshotId)
+            .collect()
     }
 
     /// One snapshot by its full id; None where there is none.
@@ -229,10 +268,18 @@ impl Repository {
         Ok(Some(Snapshot::new(*id, file)))
     }
 
-    fn known_snapshots(&self) -> MutexGuard<'_, BTreeMap<FileId, Snapshot>> {
+    fn known_snapshots(&self) -> MutexGuard<'_, Snapshots> {
         self.snapshots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the repository holds now. Its index is read if need be: that is the slow part of the first operation.
+    pub fn view(&self) -> Result<View<'_>> {
+        Ok(View {
+            repository: self,
+            index: self.fresh_index()?,
+        })
     }
 
     /// The index, read again when the repository has other index files than the one in memory was made from. Call it under a lock.
@@ -262,6 +309,31 @@ impl Repository {
         *kept = Some(index.clone());
         Ok(index)
     }
+}
+
+/// A key without a config is what an `init` leaves that was interrupted. It would open the new repository with a key that does not
+/// fit. But where there is anything else, the config was lost, and the key is all there is to get the rest back.
+fn remove_keys_of_an_interrupted_init(storage: &dyn Storage) -> Result<()> {
+    let list = |kind| match storage.list(kind) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    };
+    let keys = list(FileKind::Key)?;
+    for kind in [FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
+        if !list(kind)?.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "there are backups at {} but the file `config` is missing: bring it back from a copy",
+                    storage.location()
+                ),
+            ));
+        }
+    }
+    for (id, _) in keys {
+        storage.remove(FileKind::Key, &id)?;
+    }
+    Ok(())
 }
 
 fn connect(bridge: &Arc<Bridge>) -> Result<rustic_core::Repository<()>> {

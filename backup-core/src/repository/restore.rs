@@ -144,6 +144,16 @@ impl RestorePlan {
         self.bytes
     }
 
+    /// Bytes that it takes on a disk that gives out blocks of 4 KiB.
+    pub fn bytes_on_disk(&self) -> u64 {
+        const BLOCK: u64 = 4096;
+        let files = self.entries.iter().map(|entry| match entry.kind {
+            Kind::File { bytes } => bytes.next_multiple_of(BLOCK),
+            _ => 0,
+        });
+        files.sum::<u64>() + self.directories.len() as u64 * BLOCK
+    }
+
     /// Reads the tree level by level.
     fn read(repository: &Repository, index: &Index, root: Node, cancel: &Cancel) -> Result<Self> {
         let mut plan = Self {

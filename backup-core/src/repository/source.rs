@@ -1,14 +1,15 @@
 //! What a backup reads: a directory tree and a stream, as one sequence of entries in path order.
 //!
 //! The tree belongs to a tenant who may change it while we read it as root. So no path is ever looked up twice: every directory is
-//! opened relative to the one above it, no link is followed, and a file is read only when what was opened is what was looked
-//! at. rustic drops what fails and goes on; therefore nothing fails towards rustic: every finding is written down here and
+//! opened relative to the one above it, no link is followed, and what an entry says of a file comes from the descriptor that its
+//! content is read from. rustic drops what fails and goes on; therefore nothing fails towards rustic: every finding is written down here and
 //! judged by [`super::archive`] before the commit.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,15 +17,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use base64::Engine;
 use jiff::Timestamp;
 use rustic_core::repofile::{Metadata, Node, NodeType};
-use rustic_core::{ReadSource, ReadSourceEntry, ReadSourceOpen, RusticResult};
+use rustic_core::{
+    ErrorKind as RusticKind, ReadSource, ReadSourceEntry, ReadSourceOpen, RusticError, RusticResult,
+};
 use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Mode, OFlags, Stat, fstat, open, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
+use xattr::FileExt;
 
 use super::mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
+
+/// How often something is looked at again that becomes something else meanwhile.
+const LOOKS_MAX: usize = 1000;
 
 /// A directory tree to read.
 #[derive(Debug, Clone)]
@@ -64,6 +71,8 @@ pub(super) struct Findings {
     pub warnings: Vec<String>,
     /// Bytes of the stream.
     pub stream_bytes: u64,
+    /// Regular files.
+    pub files: u64,
 }
 
 struct Shared {
@@ -332,9 +341,9 @@ impl Walk {
                 continue;
             }
             match self.look_at(&above, &name, &path) {
-                Ok(entry) => return Some(entry),
-                Err(Skipped::Vanished) => self.shared.findings().vanished.push(path),
-                Err(Skipped::Unreadable(error)) => self.shared.fail(error),
+                Ok(Some(entry)) => return Some(entry),
+                Ok(None) => {}
+                Err(error) => self.shared.fail(error),
             }
         }
     }
@@ -344,62 +353,123 @@ impl Walk {
             .is_ok_and(|relative| self.exclude.iter().any(|excluded| relative == excluded))
     }
 
-    fn look_at(
-        &mut self,
-        above: &Arc<OwnedFd>,
+    /// The entry of a name; None for what is not, or cannot be, in a snapshot.
+    ///
+    /// What is looked at may become something else before it is opened; then it is looked at again. So a file that is replaced
+    /// by another, as programs do when they save, is in the snapshot in one form or the other.
+    fn look_at(&mut self, above: &OwnedFd, name: &OsStr, path: &Path) -> Result<Option<Entry>> {
+        for _ in 0..LOOKS_MAX {
+            let stat = match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                Err(Errno::NOENT) => {
+                    self.shared.findings().vanished.push(path.to_owned());
+                    return Ok(None);
+                }
+                Err(error) => return Err(unreadable(path, error)),
+            };
+            let looked = match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => self.directory(above, name, path),
+                FileType::RegularFile => self.file(above, name, path),
+                FileType::Symlink => self.symlink(above, name, path, &stat),
+                other => return self.special(above, name, path, &stat, other),
+            };
+            match looked {
+                Err(Look::Changed) => {}
+                Err(Look::Failed(error)) => return Err(error),
+                Ok(entry) => return Ok(Some(entry)),
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Failed,
+            format!("{} changes so fast that it cannot be read", path.display()),
+        ))
+    }
+
+    fn directory(&mut self, above: &OwnedFd, name: &OsStr, path: &Path) -> Result<Entry, Look> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let descriptor = openat(above, name, flags, Mode::empty())
+            .map_err(|error| Look::from_errno(error, path))?;
+        let stat = fstat(&descriptor).map_err(|error| Look::from_errno(error, path))?;
+        Ok(self.enter(descriptor, path.to_owned(), &stat)?)
+    }
+
+    fn file(&self, above: &OwnedFd, name: &OsStr, path: &Path) -> Result<Entry, Look> {
+        // Non-blocking: a FIFO that took the file's place must not hang us.
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let descriptor = openat(above, name, flags, Mode::empty())
+            .map_err(|error| Look::from_errno(error, path))?;
+        let stat = fstat(&descriptor).map_err(|error| Look::from_errno(error, path))?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return Err(Look::Changed);
+        }
+        let handle = File::from(descriptor);
+        let xattrs = self.extended_attributes(&Place::Open(&handle), path)?;
+        self.shared.findings().files += 1;
+        Ok(Entry {
+            path: path.to_owned(),
+            node: Node::new_node(name, NodeType::File, metadata(&stat, &xattrs)),
+            open: Some(Open(Opening::File(FileOpening {
+                handle: Some(handle),
+                path: path.to_owned(),
+                size: u64::try_from(stat.st_size).unwrap_or(0),
+                shared: Arc::clone(&self.shared),
+            }))),
+        })
+    }
+
+    fn symlink(
+        &self,
+        above: &OwnedFd,
         name: &OsStr,
         path: &Path,
-    ) -> Result<Entry, Skipped> {
-        let skipped = |error| Skipped::from_errno(error, path);
-        let stat = statat(above, name, AtFlags::SYMLINK_NOFOLLOW).map_err(skipped)?;
-        let file_type = FileType::from_raw_mode(stat.st_mode);
-        if file_type == FileType::Directory {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let descriptor = openat(above, name, flags, Mode::empty()).map_err(skipped)?;
-            let stat = fstat(&descriptor).map_err(skipped)?;
-            return self
-                .enter(descriptor, path.to_owned(), &stat)
-                .map_err(Skipped::Unreadable);
-        }
+        stat: &Stat,
+    ) -> Result<Entry, Look> {
+        let target = match readlinkat(above, name, Vec::new()) {
+            Ok(target) => target,
+            Err(Errno::INVAL) => return Err(Look::Changed),
+            Err(error) => return Err(Look::from_errno(error, path)),
+        };
+        let xattrs = self.extended_attributes(&Place::named(above, name), path)?;
+        let node_type = NodeType::from_link(Path::new(OsStr::from_bytes(target.as_bytes())));
+        Ok(Entry {
+            path: path.to_owned(),
+            node: Node::new_node(name, node_type, metadata(stat, &xattrs)),
+            open: None,
+        })
+    }
+
+    fn special(
+        &self,
+        above: &OwnedFd,
+        name: &OsStr,
+        path: &Path,
+        stat: &Stat,
+        file_type: FileType,
+    ) -> Result<Option<Entry>> {
+        let device = stat.st_rdev;
         let node_type = match file_type {
-            FileType::RegularFile => NodeType::File,
-            FileType::Symlink => {
-                let target = readlinkat(above, name, Vec::new()).map_err(skipped)?;
-                NodeType::from_link(Path::new(OsStr::from_bytes(target.as_bytes())))
-            }
             FileType::Fifo => NodeType::Fifo,
             FileType::Socket => NodeType::Socket,
-            FileType::CharacterDevice => NodeType::Chardev {
-                device: stat.st_rdev,
-            },
-            FileType::BlockDevice => NodeType::Dev {
-                device: stat.st_rdev,
-            },
+            FileType::CharacterDevice => NodeType::Chardev { device },
+            FileType::BlockDevice => NodeType::Dev { device },
             _ => {
                 self.shared.findings().warnings.push(format!(
                     "{} is of an unknown type and was left out",
                     path.display()
                 ));
-                return Err(Skipped::Vanished);
+                return Ok(None);
             }
         };
-        let xattrs = self.extended_attributes(above, name, path)?;
-        let open = (file_type == FileType::RegularFile).then(|| {
-            Open(Opening::File(FileOpening {
-                above: Arc::clone(above),
-                name: name.to_owned(),
-                path: path.to_owned(),
-                identity: (stat.st_dev, stat.st_ino),
-                size: u64::try_from(stat.st_size).unwrap_or(0),
-                opened: false,
-                shared: Arc::clone(&self.shared),
-            }))
-        });
-        Ok(Entry {
+        let xattrs = match self.extended_attributes(&Place::named(above, name), path) {
+            Ok(xattrs) => xattrs,
+            Err(Look::Changed) => Vec::new(),
+            Err(Look::Failed(error)) => return Err(error),
+        };
+        Ok(Some(Entry {
             path: path.to_owned(),
-            node: Node::new_node(name, node_type, metadata(&stat, &xattrs)),
-            open,
-        })
+            node: Node::new_node(name, node_type, metadata(stat, &xattrs)),
+            open: None,
+        }))
     }
 
     /// Go down into a directory; gives its entry.
@@ -419,12 +489,12 @@ impl Walk {
             }
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
-        let descriptor = Arc::new(descriptor);
-        let xattrs = match self.extended_attributes(&descriptor, OsStr::new("."), &path) {
-            Ok(xattrs) => xattrs,
-            Err(Skipped::Unreadable(error)) => return Err(error),
-            Err(Skipped::Vanished) => Vec::new(),
-        };
+        let xattrs =
+            match self.extended_attributes(&Place::named(&descriptor, OsStr::new(".")), &path) {
+                Ok(xattrs) => xattrs,
+                Err(Look::Failed(error)) => return Err(error),
+                Err(Look::Changed) => Vec::new(),
+            };
         let entry = Entry {
             path: path.clone(),
             node: Node::new_node(
@@ -435,31 +505,20 @@ impl Walk {
             open: None,
         };
         self.stack.push(OpenDirectory {
-            descriptor,
+            descriptor: Arc::new(descriptor),
             path,
             names,
         });
         Ok(entry)
     }
 
-    fn extended_attributes(
-        &self,
-        above: &OwnedFd,
-        name: &OsStr,
-        path: &Path,
-    ) -> Result<Vec<Xattr>, Skipped> {
+    fn extended_attributes(&self, place: &Place<'_>, path: &Path) -> Result<Vec<Xattr>, Look> {
         let failed =
             |error: std::io::Error| match error.raw_os_error().map(Errno::from_raw_os_error) {
-                Some(errno) => Skipped::from_errno(errno, path),
-                None => {
-                    Skipped::Unreadable(Error::io(format!("cannot read {}", path.display()), error))
-                }
+                Some(errno) => Look::from_errno(errno, path),
+                None => Look::Failed(Error::io(format!("cannot read {}", path.display()), error)),
             };
-        // By way of the descriptor, so that no directory above can be swapped for a link; the crate follows none itself.
-        let at = Path::new("/proc/self/fd")
-            .join(above.as_raw_fd().to_string())
-            .join(name);
-        let names = match xattr::list(&at) {
+        let names = match place.attribute_names() {
             Ok(names) => names,
             Err(error) if error.raw_os_error() == Some(Errno::NOTSUP.raw_os_error()) => {
                 return Ok(Vec::new());
@@ -469,7 +528,7 @@ impl Walk {
         let mut attributes = Vec::new();
         for name in names {
             // None: removed since the list was made.
-            let Some(value) = xattr::get(&at, &name).map_err(failed)? else {
+            let Some(value) = place.attribute(&name).map_err(failed)? else {
                 continue;
             };
             match name.into_string() {
@@ -484,23 +543,63 @@ impl Walk {
     }
 }
 
-/// Why an entry is not in the snapshot.
-enum Skipped {
-    Vanished,
-    Unreadable(Error),
+/// What extended attributes are read of.
+enum Place<'a> {
+    Open(&'a File),
+    /// By way of the descriptor of its directory, so that none above can be swapped for a link; no link is followed at the end either.
+    Named(PathBuf),
 }
 
-impl Skipped {
-    fn from_errno(error: Errno, path: &Path) -> Self {
-        match error {
-            // Gone, or replaced by something of another type between two looks: the next backup sees what it is then.
-            Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::STALE => Self::Vanished,
-            error => Self::Unreadable(Error::io(
-                format!("cannot read {}", path.display()),
-                error.into(),
-            )),
+impl Place<'_> {
+    fn named(above: &OwnedFd, name: &OsStr) -> Self {
+        Self::Named(
+            Path::new("/proc/self/fd")
+                .join(above.as_raw_fd().to_string())
+                .join(name),
+        )
+    }
+
+    fn attribute_names(&self) -> std::io::Result<xattr::XAttrs> {
+        match self {
+            Self::Open(file) => file.list_xattr(),
+            Self::Named(path) => xattr::list(path),
         }
     }
+
+    fn attribute(&self, name: &OsStr) -> std::io::Result<Option<Vec<u8>>> {
+        match self {
+            Self::Open(file) => file.get_xattr(name),
+            Self::Named(path) => xattr::get(path, name),
+        }
+    }
+}
+
+/// Why a look gave no entry.
+enum Look {
+    /// It is no longer what it was: look again.
+    Changed,
+    Failed(Error),
+}
+
+impl Look {
+    fn from_errno(error: Errno, path: &Path) -> Self {
+        match error {
+            Errno::NOENT | Errno::LOOP | Errno::NOTDIR | Errno::NXIO | Errno::STALE => {
+                Self::Changed
+            }
+            error => Self::Failed(unreadable(path, error)),
+        }
+    }
+}
+
+impl From<Error> for Look {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+fn unreadable(path: &Path, error: Errno) -> Error {
+    Error::io(format!("cannot read {}", path.display()), error.into())
 }
 
 /// An extended attribute as it is written in a tree. rustic does not export its own type, but reads it from this form.
@@ -564,20 +663,19 @@ enum Opening {
     },
 }
 
+/// A file that is open already: what is read is what its entry was made of.
 struct FileOpening {
-    above: Arc<OwnedFd>,
-    name: OsString,
+    /// None once it was handed to a reader.
+    handle: Option<File>,
     path: PathBuf,
-    identity: (u64, u64),
     size: u64,
-    opened: bool,
     shared: Arc<Shared>,
 }
 
 impl Drop for FileOpening {
     fn drop(&mut self) {
-        // Not opened: unchanged since the parent snapshot, and so done.
-        if !self.opened {
+        // Not read: unchanged since the parent snapshot, and so done.
+        if self.handle.is_some() {
             self.shared.control.monitor.bytes_done(self.size);
         }
     }
@@ -598,48 +696,24 @@ impl ReadSourceOpen for Open {
                 read: 0,
                 shared,
             }),
-            Opening::File(mut file) => {
-                file.opened = true;
-                match open_regular(&file) {
-                    Ok(handle) => Ok(SourceReader {
-                        content: Content::File {
-                            // What was appended since the look belongs to the next backup: size and content stay in step.
-                            handle: handle.take(file.size),
-                            size: file.size,
-                        },
-                        path: file.path.clone(),
-                        read: 0,
-                        shared: Arc::clone(&file.shared),
-                    }),
-                    Err(skipped) => {
-                        match skipped {
-                            Skipped::Vanished => {
-                                file.shared.findings().vanished.push(file.path.clone())
-                            }
-                            Skipped::Unreadable(error) => file.shared.fail(error),
-                        }
-                        Err(rustic_core::RusticError::new(
-                            rustic_core::ErrorKind::InputOutput,
-                            "a file was skipped",
-                        ))
-                    }
-                }
-            }
+            Opening::File(mut file) => match file.handle.take() {
+                Some(handle) => Ok(SourceReader {
+                    content: Content::File {
+                        // What was appended since the look belongs to the next backup: size and content stay in step.
+                        handle: handle.take(file.size),
+                        size: file.size,
+                    },
+                    path: file.path.clone(),
+                    read: 0,
+                    shared: Arc::clone(&file.shared),
+                }),
+                None => Err(RusticError::new(
+                    RusticKind::Internal,
+                    "a file was opened twice",
+                )),
+            },
         }
     }
-}
-
-fn open_regular(file: &FileOpening) -> Result<std::fs::File, Skipped> {
-    let skipped = |error| Skipped::from_errno(error, &file.path);
-    // Non-blocking: a FIFO that took the file's place must not hang us.
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let descriptor =
-        openat(file.above.as_fd(), &file.name, flags, Mode::empty()).map_err(skipped)?;
-    let stat = fstat(&descriptor).map_err(skipped)?;
-    if (stat.st_dev, stat.st_ino) != file.identity {
-        return Err(Skipped::Vanished);
-    }
-    Ok(descriptor.into())
 }
 
 /// The content of one entry.
@@ -652,7 +726,7 @@ pub(super) struct SourceReader {
 
 enum Content {
     File {
-        handle: std::io::Take<std::fs::File>,
+        handle: std::io::Take<File>,
         size: u64,
     },
     Stream(Box<dyn Read + Send>),

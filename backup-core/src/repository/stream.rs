@@ -12,7 +12,7 @@ use super::{Repository, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
 
-/// Plain bytes that are fetched at once; twice as much is held at most.
+/// Plain bytes that are fetched at once. The one being read, one that waits and one being put together are held.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The content of a file. Dropping it stops the fetching.

@@ -11,7 +11,7 @@ use rustic_core::repofile::{Node, NodeType, Tree};
 
 use super::blobs::{self, Wanted};
 use super::index::{Index, parse_tree};
-use super::{Repository, Snapshot};
+use super::{Repository, Snapshot, View};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
@@ -29,19 +29,20 @@ pub enum EntryKind {
     Other,
 }
 
-impl Repository {
+impl View<'_> {
     /// What lies at each of these absolute paths of a snapshot; None where nothing does. Compares whole components.
     pub fn entries(
         &self,
         snapshot: &Snapshot,
         paths: &[PathBuf],
     ) -> Result<Vec<Option<EntryKind>>> {
-        let index = self.fresh_index()?;
         // The paths have their upper directories in common.
         let mut read = HashMap::new();
         let mut entries = Vec::with_capacity(paths.len());
         for path in paths {
-            let node = self.walk(&index, snapshot, path, &mut read)?;
+            let node = self
+                .repository
+                .walk(&self.index, snapshot, path, &mut read)?;
             entries.push(node.map(|node| match node.node_type {
                 NodeType::Dir => EntryKind::Directory,
                 NodeType::File => EntryKind::File {
@@ -52,7 +53,9 @@ impl Repository {
         }
         Ok(entries)
     }
+}
 
+impl Repository {
     pub(super) fn node(
         &self,
         index: &Index,

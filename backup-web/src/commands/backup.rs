@@ -36,7 +36,7 @@ pub fn run(
     };
     let report = {
         let control = super::control(cancel);
-        Engine::new(config).backup(&customer, &request, &control)?
+        Engine::new(config, cancel).backup(&customer, &request, &control)?
     };
     let document = Document {
         job_id: None,

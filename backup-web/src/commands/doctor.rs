@@ -119,11 +119,12 @@ pub fn run(
         "repositories.manual",
         &config.repositories.manual,
         true,
+        cancel,
         &mut report,
     );
     cancel.check()?;
     if let Some(daily) = &config.repositories.daily {
-        check_repository("repositories.daily", daily, false, &mut report);
+        check_repository("repositories.daily", daily, false, cancel, &mut report);
     }
 
     let good = !report.any(Status::Failed);
@@ -462,7 +463,7 @@ fn check_customer_databases(
     report: &mut Report,
 ) {
     const TRIED_MAX: usize = 20;
-    let engine = Engine::new(config.clone());
+    let engine = Engine::new(config.clone(), cancel);
     let mut stall_limits: BTreeMap<Duration, Vec<CustomerId>> = BTreeMap::new();
     let here = customers
         .iter()
@@ -545,11 +546,17 @@ impl Monitor for Heard {
 }
 
 /// Reach it, open it and, where it is ours to write, write to it: a lock that is removed at once.
-fn check_repository(name: &str, config: &RepositoryConfig, ours: bool, report: &mut Report) {
+fn check_repository(
+    name: &str,
+    config: &RepositoryConfig,
+    ours: bool,
+    cancel: &Cancel,
+    report: &mut Report,
+) {
     let mut config = config.clone();
     // Somebody waits for the answer.
     config.retry_for = config.retry_for.min(PATIENCE);
-    match try_repository(&config, ours) {
+    match try_repository(&config, ours, cancel) {
         Ok(None) => report.warning(
             name,
             format!("there is no repository at {} yet", config.location),
@@ -579,8 +586,8 @@ struct Found {
     stale: Vec<String>,
 }
 
-fn try_repository(config: &RepositoryConfig, ours: bool) -> Result<Option<Found>> {
-    let storage = open_storage(config)?;
+fn try_repository(config: &RepositoryConfig, ours: bool, cancel: &Cancel) -> Result<Option<Found>> {
+    let storage = open_storage(config, cancel)?;
     if !Repository::exists(&*storage)? {
         return Ok(None);
     }

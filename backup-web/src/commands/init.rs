@@ -6,16 +6,17 @@ use std::process::ExitCode;
 use backup_core::config::{Config, Origin};
 use backup_core::error::Result;
 use backup_core::operations::{init_repository, open_storage};
+use backup_core::progress::Cancel;
 use backup_core::repository::Repository;
 use serde_json::json;
 
 use crate::output::Output;
 
-pub fn run(config: &Config, output: Output) -> Result<ExitCode> {
-    let password_file = create_password(config)?;
+pub fn run(config: &Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
+    let password_file = create_password(config, cancel)?;
     let mut done = Vec::new();
     for (name, repository) in super::repositories(config) {
-        let created = init_repository(repository)
+        let created = init_repository(repository, cancel)
             .map_err(|e| e.context(format!("the {name} repository could not be created")))?;
         done.push((name, &repository.location, created));
     }
@@ -48,13 +49,13 @@ pub fn run(config: &Config, output: Output) -> Result<ExitCode> {
 }
 
 /// The path of the password file if it was made.
-fn create_password(config: &Config) -> Result<Option<PathBuf>> {
+fn create_password(config: &Config, cancel: &Cancel) -> Result<Option<PathBuf>> {
     if config.origin != Origin::Embedded {
         return Ok(None);
     }
     for (_, repository) in super::repositories(config) {
         // Another password would not open it, and would hide that its own is lost.
-        if Repository::exists(&*open_storage(repository)?)? {
+        if Repository::exists(&*open_storage(repository, cancel)?)? {
             return Ok(None);
         }
     }

@@ -6,6 +6,7 @@ use backup_core::config::Config;
 use backup_core::customer::CustomerId;
 use backup_core::error::Result;
 use backup_core::operations::{BackupEntry, Engine};
+use backup_core::progress::Cancel;
 use indicatif::HumanBytes;
 use jiff::tz::TimeZone;
 use tokio::runtime::Runtime;
@@ -17,9 +18,10 @@ pub fn run(
     customer: CustomerId,
     output: Output,
     runtime: &Runtime,
+    cancel: &Cancel,
 ) -> Result<ExitCode> {
     let customer = super::find_customer(&config, customer, runtime)?;
-    let list = Engine::new(config).list(&customer)?;
+    let list = Engine::new(config, cancel).list(&customer)?;
     output.result(&list, || {
         let mut text = String::new();
         for (title, entries) in [

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use backup_core::config::Config;
 use backup_core::error::Result;
 use backup_core::operations::Engine;
+use backup_core::progress::Cancel;
 use indicatif::HumanBytes;
 
 use crate::output::Output;
 
-pub fn run(config: Config, output: Output) -> Result<ExitCode> {
-    let report = Engine::new(config).manual()?.prune()?;
+pub fn run(config: Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
+    let report = Engine::new(config, cancel).manual()?.prune()?;
     output.result(&report, || {
         format!(
             "{} packs removed, {} freed, {} left",

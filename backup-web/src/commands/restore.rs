@@ -23,7 +23,7 @@ pub fn run(
     let source = args.source.into();
     let report = {
         let control = super::control(cancel);
-        let engine = Engine::new(config);
+        let engine = Engine::new(config, cancel);
         let request = RestoreRequest {
             snapshot: engine.resolve(&customer, source, &args.snapshot)?,
             source,

@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use backup_core::config::Config;
 use backup_core::error::Result;
 use backup_core::operations::Engine;
+use backup_core::progress::Cancel;
 use serde_json::json;
 
 use crate::output::Output;
 
-pub fn run(config: Config, output: Output) -> Result<ExitCode> {
-    let engine = Engine::new(config);
+pub fn run(config: Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
+    let engine = Engine::new(config, cancel);
     let mut repositories = vec![("manual", engine.manual()?)];
     repositories.extend(engine.daily()?.map(|daily| ("daily", daily)));
     let mut removed = Vec::new();

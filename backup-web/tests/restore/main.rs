@@ -3,6 +3,9 @@
 
 mod world;
 
+mod attacks;
 mod daily;
 mod failures;
+mod ownership;
+mod refusals;
 mod round_trip;

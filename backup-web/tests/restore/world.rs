@@ -39,20 +39,20 @@ pub struct World {
 pub struct Outcome {
     pub status: Option<i32>,
     pub document: Value,
-    pub stderr: String,
+    stderr: String,
 }
 
 impl Outcome {
     #[track_caller]
     pub fn good(self) -> Value {
-        assert_eq!(self.status, Some(0), "{self:?}");
+        assert_eq!(self.status, Some(0), "{}", self.stderr);
         self.document
     }
 
     /// The one sentence that it failed with; with status 1 unless it was the command line that was wrong.
     #[track_caller]
     pub fn failed(self, status: i32) -> String {
-        assert_eq!(self.status, Some(status), "{self:?}");
+        assert_eq!(self.status, Some(status), "{}", self.stderr);
         assert_eq!(self.document["success"], false, "{self:?}");
         let error = self.document["error"].as_str().expect("no sentence");
         assert!(!error.is_empty());

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::runtime::Runtime;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep_until};
 
 use self::fault::Fault;
 use self::files::{Upload, join};
@@ -28,6 +28,7 @@ use self::session::{Session, Target};
 use super::location::SftpPlace;
 use super::{FileId, FileKind, Location, Storage, all_directories, describe, temporary};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
 
 /// More would be turned away by a server that sets `MaxStartups` as OpenSSH does.
 const CONNECTIONS_MAX: usize = 8;
@@ -35,6 +36,9 @@ const CONNECTIONS_MAX: usize = 8;
 /// The first pause after a fault; each next one is twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// How often a pause looks whether it is to end.
+const STOP_POLL: Duration = Duration::from_millis(100);
 
 /// A connection is lost when nothing arrives for so long: not more than this, and not much more than the caller would wait.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
@@ -51,6 +55,9 @@ pub struct SftpOptions {
     pub connections: usize,
     /// How long a call goes on trying after its first passing fault.
     pub retry_for: Duration,
+    /// Once it is set, a passing fault is not waited out any more: a call that meets one fails with
+    /// [`ErrorKind::Cancelled`]. A call that meets none is done all the same: what was begun can be tidied up.
+    pub stop: Cancel,
 }
 
 impl Default for SftpOptions {
@@ -60,6 +67,7 @@ impl Default for SftpOptions {
             known_hosts: None,
             connections: 2,
             retry_for: Duration::from_secs(5 * 60),
+            stop: Cancel::new(),
         }
     }
 }
@@ -70,6 +78,7 @@ pub(super) struct SftpStorage {
     root: String,
     pool: Arc<Pool>,
     retry_for: Duration,
+    stop: Cancel,
     /// None only while it is dropped.
     runtime: Option<Runtime>,
 }
@@ -115,6 +124,7 @@ impl SftpStorage {
             root: place.path.clone(),
             pool: Arc::new(Pool::new(target, options.connections)),
             retry_for: options.retry_for,
+            stop: options.stop.clone(),
             runtime: Some(runtime),
         };
         storage.run(format!("cannot reach {location}"), |_| async { Ok(()) })?;
@@ -139,11 +149,11 @@ impl SftpStorage {
         let Some(runtime) = &self.runtime else {
             return Err(Error::new(ErrorKind::Failed, purpose));
         };
-        let (pool, retry_for) = (self.pool.clone(), self.retry_for);
+        let (pool, retry_for, stop) = (self.pool.clone(), self.retry_for, self.stop.clone());
         let (sender, receiver) = mpsc::sync_channel(1);
         // On the runtime's own threads: the caller's may be any, also one of another runtime.
         runtime.spawn(async move {
-            let outcome = retry(&pool, retry_for, work).await;
+            let outcome = retry(&pool, retry_for, &stop, work).await;
             // The receiver waits below for as long as we run.
             let _ = sender.send(outcome);
         });
@@ -157,7 +167,7 @@ impl SftpStorage {
     }
 }
 
-async fn retry<T, W, F>(pool: &Pool, retry_for: Duration, work: W) -> Result<T>
+async fn retry<T, W, F>(pool: &Pool, retry_for: Duration, stop: &Cancel, work: W) -> Result<T>
 where
     W: Fn(Arc<Session>) -> F,
     F: Future<Output = Result<T, Fault>>,
@@ -170,6 +180,13 @@ where
             Err(Fault::Permanent(error)) => return Err(error),
             Err(Fault::Passing(error)) => error,
         };
+        if stop.is_cancelled() {
+            return Err(Error::caused(
+                ErrorKind::Cancelled,
+                format!("cancelled while {} was away", pool.target().server()),
+                error,
+            ));
+        }
         let now = Instant::now();
         let deadline = *deadline.get_or_insert(now + retry_for);
         if now >= deadline {
@@ -192,8 +209,16 @@ where
         let pause_now = pause
             .mul_f64(rand::random_range(0.75..1.25))
             .min(deadline - now);
-        sleep(pause_now).await;
+        wait(pause_now, stop).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// A pause that ends when somebody asks to stop.
+async fn wait(pause: Duration, stop: &Cancel) {
+    let end = Instant::now() + pause;
+    while !stop.is_cancelled() && Instant::now() < end {
+        sleep_until(end.min(Instant::now() + STOP_POLL)).await;
     }
 }
 

@@ -17,7 +17,7 @@ use russh::{ChannelMsg, Preferred, cipher};
 use russh_sftp::client::RawSftpSession;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::fault::Fault;
@@ -65,6 +65,8 @@ pub(super) struct Session {
     pub(super) cache: HandleCache,
     ssh: Handle<HostKeyCheck>,
     activity: Arc<Activity>,
+    /// Closed together with the socket.
+    socket: watch::Receiver<()>,
     stall_limit: Duration,
     given_up: AtomicBool,
 }
@@ -108,9 +110,11 @@ impl Session {
     async fn connect_unlimited(target: &Target, known_host: KnownHost) -> Result<Self, Fault> {
         let server = target.server();
         let activity = Arc::new(Activity::new());
+        let (open, socket) = watch::channel(());
         let stream = WatchedStream {
             stream: connect_tcp(target).await?,
             activity: activity.clone(),
+            _open: open,
         };
 
         let config = Arc::new(ssh_config(&known_host, target.stall_limit));
@@ -156,6 +160,7 @@ impl Session {
             cache: HandleCache::default(),
             ssh,
             activity,
+            socket,
             stall_limit: target.stall_limit,
             given_up: AtomicBool::new(false),
         })
@@ -171,13 +176,20 @@ impl Session {
         self.given_up.store(true, Ordering::Release);
     }
 
-    /// Run requests, but not longer than the server shows signs of life.
+    /// Run requests, but not longer than the connection lasts and the server shows signs of life.
     pub(super) async fn watch<T>(
         &self,
         requests: impl Future<Output = Result<T, Fault>>,
     ) -> Result<T, Fault> {
+        let mut socket = self.socket.clone();
         tokio::select! {
+            biased;
             outcome = requests => outcome,
+            // The protocol library lets requests wait that it could not send any more.
+            _ = socket.changed() => Err(Fault::Passing(Error::new(
+                ErrorKind::Unreachable,
+                "the connection was lost",
+            ))),
             () = self.stall() => Err(Fault::Passing(Error::new(
                 ErrorKind::Unreachable,
                 format!("nothing came from the server for {} seconds", self.stall_limit.as_secs()),
@@ -346,6 +358,8 @@ impl Activity {
 struct WatchedStream {
     stream: TcpStream,
     activity: Arc<Activity>,
+    /// Dropped with the socket: that is the message.
+    _open: watch::Sender<()>,
 }
 
 impl AsyncRead for WatchedStream {
