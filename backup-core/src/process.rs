@@ -429,12 +429,6 @@ impl Running {
         }
     }
 
-    /// The last lines that the program wrote to its standard error, complete once it has ended.
-    pub fn last_lines(&self) -> String {
-        self.said.wait_for_readers();
-        self.said.tail()
-    }
-
     /// Kill the program and everything in its process group now, and wait until they are gone.
     pub fn kill(&self) {
         self.watch.stop();

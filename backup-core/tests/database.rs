@@ -38,11 +38,15 @@ fn server_through(exec: &[&str]) -> Server {
     )
 }
 
-/// A monitor that keeps the warnings.
+/// A monitor that keeps the warnings, and lets nobody count the bytes of a dump, which its reader counts.
 #[derive(Default)]
 struct Warnings(Mutex<Vec<String>>);
 
 impl Monitor for Warnings {
+    fn bytes_done(&self, bytes: u64) {
+        panic!("{bytes} bytes of a dump would be counted twice");
+    }
+
     fn warning(&self, text: &str) {
         self.0.lock().unwrap().push(text.to_owned());
     }
@@ -174,6 +178,15 @@ fn a_server_that_is_not_there_is_unreachable() {
     let server = Server::new(endpoint, Vec::new(), "root", SecretString::from("x"));
     let error = try_dump(&server, "x", LIMIT, &quiet()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+}
+
+#[test]
+fn the_time_that_a_dump_may_stall_is_what_the_server_says() {
+    let told: u64 = sql("SELECT @@GLOBAL.net_write_timeout")
+        .trim()
+        .parse()
+        .unwrap();
+    assert_eq!(server().write_timeout().unwrap(), Duration::from_secs(told));
 }
 
 #[test]

@@ -417,6 +417,16 @@ fn doctor_goes_to_the_servers() {
     assert_eq!(worst(&good, "repositories.manual").0, "ok", "{good:#}");
     assert!(worst(&good, "platform database").1.contains("1 customers"));
 
+    // As the server is set up, and as the product's default is.
+    let (status, message) = worst(&good, "net_write_timeout");
+    assert!(
+        status == "warning" && message.contains("60 s") && message.contains("300 s"),
+        "{message}"
+    );
+    let patient = [("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "60s")];
+    let patient = doctor(&bed, &patient);
+    assert_eq!(worst(&patient, "net_write_timeout").0, "ok", "{patient:#}");
+
     let nobody = bed.scratch().join("empty_known_hosts");
     std::fs::write(&nobody, "").unwrap();
     let strange = doctor(

@@ -28,10 +28,11 @@ mod swap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
 pub use dump::{Dump, DumpReport, dump};
@@ -95,6 +96,22 @@ impl Server {
     pub fn ping(&self) -> Result<()> {
         self.query("SELECT 1;", &Cancel::new())?;
         Ok(())
+    }
+
+    /// How long the server waits for a client that does not take what it asked for (`net_write_timeout`): after that it drops
+    /// the connection, of a dump too. Errors as those of [`dump`].
+    pub fn write_timeout(&self) -> Result<Duration> {
+        let rows = self.query("SELECT @@GLOBAL.net_write_timeout;", &Cancel::new())?;
+        let seconds = rows.first().and_then(|row| row.first());
+        seconds
+            .and_then(|seconds| std::str::from_utf8(seconds).ok()?.parse().ok())
+            .map(Duration::from_secs)
+            .ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Failed,
+                    format!("the database server at {self} did not tell its net_write_timeout"),
+                )
+            })
     }
 }
 

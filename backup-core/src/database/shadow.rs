@@ -323,7 +323,8 @@ fn grant_pattern(server: &Server, schema: &str, cancel: &Cancel) -> Result<Strin
         .replace('%', "\\%"))
 }
 
-/// Read a dump into the shadow schema. `limit` is for the whole of it.
+/// Read a dump into the shadow schema. `limit` is for the whole of it. The monitor is told no bytes here: whoever reads the dump
+/// from where it lies counts them.
 ///
 /// The dump's definers become the importing account (with a warning when one was another), its events do not run
 /// before they are swapped in, and what it says of the live schema by name it says of the shadow.
@@ -407,7 +408,6 @@ fn stream(
             break;
         }
         out.clear();
-        control.monitor.bytes_done(n as u64);
     }
     let findings = rewriter.finish(&mut out)?;
     if taken && !findings.whole {

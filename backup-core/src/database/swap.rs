@@ -3,7 +3,8 @@
 //! One `RENAME TABLE` of all tables is the commit. Before it, what had to be dropped of the live schema (triggers: tables that
 //! have some do not move) is put back on any failure; after it, what is not a table is made anew in the live schema, and the whole is reversed if that fails.
 //! The replaced schema holds a record of both sides from before the first change on, in a table whose name, changed by the
-//! commit itself, says which side of it a crash left us on. Never: a live schema between the two.
+//! commit itself and again once all is done, says where a crash left us. Never: a live schema between the two; what was created in it
+//! since a completed swap dropped by completing that swap again.
 
 use std::fmt;
 use std::thread;
@@ -30,9 +31,10 @@ const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 const BUSY: u16 = 1205;
 
-/// The record's table before and after the commit.
+/// The record's table before the commit, after it, and once the live schema is whole.
 const PENDING: &str = "~shophosting backup: pending";
 const COMMITTED: &str = "~shophosting backup: committed";
+const COMPLETED: &str = "~shophosting backup: completed";
 
 /// What a swap replaced: a schema with the old tables and a record of everything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,8 +60,33 @@ impl Replaced {
 pub enum ReplacedState {
     /// Not to its commit: [`resume`] undoes it.
     Pending,
-    /// Past it: [`resume`] completes it, [`swap_back`] reverses it, [`drop_replaced`] ends it.
+    /// Past it, but what is not a table may be missing from the live schema: [`resume`] completes it, [`swap_back`] reverses it.
     Committed,
+    /// To its end, and the live schema may have changed since: [`resume`] leaves it alone, [`swap_back`] reverses it,
+    /// [`drop_replaced`] ends it.
+    Completed,
+}
+
+impl ReplacedState {
+    /// By the tables of the replaced schema. One without a record is of a swap that had changed nothing yet.
+    fn of(tables: &[String]) -> Self {
+        let has = |name| tables.iter().any(|table| table == name);
+        if has(COMPLETED) {
+            Self::Completed
+        } else if has(COMMITTED) {
+            Self::Committed
+        } else {
+            Self::Pending
+        }
+    }
+
+    fn record_table(self) -> &'static str {
+        match self {
+            Self::Pending => PENDING,
+            Self::Committed => COMMITTED,
+            Self::Completed => COMPLETED,
+        }
+    }
 }
 
 /// What has to be known to finish a swap or to undo it.
@@ -311,7 +338,7 @@ impl Swap<'_> {
         let mut moves = Vec::new();
         for (from, to) in [(from, to), (source, target)] {
             for table in tables(self.server, from, cancel)? {
-                if table != PENDING && table != COMMITTED {
+                if ![PENDING, COMMITTED, COMPLETED].contains(&table.as_str()) {
                     let table = identifier(&table);
                     moves.push(format!(
                         "{}.{table} TO {}.{table}",
@@ -337,7 +364,8 @@ impl Swap<'_> {
         })
     }
 
-    /// After the commit: everything in the live schema that is not a table, anew. Can be repeated.
+    /// After the commit: everything in the live schema that is not a table, anew. Can be repeated up to its own end: from then on
+    /// what is there may be the customer's.
     fn complete(&self) -> Result<()> {
         let cancel = &Cancel::new();
         let record = self.record;
@@ -352,7 +380,24 @@ impl Swap<'_> {
             self.warn,
             cancel,
         )?;
-        settle_account(self.server, &record.live)
+        settle_account(self.server, &record.live)?;
+        self.rename_record(COMMITTED, COMPLETED, cancel)
+    }
+
+    /// Nothing happens where the record has another name than `from`.
+    fn rename_record(&self, from: &str, to: &str, cancel: &Cancel) -> Result<()> {
+        let replaced = &self.record.replaced;
+        if tables(self.server, replaced, cancel)?
+            .iter()
+            .any(|table| table == from)
+        {
+            let (schema, from, to) = (identifier(replaced), identifier(from), identifier(to));
+            self.server.query(
+                &format!("RENAME TABLE {schema}.{from} TO {schema}.{to};"),
+                cancel,
+            )?;
+        }
+        Ok(())
     }
 
     /// The temporary account creates in the live schema, and stays the definer there.
@@ -399,6 +444,8 @@ impl Swap<'_> {
     fn reverse(&self) -> Result<()> {
         let cancel = &Cancel::new();
         let record = self.record;
+        // Before anything is dropped: a crash on the way must find that something is missing.
+        self.rename_record(COMPLETED, COMMITTED, cancel)?;
         self.server.query(
             &format!(
                 "CREATE DATABASE IF NOT EXISTS {};",
@@ -470,25 +517,18 @@ pub fn find_replaced(
 ) -> Result<Vec<(Replaced, ReplacedState)>> {
     let mut found = Vec::new();
     for schema in schemas_beside(server, live, REPLACED_MARK, &control.cancel)? {
-        let committed = tables(server, &schema, &control.cancel)?
-            .iter()
-            .any(|table| table == COMMITTED);
+        let state = ReplacedState::of(&tables(server, &schema, &control.cancel)?);
         let replaced = Replaced {
             live: live.to_owned(),
             schema,
-        };
-        let state = if committed {
-            ReplacedState::Committed
-        } else {
-            ReplacedState::Pending
         };
         found.push((replaced, state));
     }
     Ok(found)
 }
 
-/// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit, complete it if it had. Can be
-/// repeated; what it came to.
+/// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit, complete it if it had, and leave it
+/// alone if it was complete. Can be repeated. Gives the state that it was found in.
 ///
 /// # Errors
 /// As [`swap`].
@@ -498,10 +538,16 @@ pub fn resume(
     account: &ImportAccount,
     control: &Control,
 ) -> Result<ReplacedState> {
+    let tables = tables(server, &replaced.schema, &control.cancel)?;
+    let state = ReplacedState::of(&tables);
+    if state == ReplacedState::Completed {
+        return Ok(state);
+    }
     with_record(server, replaced, account, control, |swap, state| {
         match state {
             ReplacedState::Pending => swap.undo()?,
             ReplacedState::Committed => swap.complete()?,
+            ReplacedState::Completed => {}
         }
         Ok(state)
     })
@@ -520,7 +566,7 @@ pub fn swap_back(
     with_record(server, replaced, account, control, |swap, state| {
         match state {
             ReplacedState::Pending => swap.undo()?,
-            ReplacedState::Committed => swap.reverse()?,
+            ReplacedState::Committed | ReplacedState::Completed => swap.reverse()?,
         }
         remove_schema(swap.server, &swap.record.live, &swap.record.shadow)
     })
@@ -536,11 +582,8 @@ fn with_record<T>(
     let cancel = &control.cancel;
     let warn = |text: &str| control.monitor.warning(text);
     let tables = tables(server, &replaced.schema, cancel)?;
-    let (state, table) = if tables.iter().any(|table| table == COMMITTED) {
-        (ReplacedState::Committed, COMMITTED)
-    } else {
-        (ReplacedState::Pending, PENDING)
-    };
+    let state = ReplacedState::of(&tables);
+    let table = state.record_table();
     let record = if tables.iter().any(|name| name == table) {
         read_record(server, &replaced.schema, table, cancel)?
     } else {
@@ -594,20 +637,20 @@ fn read_record(server: &Server, schema: &str, table: &str, cancel: &Cancel) -> R
 /// End a swap for good: what it replaced is deleted. There is no way back after it. Safe to repeat.
 ///
 /// # Errors
-/// [`ErrorKind::InvalidInput`] when the swap did not come to its commit; what the server says.
+/// [`ErrorKind::InvalidInput`] when the swap did not come to its end, for then its record is needed; what the server says.
 pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) -> Result<()> {
     let Replaced { live, schema } = replaced;
     let known = schemas_beside(server, live, REPLACED_MARK, &control.cancel)?;
     if !is_beside(schema, live, REPLACED_MARK) || !known.contains(schema) {
         return Ok(());
     }
-    if !tables(server, schema, &control.cancel)?
-        .iter()
-        .any(|table| table == COMMITTED)
-    {
+    let state = ReplacedState::of(&tables(server, schema, &control.cancel)?);
+    if state != ReplacedState::Completed {
         return Err(Error::new(
             ErrorKind::InvalidInput,
-            format!("the swap that made {schema} was interrupted; it has to be undone first"),
+            format!(
+                "the swap that made {schema} was interrupted; it has to be completed or undone first"
+            ),
         ));
     }
     remove_schema(server, live, schema)
@@ -719,6 +762,12 @@ mod tests {
             resume(&self.server, replaced, &self.account, &self.control).unwrap();
         }
 
+        fn state(&self, replaced: &Replaced) -> ReplacedState {
+            let found = find_replaced(&self.server, LIVE, &self.control).unwrap();
+            let (_, state) = found.iter().find(|(one, _)| one == replaced).unwrap();
+            *state
+        }
+
         fn assert_live(&self, expected: &[u8]) {
             assert_eq!(
                 String::from_utf8_lossy(&self.dump()),
@@ -744,7 +793,7 @@ mod tests {
         let (bed, backup) = Bed::new();
         let before = bed.dump();
         let cancel = Cancel::new();
-        let crashes: [&dyn Fn(&Swap<'_>); 4] = [
+        let crashes: [&dyn Fn(&Swap<'_>); 5] = [
             // The schema is there, its record is not.
             &|swap| {
                 drop(
@@ -780,6 +829,19 @@ mod tests {
                 )
                 .unwrap();
             },
+            // A reversal that had moved the tables back and not put back the rest.
+            &|swap| {
+                swap.up_to_commit(&cancel).unwrap();
+                swap.complete().unwrap();
+                swap.rename_record(COMPLETED, COMMITTED, &cancel).unwrap();
+                drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
+                let Record {
+                    shadow, replaced, ..
+                } = swap.record;
+                let mark = (COMMITTED, PENDING);
+                swap.rename(LIVE, shadow, replaced, LIVE, mark, &cancel)
+                    .unwrap();
+            },
         ];
         for crash in crashes {
             let (replaced, state) = bed.interrupted(&backup, crash);
@@ -797,26 +859,72 @@ mod tests {
         let (bed, backup) = Bed::new();
         let before = bed.dump();
         let cancel = Cancel::new();
-        let crashes: [&dyn Fn(&Swap<'_>); 3] = [
+        // All is created, and what says so is not yet written, or is taken back for a reversal.
+        let almost_completed = |swap: &Swap<'_>| {
+            swap.up_to_commit(&cancel).unwrap();
+            swap.complete().unwrap();
+            swap.rename_record(COMPLETED, COMMITTED, &cancel).unwrap();
+        };
+        let crashes: [&dyn Fn(&Swap<'_>); 4] = [
             &|swap| swap.up_to_commit(&cancel).unwrap(),
             &|swap| {
                 swap.up_to_commit(&cancel).unwrap();
                 drop_where(swap.server, LIVE, "", |kind, _| kind == Kind::View, &cancel).unwrap();
             },
+            &almost_completed,
+            // A reversal that had dropped everything but not moved the tables.
             &|swap| {
-                swap.up_to_commit(&cancel).unwrap();
-                swap.complete().unwrap();
+                almost_completed(swap);
+                drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
             },
         ];
         for crash in crashes {
             let (replaced, state) = bed.interrupted(&backup, crash);
             assert_eq!(state, ReplacedState::Committed);
+            let dropped = drop_replaced(&bed.server, &replaced, &bed.control);
+            assert_eq!(dropped.unwrap_err().kind(), ErrorKind::InvalidInput);
             bed.resume(&replaced);
             bed.assert_live(&backup);
+            assert_eq!(bed.state(&replaced), ReplacedState::Completed);
             bed.resume(&replaced);
             bed.assert_live(&backup);
             swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
             bed.assert_live(&before);
+            bed.assert_nothing_left();
+        }
+    }
+
+    #[test]
+    fn what_was_added_since_a_swap_was_completed_is_not_dropped_by_resuming_it() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        for put_back in [true, false] {
+            let shadow = bed.staged(&backup);
+            let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+            assert_eq!(bed.state(&replaced), ReplacedState::Completed);
+            bed.mariadb
+                .sql(
+                    "USE customer_7; CREATE VIEW since AS SELECT 1 AS x; CREATE PROCEDURE since() SELECT 1;
+                     CREATE TRIGGER since BEFORE DELETE ON a FOR EACH ROW SET @a = 1; DROP VIEW va;
+                     CREATE EVENT since ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DO SET @a = 1;",
+                )
+                .unwrap();
+            let changed = bed.dump();
+            // Nothing is done, so nobody's password is needed.
+            let nobody = ImportAccount::Customer {
+                user: LIVE.to_owned(),
+                password: SecretString::from("wrong"),
+            };
+            let state = resume(&bed.server, &replaced, &nobody, &bed.control).unwrap();
+            assert_eq!(state, ReplacedState::Completed);
+            bed.assert_live(&changed);
+            if put_back {
+                swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+                bed.assert_live(&before);
+            } else {
+                drop_replaced(&bed.server, &replaced, &bed.control).unwrap();
+                bed.assert_live(&changed);
+            }
             bed.assert_nothing_left();
         }
     }
@@ -842,7 +950,7 @@ mod tests {
                     bed.resume(replaced);
                     bed.assert_live(&before);
                 }
-                [(replaced, ReplacedState::Committed)] => {
+                [(replaced, ReplacedState::Committed | ReplacedState::Completed)] => {
                     bed.resume(replaced);
                     bed.assert_live(&backup);
                     swap_back(&bed.server, replaced, &bed.account, &bed.control).unwrap();

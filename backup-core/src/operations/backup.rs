@@ -5,6 +5,7 @@
 
 use std::io::Read;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use jiff::Zoned;
 use serde::Serialize;
@@ -131,6 +132,11 @@ impl Engine {
                 error,
             )
         })
+    }
+
+    /// The longest that a customer's dump may wait for the repository: then his database server drops its connection.
+    pub fn dump_stall_limit(&self, customer: &Customer) -> Result<Duration> {
+        self.server(customer)?.write_timeout()
     }
 
     fn start_dump(&self, customer: &Customer, control: &Control) -> Result<(Dump, StreamSource)> {

@@ -1,8 +1,12 @@
 //! The file that makes the web server answer "maintenance".
+//!
+//! Ours begins with a mark, and has its name only once it is whole: one without, be it empty, is somebody else's. Never: such a file
+//! overwritten or removed; a link followed.
 
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
@@ -18,44 +22,72 @@ const MARK: &str = "shophosting-backup ";
 const MOST_TRIES: usize = 5;
 
 pub(super) fn on(site: BorrowedFd<'_>, file: &Path, why: &str) -> Result<bool> {
-    let io = |e: Errno| Error::io(file.display().to_string(), e.into());
-    let dir = dirs::open_parent(site, file, true).map_err(io)?;
-    let name = dirs::last_name(file).map_err(io)?;
+    let io = |e: std::io::Error| Error::io(file.display().to_string(), e);
+    let dir = dirs::open_parent(site, file, true).map_err(|e| io(e.into()))?;
+    let name = dirs::last_name(file).map_err(|e| io(e.into()))?;
+    let text = format!("{MARK}{why}, since {}\n", jiff::Timestamp::now());
     for _ in 0..MOST_TRIES {
-        let flags =
-            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        match rustix::fs::openat(&dir, name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(created) => {
-                let text = format!("{MARK}{why}, since {}\n", jiff::Timestamp::now());
-                return File::from(created)
-                    .write_all(text.as_bytes())
-                    .map(|()| true)
-                    .map_err(|e| Error::io(file.display().to_string(), e));
-            }
-            Err(Errno::EXIST) => {}
-            Err(other) => return Err(io(other)),
-        }
         match dirs::stat(&dir, name)
-            .map_err(io)?
+            .map_err(|e| io(e.into()))?
             .as_ref()
             .map(dirs::file_type)
         {
-            None => {}
-            Some(FileType::RegularFile) => {
-                return is_ours(&dir, name).map_err(|e| Error::io(file.display().to_string(), e));
+            None => {
+                if publish(&dir, name, &text).map_err(io)? {
+                    return Ok(true);
+                }
             }
+            Some(FileType::RegularFile) => return is_ours(&dir, name).map_err(io),
             Some(_) => {
                 // The customer's, or an intruder's: no reason to fail his restore, none to destroy it either.
-                let mut aside = name.to_owned();
-                aside.push(format!(".moved-{:016x}", rand::random::<u64>()));
+                let aside = beside(name, "moved");
                 match rustix::fs::renameat_with(&dir, name, &dir, &aside, RenameFlags::NOREPLACE) {
                     Ok(()) | Err(Errno::NOENT) => {}
-                    Err(other) => return Err(io(other)),
+                    Err(other) => return Err(io(other.into())),
                 }
             }
         }
     }
-    Err(io(Errno::EXIST))
+    Err(io(Errno::EXIST.into()))
+}
+
+/// Write the file under another name and give it its own where nothing has that; false where something has, or where the
+/// customer put something else in its place meanwhile.
+fn publish(dir: &OwnedFd, name: &OsStr, text: &str) -> std::io::Result<bool> {
+    let draft = beside(name, "draft");
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let mut created = File::from(rustix::fs::openat(
+        dir,
+        &draft,
+        flags,
+        Mode::from_raw_mode(0o644),
+    )?);
+    let published = created
+        .write_all(text.as_bytes())
+        .and_then(|()| created.sync_all())
+        .and_then(|()| {
+            match rustix::fs::renameat_with(dir, &draft, dir, name, RenameFlags::NOREPLACE) {
+                Ok(()) => {}
+                Err(Errno::EXIST) => return Ok(false),
+                Err(other) => return Err(other.into()),
+            }
+            rustix::fs::fsync(dir)?;
+            let written = rustix::fs::fstat(&created)?;
+            let there = dirs::stat(dir, name)?;
+            Ok(there.is_some_and(|there| there.st_ino == written.st_ino))
+        });
+    if !matches!(published, Ok(true)) {
+        // Best effort: nobody takes it for anything.
+        let _ = rustix::fs::unlinkat(dir, &draft, AtFlags::empty());
+    }
+    published
+}
+
+/// A name that nobody has, for something of ours or something in our way.
+fn beside(name: &OsStr, what: &str) -> OsString {
+    let mut beside = name.to_owned();
+    beside.push(format!(".{what}-{:016x}", rand::random::<u64>()));
+    beside
 }
 
 pub(super) fn off(site: BorrowedFd<'_>, file: &Path) -> Result<()> {
@@ -78,7 +110,7 @@ pub(super) fn off(site: BorrowedFd<'_>, file: &Path) -> Result<()> {
     }
 }
 
-fn is_ours(dir: &std::os::fd::OwnedFd, name: &std::ffi::OsStr) -> std::io::Result<bool> {
+fn is_ours(dir: &OwnedFd, name: &OsStr) -> std::io::Result<bool> {
     // It may have become a FIFO meanwhile: that must not block.
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -88,8 +120,7 @@ fn is_ours(dir: &std::os::fd::OwnedFd, name: &std::ffi::OsStr) -> std::io::Resul
     };
     let mut start = Vec::new();
     file.take(MARK.len() as u64).read_to_end(&mut start)?;
-    // One that is empty is ours too: a full disk, or a crash between creating and writing.
-    Ok(start.is_empty() || start == MARK.as_bytes())
+    Ok(start == MARK.as_bytes())
 }
 
 #[cfg(test)]
@@ -97,7 +128,9 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::fs::symlink;
 
+    use super::super::staging::tests::Mounted;
     use super::*;
+    use crate::error::ErrorKind;
 
     struct Bed {
         dir: tempfile::TempDir,
@@ -118,6 +151,11 @@ mod tests {
 
         fn path(&self) -> std::path::PathBuf {
             self.dir.path().join(self.file)
+        }
+
+        fn names(&self) -> Vec<OsString> {
+            let names = std::fs::read_dir(self.dir.path()).unwrap();
+            names.map(|entry| entry.unwrap().file_name()).collect()
         }
 
         fn on(&self) -> bool {
@@ -147,10 +185,47 @@ mod tests {
     #[test]
     fn what_an_operator_turned_on_stays_on() {
         let bed = Bed::new();
-        std::fs::write(bed.path(), "moving house").unwrap();
-        assert!(!bed.on());
+        for text in ["moving house", "", "shophosting"] {
+            std::fs::write(bed.path(), text).unwrap();
+            assert!(!bed.on());
+            bed.off();
+            assert_eq!(std::fs::read(bed.path()).unwrap(), text.as_bytes());
+        }
+    }
+
+    #[test]
+    fn nothing_but_the_file_is_left_beside_it() {
+        let bed = Bed::new();
+        assert!(bed.on());
+        assert_eq!(bed.names(), [".maintenance"]);
         bed.off();
-        assert_eq!(std::fs::read(bed.path()).unwrap(), b"moving house");
+        assert!(bed.names().is_empty());
+    }
+
+    #[test]
+    fn what_comes_into_its_place_meanwhile_is_not_replaced() {
+        let bed = Bed::new();
+        let dir = bed.fd.as_fd().try_clone_to_owned().unwrap();
+        std::fs::write(bed.path(), "").unwrap();
+        assert!(!publish(&dir, bed.file.as_os_str(), "ours").unwrap());
+        assert_eq!(std::fs::read(bed.path()).unwrap(), b"");
+        assert_eq!(bed.names(), [".maintenance"]);
+    }
+
+    #[test]
+    fn a_full_disk_leaves_no_file_that_would_be_taken_for_an_operators() {
+        let mut bed = Bed::new();
+        let mounted = Mounted::on(bed.dir.path().to_owned());
+        bed.fd = rustix::fs::open(bed.dir.path(), OFlags::RDONLY, Mode::empty()).unwrap();
+        let mut filler = File::create(bed.dir.path().join("filler")).unwrap();
+        while filler.write_all(&[0; 4096]).is_ok() {}
+        let error = on(bed.fd.as_fd(), bed.file, "a restore").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert_eq!(bed.names(), ["filler"]);
+        // What is open keeps it from being unmounted.
+        drop(filler);
+        bed.fd = rustix::fs::open("/", OFlags::RDONLY, Mode::empty()).unwrap();
+        drop(mounted);
     }
 
     #[test]

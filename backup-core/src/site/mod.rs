@@ -80,11 +80,6 @@ impl Site {
         })
     }
 
-    /// Whose it is.
-    pub fn customer(&self) -> CustomerId {
-        self.customer
-    }
-
     /// The customer's directory as it is called in snapshots: `{customers.root}/customer-N`.
     pub fn path(&self) -> &Path {
         &self.path

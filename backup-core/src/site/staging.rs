@@ -619,7 +619,7 @@ fn explain(error: Errno, what: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
@@ -869,10 +869,10 @@ mod tests {
     }
 
     /// A file system of its own on a directory, for as long as this lives. Takes root, as the product does.
-    struct Mounted(PathBuf);
+    pub(crate) struct Mounted(PathBuf);
 
     impl Mounted {
-        fn on(dir: PathBuf) -> Self {
+        pub(crate) fn on(dir: PathBuf) -> Self {
             let mount = std::process::Command::new("mount")
                 .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
                 .arg(&dir)
@@ -916,10 +916,10 @@ mod tests {
         }
         assert_eq!(bed.read("customer-7/wordpress/index.php"), "old");
         let _mounted = Mounted::on(bed.path("customer-7"));
-        assert_eq!(
-            bed.site().stage().unwrap_err().kind(),
-            ErrorKind::Configuration
-        );
+        let staging = bed.site().stage().unwrap();
+        let error = staging.place(Path::new("wordpress")).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+        staging.remove().unwrap();
         assert!(leftovers(&bed.config).unwrap().is_empty());
     }
 

@@ -1,5 +1,6 @@
 //! `doctor`: try every part of the configuration for real, and say how to mend what is wrong.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,6 +14,7 @@ use backup_core::operations::{Engine, open_storage};
 use backup_core::progress::{Cancel, Control, Monitor};
 use backup_core::repository::Repository;
 use backup_core::site;
+use backup_core::storage::Location;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
@@ -453,6 +455,7 @@ fn check_customer_databases(
 ) {
     const TRIED_MAX: usize = 20;
     let engine = Engine::new(config.clone(), cancel);
+    let mut stall_limits: BTreeMap<Duration, Vec<CustomerId>> = BTreeMap::new();
     let here = customers
         .iter()
         .filter(|customer| config.customers.dir(customer.id).is_dir());
@@ -463,7 +466,12 @@ fn check_customer_databases(
             monitor: Arc::clone(&heard) as _,
             cancel: cancel.clone(),
         };
-        match engine.try_dump(customer, &control) {
+        let tried = engine.try_dump(customer, &control).and_then(|()| {
+            let limit = engine.dump_stall_limit(customer)?;
+            stall_limits.entry(limit).or_default().push(customer.id);
+            Ok(())
+        });
+        match tried {
             Ok(()) => report.ok(&name, format!("{} can be dumped", customer.db_name)),
             Err(e) => report.error(&name, &e),
         }
@@ -472,6 +480,49 @@ fn check_customer_databases(
             report.warning(&name, warning.clone(), "his backups would lack something");
         }
     }
+    for (limit, customers) in stall_limits {
+        check_stall_limit(&config.repositories.manual, limit, &customers, report);
+    }
+}
+
+/// While an upload is retried, the dump that feeds it waits, and the database server does not wait for ever. Dumps go into this
+/// one repository only.
+fn check_stall_limit(
+    repository: &RepositoryConfig,
+    limit: Duration,
+    customers: &[CustomerId],
+    report: &mut Report,
+) {
+    const NAME: &str = "net_write_timeout";
+    let is_local = repository
+        .location
+        .parse()
+        .is_ok_and(|location: Location| location.is_local());
+    let retry_for = repository.retry_for;
+    if is_local || retry_for <= limit {
+        let seconds = limit.as_secs();
+        return report.ok(
+            NAME,
+            format!("a dump may wait {seconds} s for the repository"),
+        );
+    }
+    let of_whom = match customers {
+        [one] => format!("customer {one}"),
+        several => format!("{} customers", several.len()),
+    };
+    let needed = retry_for.as_secs_f64().ceil();
+    report.warning(
+        NAME,
+        format!(
+            "the database server of {of_whom} drops a dump that waits for longer than {} s, but an upload may be retried for {needed} s \
+             (repositories.manual.retry_for): a backup over such an outage fails with error 2013",
+            limit.as_secs()
+        ),
+        format!(
+            "SET GLOBAL net_write_timeout = {needed} there, and net_write_timeout = {needed} under [mysqld] in its my.cnf; \
+             or lower repositories.manual.retry_for"
+        ),
+    );
 }
 
 /// Remembers warnings.
