@@ -16,6 +16,7 @@ use tracing_subscriber::EnvFilter;
 
 use args::{Cli, Command, CustomerCommand};
 use output::Output;
+use signals::Answer;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -32,7 +33,7 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli, output: Output) -> Result<ExitCode> {
-    let cancel = signals::cancel_on_signals()?;
+    let cancel = signals::cancel_on_signals(answer_to_signals(&cli.command))?;
     let config = Config::load(cli.config.as_deref(), &Environment::of_process())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -56,6 +57,19 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Customer(CustomerCommand::List) => {
             commands::customer::list(&config, output, &runtime)
         }
+    }
+}
+
+/// Those that are given the flag.
+fn answer_to_signals(command: &Command) -> Answer {
+    match command {
+        Command::Backup(_) | Command::Restore(_) | Command::Doctor => Answer::Cancels,
+        Command::Init
+        | Command::List { .. }
+        | Command::Prune
+        | Command::Check { .. }
+        | Command::Unlock
+        | Command::Customer(_) => Answer::CarriesOn,
     }
 }
 

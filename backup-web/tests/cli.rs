@@ -184,6 +184,59 @@ fn without_any_file_all_is_under_data() {
 }
 
 #[test]
+fn without_any_file_a_directory_is_backed_up_and_restored() {
+    let bed = Bed::new();
+    std::fs::remove_file(bed.path("backup.toml")).unwrap();
+    // Whatever this machine has in /etc must not be used.
+    if Path::new("/etc/shophosting/backup.toml").exists() {
+        return;
+    }
+    let password = bed.path("data/repository-password");
+    bed.run("customer add");
+    let (_, before) = bed.json("doctor");
+    for part in ["repositories.manual password", "repositories.manual"] {
+        let (status, _) = worst(&before, part);
+        assert_eq!(status, "warning", "{before:#}");
+    }
+    std::fs::create_dir_all(bed.path("data/customers/customer-1/wordpress")).unwrap();
+    assert_eq!(bed.run("backup 1 --type files").status.code(), Some(2));
+    assert!(!password.exists(), "nothing but init makes a password");
+
+    let output = bed.run("init");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(text(&output.stdout).contains("repository-password created"));
+    let mode = password.metadata().unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let (status, again) = bed.json("init");
+    assert_eq!((status, &again["password_file_created"]), (0, &Value::Null));
+
+    let page = bed.path("data/customers/customer-1/wordpress/index.php");
+    std::fs::write(&page, "shop").unwrap();
+    let (status, backup) = bed.json("backup 1 --type files");
+    assert_eq!(status, 0, "{backup:#}");
+    std::fs::write(&page, "broken").unwrap();
+    let id = backup["snapshot_id"].as_str().unwrap();
+    let (status, restored) = bed.json(&format!("restore 1 {id} --yes"));
+    assert_eq!(status, 0, "{restored:#}");
+    assert_eq!(std::fs::read(&page).unwrap(), b"shop");
+
+    // What is there is encrypted with the password that was lost; another one would be of no use.
+    std::fs::remove_file(&password).unwrap();
+    assert_eq!(bed.run("init").status.code(), Some(2));
+    assert!(!password.exists());
+}
+
+#[test]
+fn a_password_file_that_an_operator_named_is_not_made_for_him() {
+    let bed = Bed::new();
+    std::fs::remove_file(bed.path("password")).unwrap();
+    let output = bed.run("init");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("password"), "{output:?}");
+    assert!(!bed.path("password").exists());
+}
+
+#[test]
 fn customers_are_added_and_listed() {
     let bed = Bed::new();
     assert_eq!(
@@ -330,12 +383,25 @@ fn an_unreachable_platform_database_is_a_failure_without_its_password() {
 
 #[test]
 fn signals_ask_and_do_not_kill() {
+    assert_signals_answered("backup 1", ["cancelling…", "still cancelling"]);
+}
+
+#[test]
+fn a_command_that_cannot_be_cancelled_says_so() {
+    let sentence = "cannot be cancelled: it ends by itself\n";
+    for line in ["list 1", "customer list"] {
+        assert_signals_answered(line, [sentence, sentence]);
+    }
+}
+
+/// Run it, send it a signal twice, and hear what it says to each; it ends by itself.
+fn assert_signals_answered(line: &str, answers: [&str; 2]) {
     let bed = Bed::new();
     // A server that never says a word, so that the program has to wait.
     let server = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("mysql://app@{}/platform", server.local_addr().unwrap());
     let mut child = bed
-        .command("customer list")
+        .command(line)
         .env("BACKUP__DATABASE__URL", url)
         .stderr(Stdio::piped())
         .spawn()
@@ -355,12 +421,13 @@ fn signals_ask_and_do_not_kill() {
             assert_ne!(n, 0, "it ended without saying `{awaited}`: {said}");
             said.push_str(&text(&piece[..n]));
         }
+        said.clear();
     };
     send("-HUP");
     send("-TERM");
-    hear("cancelling…");
+    hear(answers[0]);
     send("-INT");
-    hear("still cancelling");
+    hear(answers[1]);
     assert!(child.try_wait().unwrap().is_none(), "it still runs");
     drop((connection, server));
     assert_eq!(child.wait().unwrap().code(), Some(1));

@@ -10,10 +10,13 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::template::{Placeholder, Template};
-use super::{Config, PasswordSource, values};
+use super::{Config, PasswordSource, RepositoryConfig, values};
 use crate::error::{Error, ErrorKind, Result};
 
 const PREFIX: &str = "BACKUP__";
+
+/// The password file of the repositories that are built in, in the data directory.
+const EMBEDDED_PASSWORD: &str = "repository-password";
 
 /// Where a [`Config`] was read from.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -120,6 +123,27 @@ impl Config {
             .and_then(|()| config.judge())
             .map_err(|wrong| wrong.in_any_of(&figment))?;
         Ok(config)
+    }
+
+    /// Make the password file of the built-in configuration, with a random password, where a repository has it and it is not
+    /// there; its path if it was made. With a configuration file nothing is made: there the operator names a file that he has.
+    ///
+    /// Call it only while there is no repository: one that is there would still need the password that is missing.
+    pub fn create_embedded_password(&self) -> Result<Option<PathBuf>> {
+        if self.origin != Origin::Embedded {
+            return Ok(None);
+        }
+        let path = data_dir()?.join(EMBEDDED_PASSWORD);
+        let manual = Some(&self.repositories.manual);
+        let has_it = |repository: &RepositoryConfig| matches!(&repository.password, PasswordSource::File(file) if *file == path);
+        if !manual
+            .into_iter()
+            .chain(&self.repositories.daily)
+            .any(has_it)
+        {
+            return Ok(None);
+        }
+        Ok(values::create_password_file(&path)?.then_some(path))
     }
 
     fn find_passwords(&mut self, environment: &Environment) -> std::result::Result<(), Wrong> {
@@ -512,20 +536,21 @@ fn platform_url(pattern: &str, variable: &str, host: &str) -> Result<Url> {
     Ok(url)
 }
 
-/// What holds without any file: everything under `./data`, nothing to install.
+/// Where everything is without a configuration file.
+fn data_dir() -> Result<PathBuf> {
+    std::path::absolute("data").map_err(|e| Error::io("cannot tell the working directory", e))
+}
+
+/// What holds without any file: everything under `./data`, nothing to install, nothing to stop or start.
 fn embedded(figment: &Figment) -> Result<Layer> {
-    let data = std::path::absolute("data")
-        .map_err(|e| Error::io("cannot tell the working directory", e))?;
+    let data = data_dir()?;
     let path = |name: &str| data.join(name).to_string_lossy().into_owned();
     let repository = |name: &str| {
         let location = (
             "location".to_owned(),
             path(&format!("repositories/{name}")).into(),
         );
-        let password = (
-            "password_file".to_owned(),
-            path("repository-password").into(),
-        );
+        let password = ("password_file".to_owned(), path(EMBEDDED_PASSWORD).into());
         let elsewhere = figment.contains(&format!("repositories.{name}.password_env"));
         toml::Table::from_iter(std::iter::once(location).chain((!elsewhere).then_some(password)))
     };
@@ -544,6 +569,14 @@ fn embedded(figment: &Figment) -> Result<Layer> {
         (
             "customers".to_owned(),
             section("root", path("customers")).into(),
+        ),
+        (
+            // A directory is all that there is of a site.
+            "site".to_owned(),
+            toml::Table::from_iter(
+                ["stop", "start"].map(|key| (key.to_owned(), toml::Value::Array(Vec::new()))),
+            )
+            .into(),
         ),
         (
             "repositories".to_owned(),
@@ -893,6 +926,7 @@ password_file = "/root/.password"
         assert!(config.repositories.daily.is_some());
         assert_eq!(config.customers.root, data.join("customers"));
         assert_eq!(config.worker.state_dir, data.join("state"));
+        assert!(config.site.stop.is_empty() && config.site.start.is_empty());
         assert!(
             matches!(config.database.url, DatabaseUrl::Sqlite(path) if path == data.join("backup.db"))
         );

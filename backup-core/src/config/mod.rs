@@ -219,9 +219,9 @@ pub struct CustomerDatabaseConfig {
 #[non_exhaustive]
 pub struct SiteConfig {
     /// The program and arguments that stop the site, run in the customer's directory without a shell; empty: nothing
-    /// to stop. Default `docker compose stop`.
+    /// to stop. Default `docker compose stop`; without a configuration file nothing.
     pub stop: Vec<String>,
-    /// The same to start it. Default `docker compose up -d`.
+    /// The same to start it. Default `docker compose up -d`; without a configuration file nothing.
     pub start: Vec<String>,
     /// An `http://` address that answers when the site is up. Without one a started site counts as up.
     health_url: Option<Template>,

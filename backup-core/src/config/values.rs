@@ -2,9 +2,9 @@
 //! elsewhere, paths.
 
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
-use std::os::unix::fs::PermissionsExt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
@@ -222,6 +222,41 @@ fn read_password_file(path: &Path) -> Result<SecretString> {
     Ok(password.into())
 }
 
+/// Make a password file with a random password, for this user alone; false where there is one already, which is never touched.
+pub(super) fn create_password_file(path: &Path) -> Result<bool> {
+    let failed = |e: std::io::Error| {
+        Error::io(
+            format!("cannot make the password file {}", path.display()),
+            e,
+        )
+    };
+    let dir = path.parent().unwrap_or(Path::new("."));
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(dir)
+        .map_err(failed)?;
+    let created = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path);
+    let mut file = match created {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => return Ok(false),
+        other => other.map_err(failed)?,
+    };
+    let password = SecretString::from(hex::encode(rand::random::<[u8; 32]>()));
+    let written = writeln!(file, "{}", password.expose_secret())
+        .and_then(|()| file.sync_all())
+        .and_then(|()| File::open(dir)?.sync_all());
+    if let Err(e) = written {
+        // Half a password would be taken for a whole one.
+        let _ = std::fs::remove_file(path);
+        return Err(failed(e));
+    }
+    Ok(true)
+}
+
 /// An absolute path without `..`, written the one plain way.
 pub(super) fn absolute_path<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -405,6 +440,26 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
         assert!(error.to_string().contains("none"));
+    }
+
+    #[test]
+    fn a_password_file_is_made_once_and_for_nobody_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data/password");
+        assert!(create_password_file(&path).unwrap());
+        let source = PasswordSource::File(path.clone());
+        let password = source.read().unwrap().unwrap();
+        assert_eq!(password.expose_secret().len(), 64);
+        for (made, mode) in [(path.as_path(), 0o600), (path.parent().unwrap(), 0o700)] {
+            assert_eq!(made.metadata().unwrap().permissions().mode() & 0o777, mode);
+        }
+        assert!(!create_password_file(&path).unwrap());
+        let again = source.read().unwrap().unwrap();
+        assert_eq!(again.expose_secret(), password.expose_secret());
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(dir.path().join("elsewhere"), &path).unwrap();
+        assert!(!create_password_file(&path).unwrap());
+        assert!(!dir.path().join("elsewhere").exists());
     }
 
     #[test]

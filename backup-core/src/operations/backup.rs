@@ -66,6 +66,11 @@ impl Engine {
         let site = has_files
             .then(|| Site::open(&self.config, customer))
             .transpose()?;
+        // A restore would pull the files away from under us.
+        let _claim = site.as_ref().map(|site| site.claim(false)).transpose()?;
+        if let Some(site) = &site {
+            self.require_site_dirs(site)?;
+        }
 
         let repository = self.manual()?;
         let lock = repository.lock_shared()?;
@@ -186,6 +191,26 @@ impl Engine {
             note: request.note.clone(),
             parent: parent.map(|snapshot| snapshot.id),
         })
+    }
+
+    /// A backup of files that has none of what a restore would put back is none.
+    fn require_site_dirs(&self, site: &Site) -> Result<()> {
+        let site_dirs = &self.config.customers.site_dirs;
+        if site.present_dirs(site_dirs)?.is_empty() {
+            let names: Vec<String> = site_dirs
+                .iter()
+                .map(|dir| dir.display().to_string())
+                .collect();
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "{} has none of the directories that hold a site ({}; links do not count): mend it, or change customers.site_dirs",
+                    site.path().display(),
+                    names.join(", ")
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// The newest manual ones of this customer stay, whatever their type, and in any case the one just made: clocks go wrong.

@@ -98,6 +98,8 @@ impl Engine {
         let control = &control;
         control.monitor.phase(Phase::Preparing);
         let site = Site::open(&self.config, customer)?;
+        // Of one customer one restore at a time, and no backup beside it.
+        let _claim = site.claim(true)?;
         let found = self.find(customer, request, control)?;
         let mut restore = Restore {
             engine: self,

@@ -4,6 +4,7 @@
 //! directory to the next by one name, and no link is ever followed. Never: a write, an exchange or a removal outside of the
 //! customer's directory and our own staging directory; a half-replaced site directory.
 
+mod claim;
 mod dirs;
 mod health;
 mod maintenance;
@@ -14,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use url::Url;
 
@@ -24,6 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::process::Program;
 use crate::progress::Cancel;
 
+pub use claim::Claim;
 pub use health::Health;
 pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
 
@@ -83,6 +85,36 @@ impl Site {
     /// The customer's directory as it is called in snapshots: `{customers.root}/customer-N`.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Keep others from working on this customer meanwhile: a backup claims him together with other backups, a restore
+    /// exclusively; both until they have ended. [`ErrorKind::Busy`] at once, with who is in the way, where somebody is.
+    pub fn claim(&self, exclusive: bool) -> Result<Claim> {
+        Claim::take(self, exclusive)
+    }
+
+    /// Which of these site directories are there now as directories; a link is none, nor is what it leads to.
+    pub fn present_dirs(&self, site_dirs: &[PathBuf]) -> Result<Vec<PathBuf>> {
+        let mut present = Vec::new();
+        for site_dir in site_dirs {
+            let is_there = self.has_dir(site_dir).map_err(|e| {
+                let path = self.path.join(site_dir);
+                Error::io(format!("cannot look at {}", path.display()), e.into())
+            })?;
+            if is_there {
+                present.push(site_dir.clone());
+            }
+        }
+        Ok(present)
+    }
+
+    fn has_dir(&self, site_dir: &Path) -> Result<bool, Errno> {
+        let parent = match dirs::open_parent(&self.dir, site_dir, false) {
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
+            other => other?,
+        };
+        let found = dirs::stat(&parent, dirs::last_name(site_dir)?)?;
+        Ok(found.is_some_and(|stat| dirs::file_type(&stat) == FileType::Directory))
     }
 
     /// The bytes that are free where staged files go.

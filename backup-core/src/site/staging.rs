@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 
-/// The directory of all staging directories, in the root of all customers.
+/// The directory of all staging directories and locks, in the root of all customers.
 const BASE: &str = ".shophosting-backup";
 
 /// In a staging directory: the files, under the same relative paths as in the site.
@@ -62,8 +62,7 @@ impl Staged {
 
 impl Staging {
     pub(super) fn create(site: &Site) -> Result<Self> {
-        let path = site.root_path().join(BASE);
-        let base = make_base(site.root(), &path)?;
+        let (base, path) = open_or_make_base(site)?;
         let io = |e: Errno| {
             Error::io(
                 format!("cannot make a staging directory in {}", path.display()),
@@ -388,6 +387,12 @@ fn try_exchange_in(base: &OwnedFd, name: &str) -> std::result::Result<u64, Errno
     }
     rustix::fs::renameat_with(&dir, "a", &dir, "b", RenameFlags::EXCHANGE)?;
     dirs::bytes_available(&dir)
+}
+
+/// The private directory of all that is ours beside the sites, and its path.
+pub(super) fn open_or_make_base(site: &Site) -> Result<(OwnedFd, PathBuf)> {
+    let path = site.root_path().join(BASE);
+    Ok((make_base(site.root(), &path)?, path))
 }
 
 fn make_base(root: BorrowedFd<'_>, path: &Path) -> Result<OwnedFd> {
@@ -960,6 +965,73 @@ pub(super) mod tests {
         other.stage().unwrap().remove().unwrap();
         staging.remove().unwrap();
         site.stage().unwrap().remove().unwrap();
+    }
+
+    #[test]
+    fn a_customer_has_many_backups_or_one_restore_at_a_time() {
+        let bed = Bed::new();
+        let site = bed.site();
+        let refused = |exclusive| {
+            let error = bed.site().claim(exclusive).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Busy);
+            error.to_string()
+        };
+        let backups = [site.claim(false).unwrap(), bed.site().claim(false).unwrap()];
+        assert_eq!(
+            refused(true),
+            "a backup or restore of customer 7 is running"
+        );
+        drop(backups);
+        let restore = site.claim(true).unwrap();
+        assert_eq!(
+            refused(true),
+            "a backup or restore of customer 7 is running"
+        );
+        assert_eq!(refused(false), "a restore of customer 7 is running");
+        std::fs::create_dir(bed.path("customer-77")).unwrap();
+        let other = Site::open(&bed.config, &bed.customer(77)).unwrap();
+        let _other = other.claim(true).unwrap();
+        // The restore itself stages, and nobody takes its lock for something that was left.
+        site.stage().unwrap().remove().unwrap();
+        assert!(leftovers(&bed.config).unwrap().is_empty());
+        drop(restore);
+        let _backup = site.claim(false).unwrap();
+    }
+
+    #[test]
+    fn only_root_can_reach_the_lock_of_a_customer_and_no_link_leads_it_away() {
+        let bed = Bed::new();
+        drop(bed.site().claim(true).unwrap());
+        let lock = bed.path(BASE).join("customer-7.lock");
+        assert_eq!(lock.metadata().unwrap().mode() & 0o777, 0o600);
+        std::fs::remove_file(&lock).unwrap();
+        symlink(bed.path("elsewhere"), &lock).unwrap();
+        bed.site().claim(true).unwrap_err();
+        assert!(!bed.path("elsewhere").exists());
+        std::fs::set_permissions(bed.path(BASE), std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(
+            bed.site().claim(true).unwrap_err().kind(),
+            ErrorKind::Refused
+        );
+    }
+
+    #[test]
+    fn only_real_directories_are_present() {
+        let bed = Bed::new();
+        let all = ["wordpress", "volumes/files"].map(PathBuf::from);
+        let present = || bed.site().present_dirs(&all).unwrap();
+        assert_eq!(present(), all);
+        bed.write("outside/files/index.php", "x");
+        std::fs::remove_dir_all(bed.path("customer-7/volumes")).unwrap();
+        assert_eq!(present(), all[..1]);
+        symlink(bed.path("outside"), bed.path("customer-7/volumes")).unwrap();
+        assert_eq!(present(), all[..1], "a link on the way");
+        std::fs::remove_dir_all(bed.path("customer-7/wordpress")).unwrap();
+        symlink(bed.path("outside"), bed.path("customer-7/wordpress")).unwrap();
+        assert!(present().is_empty(), "a link itself");
+        std::fs::remove_file(bed.path("customer-7/wordpress")).unwrap();
+        bed.write("customer-7/wordpress", "a file");
+        assert!(present().is_empty());
     }
 
     #[test]

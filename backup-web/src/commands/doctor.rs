@@ -188,7 +188,16 @@ fn check_passwords(config: &Config, report: &mut Report) {
     for (name, repository) in
         std::iter::once(("repositories.manual", &repositories.manual)).chain(daily)
     {
-        check_password(name, &repository.password, report);
+        match &repository.password {
+            PasswordSource::File(path) if config.origin == Origin::Embedded && !path.exists() => {
+                report.warning(
+                    &format!("{name} password"),
+                    format!("{} does not exist yet", path.display()),
+                    "it is made with the repositories: shophosting-backup init",
+                );
+            }
+            source => check_password(name, source, report),
+        }
         check_ssh_files(name, repository, report);
     }
     match &config.customer_database.password {
@@ -578,12 +587,11 @@ struct Found {
 }
 
 fn try_repository(config: &RepositoryConfig, ours: bool, cancel: &Cancel) -> Result<Option<Found>> {
-    let password = config.read_password()?;
     let storage = open_storage(config, cancel)?;
     if !Repository::exists(&*storage)? {
         return Ok(None);
     }
-    let repository = Repository::open(storage, &password)?;
+    let repository = Repository::open(storage, &config.read_password()?)?;
     let locks = repository.locks()?;
     let stale: Vec<_> = locks
         .iter()

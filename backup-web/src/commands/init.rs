@@ -1,16 +1,19 @@
-//! `init`.
+//! `init`: the repositories, and for those of the built-in configuration their password.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use backup_core::config::Config;
+use backup_core::config::{Config, Origin};
 use backup_core::error::Result;
-use backup_core::operations::init_repository;
+use backup_core::operations::{init_repository, open_storage};
 use backup_core::progress::Cancel;
+use backup_core::repository::Repository;
 use serde_json::json;
 
 use crate::output::Output;
 
 pub fn run(config: &Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
+    let password_file = create_password(config, cancel)?;
     let mut done = Vec::new();
     for (name, repository) in super::repositories(config) {
         let created = init_repository(repository, cancel)
@@ -23,17 +26,38 @@ pub fn run(config: &Config, output: Output, cancel: &Cancel) -> Result<ExitCode>
             json!({ "name": name, "location": location, "created": created })
         })
         .collect();
-    output.result(&json!({ "repositories": document }), || {
-        done.iter()
-            .map(|(name, location, created)| {
-                let what = if *created {
-                    "created"
-                } else {
-                    "is there already"
-                };
-                format!("{name}: {location} {what}\n")
-            })
-            .collect()
+    let document = json!({ "repositories": document, "password_file_created": password_file });
+    output.result(&document, || {
+        let mut text = String::new();
+        if let Some(path) = &password_file {
+            text.push_str(&format!(
+                "password: {} created; keep a copy elsewhere, for without it no backup can be read\n",
+                path.display()
+            ));
+        }
+        for (name, location, created) in &done {
+            let what = if *created {
+                "created"
+            } else {
+                "is there already"
+            };
+            text.push_str(&format!("{name}: {location} {what}\n"));
+        }
+        text
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// The path of the password file if it was made.
+fn create_password(config: &Config, cancel: &Cancel) -> Result<Option<PathBuf>> {
+    if config.origin != Origin::Embedded {
+        return Ok(None);
+    }
+    for (_, repository) in super::repositories(config) {
+        // Another password would not open it, and would hide that its own is lost.
+        if Repository::exists(&*open_storage(repository, cancel)?)? {
+            return Ok(None);
+        }
+    }
+    config.create_embedded_password()
 }

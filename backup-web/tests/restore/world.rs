@@ -297,7 +297,10 @@ impl World {
     }
 
     pub fn staging_directories(&self) -> Vec<PathBuf> {
-        names(&self.bed.customers_root().join(".shophosting-backup"))
+        let mut names = names(&self.bed.customers_root().join(".shophosting-backup"));
+        // The locks of customers stay.
+        names.retain(|name| name.extension().is_none_or(|it| it != "lock"));
+        names
     }
 
     /// The schemas that restores made.
