@@ -63,11 +63,15 @@ impl Engine {
         control.monitor.phase(Phase::Preparing);
         request.note.as_deref().map_or(Ok(()), require_note)?;
         let has_files = request.backup_type.has_files();
-        let site = has_files
-            .then(|| Site::open(&self.config, customer))
-            .transpose()?;
-        // A restore would pull the files away from under us.
+        let site = match Site::open(&self.config, customer) {
+            Ok(site) => Some(site),
+            // A database alone needs none.
+            Err(error) if error.kind() == ErrorKind::NotFound && !has_files => None,
+            Err(error) => return Err(error),
+        };
+        // A restore would exchange files and tables under us.
         let _claim = site.as_ref().map(|site| site.claim(false)).transpose()?;
+        let site = site.filter(|_| has_files);
         if let Some(site) = &site {
             self.require_site_dirs(site)?;
         }
@@ -124,6 +128,16 @@ impl Engine {
             database_bytes: archived.stream_bytes,
             warnings: noting.warnings(),
         })
+    }
+
+    /// Try whether the account that a customer's dumps are imported as can log in; nothing where the platform has none for him.
+    pub fn try_import_account(&self, customer: &Customer) -> Result<()> {
+        match (&customer.db_user, &customer.db_password) {
+            (Some(user), Some(password)) => {
+                self.server_as(customer, user, password.clone())?.ping()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Try whether a customer's database can be dumped, without storing anything: everything is looked at, the dump is
