@@ -896,3 +896,30 @@ fn init_refuses_a_repository_that_lost_its_config() {
         1
     );
 }
+
+#[test]
+fn a_tree_that_is_too_deep_is_refused_before_it_fills_the_memory() {
+    use rustix::fs::{Mode, OFlags, mkdirat, openat};
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let mut at = std::os::fd::OwnedFd::from(std::fs::File::open(bench.site()).unwrap());
+    let name = "e".repeat(250);
+    for _ in 0..200 {
+        mkdirat(&at, &name, Mode::RWXU).unwrap();
+        at = openat(
+            &at,
+            &name,
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            Mode::empty(),
+        )
+        .unwrap();
+    }
+    drop(at);
+    let error = bench.backup(None, true).unwrap_err();
+    assert!(
+        error.chain().contains("deeper than can be saved"),
+        "{}",
+        error.chain()
+    );
+    assert!(bench.repository.snapshots().unwrap().is_empty());
+}

@@ -50,8 +50,13 @@ pub fn usage(error: &clap::Error, json: bool) -> ExitCode {
     let _ = error.print();
     if error.use_stderr() && json {
         let text = error.render().to_string();
-        let first = text.lines().next().unwrap_or_default();
-        print_failure(first.trim_start_matches("error: "));
+        // Up to the first empty line it says what is wrong, after that how it is right.
+        let wrong: Vec<&str> = text
+            .lines()
+            .take_while(|line| !line.is_empty())
+            .map(str::trim)
+            .collect();
+        print_failure(wrong.join(" ").trim_start_matches("error: "));
     }
     ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
 }

@@ -2,6 +2,7 @@
 //! leaves no backup, no lock, no process and no file, but a sentence that helps.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -293,7 +294,7 @@ fn the_stock_restic_reads_and_restores_what_was_backed_up() {
         assert_eq!(snapshot["paths"], Value::Array(paths));
 
         let nodes = restic.list(id).unwrap();
-        let files = nodes.iter().filter(|node| node["type"] != "dir").count();
+        let files = nodes.iter().filter(|node| node["type"] == "file").count();
         assert_eq!(
             report["files"].as_u64().unwrap(),
             (files - usize::from(has_database)) as u64
@@ -434,6 +435,20 @@ fn the_newest_five_of_a_customer_stay_and_nothing_else_is_touched() {
     let mut listed = ids(listed["manual"].as_array().unwrap());
     listed.reverse();
     assert_eq!(listed, own[2..]);
+
+    // The clock was wrong when these were made: a backup of today is not forgotten on the spot for it.
+    for _ in 0..6 {
+        let tags = "customer-1,manual,both,2033-01-01-000000";
+        let mut backup: Vec<&OsStr> = ["backup", "--time", "2033-01-01 00:00:00", "--tag", tags]
+            .map(OsStr::new)
+            .into();
+        backup.push(site.as_os_str());
+        restic.run(backup).unwrap();
+    }
+    let newest = back_up("--json backup 1");
+    let left = ids(&restic.snapshots().unwrap());
+    assert!(left.contains(&newest));
+    assert_eq!(left.len(), expected.len());
 
     // What was forgotten is garbage that a prune collects; what stays is whole.
     product.run("prune").done();
@@ -1275,16 +1290,19 @@ fn damage_is_found_and_only_dead_locks_are_removed() {
         assert_eq!(outcome.code, Some(1), "{}", outcome.messages());
         fs::write(&largest, &good).unwrap();
     }
-    // A file that all others depend on is an error with advice, and no crash.
-    for kind in ["snapshots", "index"] {
+    // One damaged snapshot keeps nobody from his backups; a damaged index does, for what it knew would be stored and counted
+    // as lost. With either, a prune would remove what is needed.
+    for (kind, backup) in [("snapshots", 0), ("index", 1)] {
         let path = find(kind).remove(0);
         let good = damage(&path, &|file| file.truncate(20));
         let outcome = product.run("--json check");
         assert_eq!(outcome.code, Some(1), "{kind}: {}", outcome.messages());
-        let before = product.repository_files("snapshots");
-        assert_eq!(product.run("--json backup 7").code, Some(1), "{kind}");
-        assert_eq!(product.run("--json prune").code, Some(1), "{kind}");
-        assert_eq!(before, product.repository_files("snapshots"));
+        let outcome = product.run("--json backup 7");
+        assert_eq!(outcome.code, Some(backup), "{kind}: {}", outcome.messages());
+        let packs = find("data").len();
+        let outcome = product.run("--json prune");
+        assert_eq!(outcome.code, Some(1), "{kind}: {}", outcome.messages());
+        assert_eq!(packs, find("data").len(), "{kind}");
         fs::write(&path, &good).unwrap();
     }
     assert_sound(&product);
@@ -1310,10 +1328,10 @@ fn damage_is_found_and_only_dead_locks_are_removed() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     let unlocked = product.run("--json unlock").document();
-    assert_eq!(
-        unlocked["removed"][0]["lock"]["pid"],
-        killed.id(),
-        "{unlocked}"
+    let removed = unlocked["removed"][0]["lock"].as_str().unwrap();
+    assert!(
+        removed.contains(&format!("process {} ", killed.id())),
+        "{removed}"
     );
     assert_eq!(
         unlocked["left"][0]["lock"]["pid"],

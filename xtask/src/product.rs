@@ -254,9 +254,11 @@ impl Product {
         outcome
     }
 
-    /// Names of the files of one kind in the manual repository: `snapshots`, `locks`, …
+    /// Names of the files of one kind in the manual repository: `snapshots`, `locks`, …; not of those still being written.
     pub fn repository_files(&self, kind: &str) -> Vec<String> {
-        names_in(&self.bed.manual_repository().join(kind))
+        let mut names = names_in(&self.bed.manual_repository().join(kind));
+        names.retain(|name| !name.starts_with(".tmp-"));
+        names
     }
 }
 

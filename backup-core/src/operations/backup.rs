@@ -63,9 +63,18 @@ impl Engine {
         control.monitor.phase(Phase::Preparing);
         request.note.as_deref().map_or(Ok(()), require_note)?;
         let has_files = request.backup_type.has_files();
-        let site = has_files
-            .then(|| Site::open(&self.config, customer))
-            .transpose()?;
+        let site = match Site::open(&self.config, customer) {
+            Ok(site) => Some(site),
+            // A database alone needs none.
+            Err(error) if error.kind() == ErrorKind::NotFound && !has_files => None,
+            Err(error) => return Err(error),
+        };
+        // A restore would exchange files and tables under us.
+        let _claim = site.as_ref().map(|site| site.claim(false)).transpose()?;
+        let site = site.filter(|_| has_files);
+        if let Some(site) = &site {
+            self.require_site_dirs(site)?;
+        }
 
         let repository = self.manual()?;
         let lock = repository.lock_shared()?;
@@ -119,6 +128,16 @@ impl Engine {
             database_bytes: archived.stream_bytes,
             warnings: noting.warnings(),
         })
+    }
+
+    /// Try whether the account that a customer's dumps are imported as can log in; nothing where the platform has none for him.
+    pub fn try_import_account(&self, customer: &Customer) -> Result<()> {
+        match (&customer.db_user, &customer.db_password) {
+            (Some(user), Some(password)) => {
+                self.server_as(customer, user, password.clone())?.ping()
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Try whether a customer's database can be dumped, without storing anything: everything is looked at, the dump is
@@ -186,6 +205,26 @@ impl Engine {
             note: request.note.clone(),
             parent: parent.map(|snapshot| snapshot.id),
         })
+    }
+
+    /// A backup of files that has none of what a restore would put back is none.
+    fn require_site_dirs(&self, site: &Site) -> Result<()> {
+        let site_dirs = &self.config.customers.site_dirs;
+        if site.present_dirs(site_dirs)?.is_empty() {
+            let names: Vec<String> = site_dirs
+                .iter()
+                .map(|dir| dir.display().to_string())
+                .collect();
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "{} has none of the directories that hold a site ({}; links do not count): mend it, or change customers.site_dirs",
+                    site.path().display(),
+                    names.join(", ")
+                ),
+            ));
+        }
+        Ok(())
     }
 
     /// The newest manual ones of this customer stay, whatever their type, and in any case the one just made: clocks go wrong.

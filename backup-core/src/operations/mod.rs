@@ -66,8 +66,17 @@ impl Engine {
             .transpose()
     }
 
-    /// The customer's database server.
+    /// The customer's database server, seen by the account that dumps and restores.
     fn server(&self, customer: &Customer) -> Result<Server> {
+        let config = &self.config.customer_database;
+        let password = config
+            .password
+            .read()?
+            .unwrap_or_else(|| SecretString::from(String::new()));
+        self.server_as(customer, &config.user, password)
+    }
+
+    fn server_as(&self, customer: &Customer, user: &str, password: SecretString) -> Result<Server> {
         let config = &self.config.customer_database;
         let endpoint = match &config.socket {
             Some(socket) => Endpoint::Socket(socket.clone()),
@@ -76,14 +85,10 @@ impl Engine {
                 port: config.port,
             },
         };
-        let password = config
-            .password
-            .read()?
-            .unwrap_or_else(|| SecretString::from(String::new()));
         Ok(Server::new(
             endpoint,
             config.exec(customer)?,
-            config.user.clone(),
+            user,
             password,
         ))
     }

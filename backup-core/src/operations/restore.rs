@@ -98,6 +98,8 @@ impl Engine {
         let control = &control;
         control.monitor.phase(Phase::Preparing);
         let site = Site::open(&self.config, customer)?;
+        // Of one customer one restore at a time, and no backup beside it.
+        let _claim = site.claim(true)?;
         let found = self.find(customer, request, control)?;
         let mut restore = Restore {
             engine: self,
@@ -589,10 +591,21 @@ impl Restore<'_> {
         let mut problems = Vec::new();
         self.swap_back(&mut problems);
         if self.stopped {
-            problems.extend(self.site.start().err());
+            match self.site.start() {
+                Ok(()) => self.stopped = false,
+                Err(problem) => problems.push(problem),
+            }
         }
         if self.maintenance {
-            problems.extend(self.site.maintenance_off().err());
+            if self.stopped {
+                // A page that says so is better than a site that is down without a word.
+                problems.push(Error::new(
+                    ErrorKind::Failed,
+                    "the site is still stopped, so its maintenance page was left on: start it, then remove the maintenance file",
+                ));
+            } else {
+                problems.extend(self.site.maintenance_off().err());
+            }
         }
         self.remove_staged(&mut problems);
         if problems.is_empty() {

@@ -30,6 +30,10 @@ use super::mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
 
+/// The deepest directory and the longest path that are saved; no shop comes near.
+const DEPTH_MAX: usize = 4096;
+const PATH_BYTES_MAX: usize = 32 * 1024;
+
 /// How often something is looked at again that becomes something else meanwhile.
 const LOOKS_MAX: usize = 1000;
 
@@ -386,11 +390,26 @@ impl Walk {
     }
 
     fn directory(&mut self, above: &OwnedFd, name: &OsStr, path: &Path) -> Result<Entry, Look> {
+        self.refuse_too_deep(path)?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let descriptor = openat(above, name, flags, Mode::empty())
             .map_err(|error| Look::from_errno(error, path))?;
         let stat = fstat(&descriptor).map_err(|error| Look::from_errno(error, path))?;
         Ok(self.enter(descriptor, path.to_owned(), &stat)?)
+    }
+
+    /// Every level that is open holds its path, here and in rustic: a tenant must not be able to fill our memory with that.
+    fn refuse_too_deep(&self, path: &Path) -> Result<()> {
+        if self.stack.len() < DEPTH_MAX && path.as_os_str().len() < PATH_BYTES_MAX {
+            return Ok(());
+        }
+        let below: String = path.to_string_lossy().chars().take(200).collect();
+        Err(Error::new(
+            ErrorKind::Failed,
+            format!(
+                "{below}… goes deeper than can be saved ({DEPTH_MAX} directories, {PATH_BYTES_MAX} bytes of path): remove it, or exclude it"
+            ),
+        ))
     }
 
     fn file(&self, above: &OwnedFd, name: &OsStr, path: &Path) -> Result<Entry, Look> {

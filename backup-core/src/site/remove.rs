@@ -107,14 +107,15 @@ impl<'fd> Removal<'fd> {
     fn unlink(&mut self, dir: BorrowedFd<'_>, name: &OsStr) -> bool {
         match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => return false,
-            Err(Errno::ISDIR | Errno::PERM) => {}
+            Err(Errno::ISDIR) => {}
             Err(other) => {
                 self.fail(other);
                 return false;
             }
         }
         match rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT) => false,
+            // It is no directory any more: the next pass will see.
+            Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => false,
             Err(Errno::NOTEMPTY | Errno::EXIST) => true,
             Err(other) => {
                 self.fail(other);

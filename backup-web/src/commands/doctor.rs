@@ -452,7 +452,27 @@ async fn check_platform_database(config: &Config, report: &mut Report) -> Vec<Cu
         }
     }
     store.close().await;
+    if !config.customer_database.is_in_container() {
+        check_that_nobody_shares(&usable, report);
+    }
     usable
+}
+
+/// Two customers with one database would get each other's backups.
+fn check_that_nobody_shares(customers: &[Customer], report: &mut Report) {
+    let mut owners = BTreeMap::new();
+    for customer in customers {
+        if let Some(other) = owners.insert(&customer.db_name, customer.id) {
+            report.failed(
+                &format!("customer {}", customer.id),
+                format!(
+                    "customer {other} has the same database, {}",
+                    customer.db_name
+                ),
+                "correct customers.db_name: each would back up and restore the other's shop",
+            );
+        }
+    }
 }
 
 /// Dumps are started, for customers whose files are on this server.
@@ -483,6 +503,13 @@ fn check_customer_databases(
         match tried {
             Ok(()) => report.ok(&name, format!("{} can be dumped", customer.db_name)),
             Err(e) => report.error(&name, &e),
+        }
+        if let Err(e) = engine.try_import_account(customer) {
+            report.failed(
+                &name,
+                format!("his own account cannot log in: {}", e.chain()),
+                "correct customers.db_user and customers.db_password, or his database cannot be restored",
+            );
         }
         let warnings = heard.0.lock().unwrap_or_else(PoisonError::into_inner);
         for warning in warnings.iter() {

@@ -144,6 +144,9 @@ fn no_trick_with_tags_makes_a_backup_somebodys() {
     let error = world
         .run(&format!("restore 1 {wrong_paths} --yes"))
         .failed(1);
-    assert!(error.contains("no such backup"), "{error}");
+    assert!(
+        error.contains("holds neither a dump nor a site directory"),
+        "{error}"
+    );
     world.assert_unchanged(&unchanged);
 }
