@@ -227,7 +227,7 @@ fn the_deadline_ends_a_dump_that_hangs() {
     let started = Instant::now();
     let error = try_dump(&server(), "hangs", Duration::from_secs(1), &quiet()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(15));
+    assert!(started.elapsed() < Duration::from_secs(60));
 }
 
 #[test]
@@ -950,7 +950,7 @@ fn a_transaction_that_keeps_a_table_in_use_makes_the_swap_fail_and_not_hang() {
     let started = Instant::now();
     let error = assert_fails_clean(&tenant, &dump);
     assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
-    assert!(started.elapsed() < Duration::from_secs(40));
+    assert!(started.elapsed() < Duration::from_secs(180));
     drop(session);
     eventually("the swap works", || tenant.restore(&dump).is_ok());
     assert_same(&tenant.dump(), &dump);

@@ -188,7 +188,10 @@ fn a_killed_restore_changes_nothing_and_the_next_one_removes_what_it_left() {
         let error = world
             .run(&format!("restore 1 {good} --type {part} --yes"))
             .failed(1);
-        assert!(error.contains("another restore of customer 1"), "{error}");
+        assert!(
+            error.contains("restore of customer 1 is running"),
+            "{error}"
+        );
         assert!(world.in_maintenance(customer));
     }
 
