@@ -1024,6 +1024,41 @@ fn a_trigger_that_was_typed_with_its_schema_is_restored() {
 }
 
 #[test]
+fn a_view_whose_definer_is_gone_is_restored_as_the_customers() {
+    let tenant = Tenant::new("goneview_1");
+    tenant.sql(
+        "CREATE TABLE t (id INT); INSERT INTO t VALUES (1); CREATE FUNCTION f() RETURNS INT RETURN 5;
+         CREATE VIEW called AS SELECT id, f() AS five FROM t;",
+    );
+    sql("USE goneview_1; CREATE DEFINER = gone@nowhere VIEW orphan AS
+         SELECT *, '`goneview_1`.' AS text, f() AS five FROM t WHERE EXISTS (SELECT 1 FROM goneview_1.t u WHERE u.id = t.id);");
+    let dump = tenant.dump();
+    let (control, warnings) = control();
+    let (_, replaced) = tenant
+        .restore_as(&tenant.account(), &dump, &control)
+        .unwrap();
+    assert!(
+        warnings.text().contains("gone@nowhere"),
+        "{}",
+        warnings.text()
+    );
+    assert_eq!(
+        sql("SELECT * FROM goneview_1.orphan; SELECT * FROM goneview_1.called"),
+        "1\t`goneview_1`.\t5\n1\t5\n"
+    );
+    assert_eq!(
+        sql(
+            "SELECT DISTINCT DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = 'goneview_1'"
+        ),
+        "goneview_1@%\n"
+    );
+    let now = tenant.dump();
+    assert!(!String::from_utf8_lossy(&now).contains("__restore_"));
+    database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
+    assert_same(&tenant.dump(), &dump);
+}
+
+#[test]
 fn a_live_schema_with_broken_views_can_be_restored_over() {
     let tenant = Tenant::new("brokenview_1");
     fill(&tenant);

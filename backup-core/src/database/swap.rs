@@ -17,7 +17,7 @@ use crate::database::client::{
     CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
 };
 use crate::database::definitions::{As, Definition, Kind, collect, create, drop_where, missing};
-use crate::database::rewrite::awake_event;
+use crate::database::rewrite::{awake_event, unqualified_view};
 use crate::database::shadow::{
     ImportAccount, Importer, REPLACED_MARK, Shadow, default_charset, grant, is_beside,
     open_account, remove_schema, replaced_name, schemas_beside, settle_account, shadow_name,
@@ -155,6 +155,12 @@ fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
                     ),
                 )
             })?;
+        }
+        // Of the shadow nothing will be left, and a function in a view is told with its schema.
+        if definition.kind == Kind::View
+            && let Some(text) = unqualified_view(&definition.text, &[live, &shadow.schema])
+        {
+            definition.text = text;
         }
     }
     let old = match charset {
