@@ -112,11 +112,15 @@ struct Session(std::process::Child);
 
 impl Session {
     fn open(sql: &str) -> Self {
+        Self::open_as("root", MARIADB.root_password(), sql)
+    }
+
+    fn open_as(user: &str, password: &str, sql: &str) -> Self {
         let child = std::process::Command::new("mariadb")
-            .args(["--no-defaults", "--user=root", "--execute"])
+            .args(["--no-defaults", "--user", user, "--execute"])
             .arg(format!("{sql}; SELECT SLEEP(1000)"))
             .arg(format!("--socket={}", MARIADB.socket().display()))
-            .env("MYSQL_PWD", MARIADB.root_password())
+            .env("MYSQL_PWD", password)
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
             .spawn()
@@ -989,6 +993,88 @@ fn a_foreign_key_from_another_schema_is_refused_before_anything_changes() {
     sql("DROP DATABASE keyed_other");
 }
 
+/// What a tenant does to keep a shadow schema of his from being dropped: keys from and to it, and locks.
+fn hold_on_to(tenant: &Tenant, shadow: &str) -> [Session; 2] {
+    tenant.sql(&format!(
+        "CREATE TABLE hanging (id BIGINT UNSIGNED, CONSTRAINT hung FOREIGN KEY (id) REFERENCES {shadow}.parent (id));
+         ALTER TABLE {shadow}.parent ADD CONSTRAINT back FOREIGN KEY (id) REFERENCES parent (id);"
+    ));
+    let name = tenant.name;
+    let sessions = [
+        Session::open_as(
+            name,
+            PASSWORD,
+            &format!("USE {name}; BEGIN; SELECT * FROM {shadow}.parent"),
+        ),
+        Session::open_as(
+            name,
+            PASSWORD,
+            &format!("USE {name}; LOCK TABLES {shadow}.other READ"),
+        ),
+    ];
+    eventually("both sleep", || {
+        sql(&format!(
+            "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = '{name}' AND INFO LIKE '%SLEEP%'"
+        )) == "2\n"
+    });
+    sessions
+}
+
+#[test]
+fn a_shadow_schema_that_its_tenant_holds_on_to_is_removed() {
+    let tenant = Tenant::new("holding_1");
+    tenant.sql("CREATE TABLE parent (id BIGINT UNSIGNED PRIMARY KEY); INSERT INTO parent VALUES (1); CREATE TABLE other (i INT);");
+    let dump = tenant.dump();
+    for crashed in [false, true] {
+        let (control, warnings) = control();
+        let server = server();
+        let mut shadow =
+            database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
+        database::import(&server, &mut shadow, reader(&dump), LIMIT, &control).unwrap();
+        let _sessions = hold_on_to(&tenant, shadow.schema());
+        if crashed {
+            sql(&format!(
+                "REVOKE ALL ON `{}`.* FROM holding_1@'%'",
+                shadow.schema().replace('_', "\\_")
+            ));
+            let removed = database::remove_leftovers(&server, tenant.name, &control).unwrap();
+            assert_eq!(removed, [shadow.schema()]);
+            let warnings = warnings.text();
+            assert!(warnings.contains("the foreign key hung"), "{warnings}");
+        } else {
+            database::discard(&server, tenant.name, shadow.schema()).unwrap();
+        }
+        tenant.assert_nothing_staged();
+        tenant.sql("INSERT INTO hanging VALUES (77); DROP TABLE hanging;");
+        assert_same(&tenant.dump(), &dump);
+    }
+    tenant.restore(&dump).unwrap();
+    assert_same(&tenant.dump(), &dump);
+}
+
+#[test]
+fn a_key_into_the_shadow_schema_is_gone_with_what_a_swap_replaced() {
+    let tenant = Tenant::new("hung_1");
+    tenant.sql("CREATE TABLE parent (id INT PRIMARY KEY); INSERT INTO parent VALUES (1);");
+    let dump = tenant.dump();
+    let server = server();
+    let mut shadow =
+        database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
+    database::import(&server, &mut shadow, reader(&dump), LIMIT, &quiet()).unwrap();
+    tenant.sql(&format!(
+        "CREATE TABLE hanging (id INT, FOREIGN KEY (id) REFERENCES {}.parent (id));",
+        shadow.schema()
+    ));
+    let first = database::swap(&server, &shadow, &quiet()).unwrap();
+    database::discard(&server, tenant.name, shadow.schema()).unwrap();
+    // What the first replaced has a key into the live schema now.
+    let (_, second) = tenant.restore(&dump).unwrap();
+    database::drop_replaced(&server, &second, &quiet()).unwrap();
+    database::drop_replaced(&server, &first, &quiet()).unwrap();
+    tenant.assert_nothing_staged();
+    assert_same(&tenant.dump(), &dump);
+}
+
 #[test]
 fn an_empty_database_and_one_that_was_dropped_can_be_restored() {
     let tenant = Tenant::new("empty_1");
@@ -1019,6 +1105,41 @@ fn a_trigger_that_was_typed_with_its_schema_is_restored() {
         ),
         "tr\n"
     );
+    database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
+    assert_same(&tenant.dump(), &dump);
+}
+
+#[test]
+fn a_view_whose_definer_is_gone_is_restored_as_the_customers() {
+    let tenant = Tenant::new("goneview_1");
+    tenant.sql(
+        "CREATE TABLE t (id INT); INSERT INTO t VALUES (1); CREATE FUNCTION f() RETURNS INT RETURN 5;
+         CREATE VIEW called AS SELECT id, f() AS five FROM t;",
+    );
+    sql("USE goneview_1; CREATE DEFINER = gone@nowhere VIEW orphan AS
+         SELECT *, '`goneview_1`.' AS text, f() AS five FROM t WHERE EXISTS (SELECT 1 FROM goneview_1.t u WHERE u.id = t.id);");
+    let dump = tenant.dump();
+    let (control, warnings) = control();
+    let (_, replaced) = tenant
+        .restore_as(&tenant.account(), &dump, &control)
+        .unwrap();
+    assert!(
+        warnings.text().contains("gone@nowhere"),
+        "{}",
+        warnings.text()
+    );
+    assert_eq!(
+        sql("SELECT * FROM goneview_1.orphan; SELECT * FROM goneview_1.called"),
+        "1\t`goneview_1`.\t5\n1\t5\n"
+    );
+    assert_eq!(
+        sql(
+            "SELECT DISTINCT DEFINER FROM information_schema.VIEWS WHERE TABLE_SCHEMA = 'goneview_1'"
+        ),
+        "goneview_1@%\n"
+    );
+    let now = tenant.dump();
+    assert!(!String::from_utf8_lossy(&now).contains("__restore_"));
     database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
     assert_same(&tenant.dump(), &dump);
 }

@@ -10,6 +10,8 @@
 //! `mysql.proc` (MariaDB) or `SHOW_ROUTINE` (MySQL). To restore: all rights on the customers' schemas and on those
 //! whose names begin with theirs, `WITH GRANT OPTION`; `CREATE USER` where customers have no account of their own; `SUPER`
 //! or `SET USER` to put back a definer that is not the customer when a swap is undone (without it the customer becomes the definer).
+//! `PROCESS` and `CONNECTION ADMIN` (before MariaDB 10.5 and MySQL 8.0 `SUPER`) to end sessions that keep a shadow schema from being dropped;
+//! without them it is waited for a minute, then the drop fails.
 //!
 //! # What differs between the servers
 //!

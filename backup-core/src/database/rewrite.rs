@@ -1,14 +1,17 @@
 //! What is changed in a dump on its way into a shadow schema: definers, the schema named in `ALTER DATABASE`, events
-//! put to sleep, the mark of the sandbox mode and what concerns replication removed.
+//! put to sleep, the live schema's name taken out of triggers' heads and views, the mark of the sandbox mode and what
+//! concerns replication removed.
 //!
 //! Works on lines, at the head of statements, in the forms that the dump programs write. Never: a byte of row data or of
-//! a body changed; more than the head of a line in memory. It is no guard against hostile dumps: that
+//! a routine's body changed; more than the head of a line, or one view, in memory. It is no guard against hostile dumps: that
 //! is the account under which an import runs.
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// As much of a line is looked at; what is to be found there (names of at most 64 characters) is well within.
 const HEAD_BYTES: usize = 8 << 10;
+/// A view's line is looked at as a whole, for tables are named anywhere in it. One that is longer passes as it is.
+const VIEW_BYTES: usize = 1 << 20;
 const TAIL_BYTES: usize = 64;
 
 /// An account as it stands in a definer: `` `user`@`host` ``.
@@ -60,7 +63,8 @@ pub(super) struct Rewriter {
     at_statement: bool,
     /// The line, up to its statement's end, is not passed on.
     dropping: bool,
-    after_view_head: bool,
+    /// The line goes on with a view that the lines before began to create.
+    in_view: bool,
     delimiter: Vec<u8>,
     findings: Findings,
 }
@@ -78,7 +82,7 @@ impl Rewriter {
             first_line: true,
             at_statement: true,
             dropping: false,
-            after_view_head: false,
+            in_view: false,
             delimiter: b";".to_vec(),
             findings: Findings::default(),
         }
@@ -116,10 +120,11 @@ impl Rewriter {
         if self.decided {
             self.pass(part, out);
         } else {
-            let room = HEAD_BYTES - self.head.len();
-            let (head, rest) = part.split_at(room.min(part.len()));
-            self.head.extend_from_slice(head);
-            if self.head.len() == HEAD_BYTES {
+            let mut rest = self.fill_head(part, HEAD_BYTES);
+            if self.head.len() >= HEAD_BYTES && self.is_view_body() {
+                rest = self.fill_head(rest, VIEW_BYTES);
+            }
+            if self.head.len() >= self.head_bytes() {
                 self.decide(out)?;
                 self.pass(rest, out);
             }
@@ -128,6 +133,29 @@ impl Rewriter {
             self.end_of_line(out)?;
         }
         Ok(())
+    }
+
+    /// Take of `part` what the head of a line of at most `limit` bytes has room for; the rest of it.
+    fn fill_head<'a>(&mut self, part: &'a [u8], limit: usize) -> &'a [u8] {
+        let room = limit.saturating_sub(self.head.len());
+        let (head, rest) = part.split_at(room.min(part.len()));
+        self.head.extend_from_slice(head);
+        rest
+    }
+
+    fn head_bytes(&self) -> usize {
+        if self.is_view_body() {
+            VIEW_BYTES
+        } else {
+            HEAD_BYTES
+        }
+    }
+
+    /// The line that says what a view shows: it stands at the begin of a statement or after the lines of a view's head.
+    fn is_view_body(&self) -> bool {
+        !self.dropping
+            && (self.in_view && is_view(&self.head)
+                || self.at_statement && is_create_view(&self.head))
     }
 
     fn pass(&self, part: &[u8], out: &mut Vec<u8>) {
@@ -140,6 +168,15 @@ impl Rewriter {
         if !self.decided {
             self.decide(out)?;
         }
+        self.in_view = self.at_statement
+            && starts_with_any(
+                &self.head,
+                &[
+                    b"/*!50001 CREATE ALGORITHM",
+                    b"/*!50001 CREATE OR REPLACE ALGORITHM",
+                ],
+            )
+            || self.in_view && is_view_definer(&self.head);
         let tail = self.tail.trim_ascii_end();
         // Blank lines and comments between statements change nothing.
         if !(tail.is_empty() || self.at_statement && self.is_comment()) {
@@ -148,13 +185,7 @@ impl Rewriter {
         } else if !tail.is_empty() {
             self.findings.whole = self.head.starts_with(super::dump::TRAILER);
         }
-        self.after_view_head = starts_with_any(
-            &self.head,
-            &[
-                b"/*!50001 CREATE ALGORITHM",
-                b"/*!50001 CREATE OR REPLACE ALGORITHM",
-            ],
-        );
+        self.in_view &= !self.at_statement;
         self.first_line = false;
         self.dropping &= !self.at_statement;
         self.head.clear();
@@ -174,6 +205,12 @@ impl Rewriter {
     /// Look at the head of a line and pass on what becomes of it.
     fn decide(&mut self, out: &mut Vec<u8>) -> Result<()> {
         self.decided = true;
+        if self.is_view_body() && self.head.len() < VIEW_BYTES {
+            // Of a view whose definer is gone, the server tells the columns with their schema.
+            if let Some(unqualified) = unqualified_view(&self.head, &[&self.live]) {
+                self.head = unqualified;
+            }
+        }
         let head = &self.head;
         if self.first_line && is_sandbox_mark(head) {
             return Ok(());
@@ -189,7 +226,7 @@ impl Rewriter {
             if !delimiter.is_empty() && delimiter.len() < TAIL_BYTES {
                 self.delimiter = delimiter.to_vec();
             }
-        } else if self.after_view_head && is_view_definer(head) {
+        } else if self.in_view && is_view_definer(head) {
             self.rewrite_definer(out);
             return Ok(());
         } else if self.at_statement {
@@ -277,6 +314,37 @@ fn is_sandbox_mark(line: &[u8]) -> bool {
 
 fn is_view_definer(line: &[u8]) -> bool {
     conditional_comment(line).is_some_and(|rest| rest.starts_with(DEFINER))
+}
+
+fn is_view(line: &[u8]) -> bool {
+    conditional_comment(line).is_some_and(|rest| rest.starts_with(b"VIEW `"))
+}
+
+/// `CREATE … VIEW`, in one line.
+fn is_create_view(line: &[u8]) -> bool {
+    let mut scanner = Scanner::new(line);
+    scanner.skip_conditional_comment();
+    if !scanner.keyword("CREATE") {
+        return false;
+    }
+    if scanner.keyword("OR") && !scanner.keyword("REPLACE") {
+        return false;
+    }
+    if scanner.keyword("ALGORITHM") {
+        scanner.skip(b"=");
+        let _ = scanner.identifier();
+    }
+    if scanner.keyword("DEFINER") {
+        scanner.skip(b"=");
+        match parse_definer(scanner.rest()) {
+            Some((_, rest)) => scanner.at = line.len() - rest.len(),
+            None => return false,
+        }
+    }
+    if scanner.keyword("SQL") && !(scanner.keyword("SECURITY") && scanner.identifier().is_some()) {
+        return false;
+    }
+    scanner.keyword("VIEW")
 }
 
 fn starts_with_any(line: &[u8], prefixes: &[&[u8]]) -> bool {
@@ -373,14 +441,61 @@ fn unqualified_trigger(rest: &[u8], live: &str) -> Option<Vec<u8>> {
         .then_some(())?;
     scanner.keyword("ON").then_some(())?;
     let second = scanner.qualifier(live);
-    let mut text = Vec::with_capacity(rest.len());
+    without(rest, [first, second].into_iter().flatten())
+}
+
+/// The text without what stands at these places; `None` when there are none.
+fn without(text: &[u8], places: impl IntoIterator<Item = (usize, usize)>) -> Option<Vec<u8>> {
+    let mut rest = Vec::with_capacity(text.len());
     let mut from = 0;
-    for (start, end) in [first, second].into_iter().flatten() {
-        text.extend_from_slice(rest.get(from..start)?);
+    for (start, end) in places {
+        rest.extend_from_slice(text.get(from..start)?);
         from = end;
     }
-    text.extend_from_slice(rest.get(from..)?);
-    (from > 0).then_some(text)
+    rest.extend_from_slice(text.get(from..)?);
+    (from > 0).then_some(rest)
+}
+
+/// A view in the words of the server, without the names of `schemas` before those of tables, columns and functions;
+/// `None` when there is nothing to change.
+pub(super) fn unqualified_view(text: &[u8], schemas: &[&str]) -> Option<Vec<u8>> {
+    let mut scanner = Scanner::new(text);
+    // `schema`.`table`.`column` and `schema`.`function`(…) can be nothing else; of `schema`.`table` that is only known
+    // while no table goes by the schema's name.
+    let mut found = Vec::new();
+    let mut aliased = false;
+    while let Some(&byte) = scanner.rest().first() {
+        match byte {
+            b'\'' | b'"' => scanner.string(),
+            b'`' => {
+                let before = scanner.at;
+                let after_point = text.get(..before).is_some_and(|text| text.ends_with(b"."));
+                let place = schemas
+                    .iter()
+                    .find_map(|schema| scanner.qualifier(schema))
+                    .filter(|_| !after_point);
+                let name = scanner.identifier();
+                if let Some(place) = place {
+                    let certain = matches!(scanner.rest().first(), Some(b'.' | b'('));
+                    found.push((place, certain));
+                } else if let Some(name) = name {
+                    // The definer may go by it too.
+                    aliased |= !after_point
+                        && !starts_with_any(scanner.rest(), &[b".", b"@"])
+                        && schemas.iter().any(|schema| schema.as_bytes() == name);
+                } else {
+                    // A quote that is not closed.
+                    return None;
+                }
+            }
+            _ => scanner.at += 1,
+        }
+    }
+    let places = found
+        .into_iter()
+        .filter(|(_, certain)| *certain || !aliased)
+        .map(|(place, _)| place);
+    without(text, places)
 }
 
 /// An event in a schema that is only being staged must not run: `ENABLE` becomes `DISABLE ON SLAVE`, which is then known for
@@ -508,6 +623,24 @@ impl<'a> Scanner<'a> {
         let length = rest.iter().take_while(|&&byte| is_name_byte(byte)).count();
         self.at += length;
         (length > 0).then(|| rest.get(..length).unwrap_or_default().to_vec())
+    }
+
+    /// Over a text in quotes.
+    fn string(&mut self) {
+        let Some((quote, inner)) = self.rest().split_first() else {
+            return;
+        };
+        // A doubled quote is taken for two texts, one after the other.
+        let mut escaped = false;
+        let length = inner
+            .iter()
+            .position(|byte| {
+                let end = byte == quote && !escaped;
+                escaped = *byte == b'\\' && !escaped;
+                end
+            })
+            .map_or(inner.len(), |at| at + 1);
+        self.at += 1 + length;
     }
 
     /// `live.` before a name: where it begins and ends.
@@ -656,6 +789,70 @@ mod tests {
     }
 
     #[test]
+    fn a_view_lands_in_the_shadow_whatever_its_definer() {
+        let body = "VIEW `v` AS select `customer_7`.`t`.`id` AS `id`,'x`customer_7`.y\\'`customer_7`.''`customer_7`.' AS `q`,\"`customer_7`.\" AS `r`,\
+            `customer_7`.`f`() AS `f`,`x`.`customer_7`.`id` AS `x`,`customer_77`.`t`.`id` AS `y` from `t` join `customer_7`.`u`";
+        let stripped = "VIEW `v` AS select `t`.`id` AS `id`,'x`customer_7`.y\\'`customer_7`.''`customer_7`.' AS `q`,\"`customer_7`.\" AS `r`,\
+            `f`() AS `f`,`x`.`customer_7`.`id` AS `x`,`customer_77`.`t`.`id` AS `y` from `t` join `u`";
+        let definer = "DEFINER=`customer_7`@`%` SQL SECURITY DEFINER";
+        for [before, after] in [
+            [
+                "/*!50001 CREATE ALGORITHM=UNDEFINED */\n/*!50013 ",
+                " */\n/*!50001 ",
+            ],
+            ["/*!50001 CREATE OR REPLACE ALGORITHM=UNDEFINED ", " "],
+            ["CREATE ALGORITHM=UNDEFINED ", " "],
+            ["/*!50001 CREATE ", " "],
+        ] {
+            for (tail, long) in [
+                (" */;", ""),
+                (
+                    "\n/*!50002 WITH CASCADED CHECK OPTION */;",
+                    &*"x".repeat(2 * HEAD_BYTES),
+                ),
+            ] {
+                check(
+                    &format!(
+                        "x;\n{before}{definer}{after}{body} where '{long}' < `customer_7`.`t`.`z`{tail}\n"
+                    ),
+                    &format!(
+                        "x;\n{before}{definer}{after}{stripped} where '{long}' < `t`.`z`{tail}\n"
+                    ),
+                );
+            }
+        }
+        check(
+            &format!(
+                "/*!50001 CREATE ALGORITHM=MERGE */\n/*!50001 {body} */;\n/*!50001 CREATE {body} */;\n"
+            ),
+            &format!(
+                "/*!50001 CREATE ALGORITHM=MERGE */\n/*!50001 {stripped} */;\n/*!50001 CREATE {stripped} */;\n"
+            ),
+        );
+    }
+
+    #[test]
+    fn what_is_not_a_view_or_goes_by_the_schemas_name_in_one_is_left_alone() {
+        for dump in [
+            "INSERT INTO `t` VALUES\n/*!50001 CREATE ALGORITHM=MERGE */\n/*!50001 VIEW `v` AS select `customer_7`.`t`.`id` */;\n",
+            "DELIMITER ;;\nCREATE DEFINER=`customer_7`@`%` PROCEDURE `p`()\nbegin\ncreate view `v` as select `customer_7`.`t`.`id`;\nend ;;\nDELIMITER ;\n",
+            "/*!50001 VIEW `v` AS select `customer_7`.`t`.`id` */;\n",
+            "/*!50001 CREATE VIEW `v` AS select `customer_7`.`id` AS `id` from (`t` `customer_7` join `u`) */;\n",
+            "/*!50001 CREATE VIEW `v` AS select `customer_7`.`id` AS `not closed from */;\n",
+        ] {
+            check(dump, dump);
+        }
+        assert_eq!(
+            unqualified_view(
+                b"select `a`.`t`.`a` AS `a`,`b`.`f`() from `b`.`t`",
+                &["a", "b"]
+            )
+            .unwrap(),
+            b"select `t`.`a` AS `a`,`f`() from `b`.`t`"
+        );
+    }
+
+    #[test]
     fn events_sleep_in_the_shadow_and_wake_as_they_were() {
         let head = "CREATE DEFINER=`customer_7`@`%` EVENT `e ON COMPLETION ` ON SCHEDULE EVERY 1 HOUR STARTS '2026-11-22 14:31:11' ON COMPLETION NOT PRESERVE";
         let rest = "COMMENT 'ENABLE DO' DO begin select ';'; end";
@@ -731,6 +928,8 @@ mod tests {
             Just(b"/*!50003 CREATE*/ /*!50017 DEFINER=`a`@`b`*/ /*!50003 TRIGGER customer_7.t AFTER DELETE ON customer_7.x FOR EACH ROW */;;".to_vec()),
             Just(b"/*!50001 CREATE ALGORITHM=MERGE */".to_vec()),
             Just(b"/*!50013 DEFINER=`root`@`localhost` SQL SECURITY DEFINER */".to_vec()),
+            Just(b"/*!50001 VIEW `v` AS select `customer_7`.`t`.`id` AS `id` from `t` */;".to_vec()),
+            (1usize..20_000).prop_map(|n| [b"/*!50001 CREATE VIEW `v` AS select '".to_vec(), vec![b'x'; n], b"',`customer_7`.`t`.`id` AS `id` from `t` */;".to_vec()].concat()),
             Just(b"CREATE DEFINER=`r`@`h` EVENT `e` ON SCHEDULE EVERY 1 DAY ON COMPLETION NOT PRESERVE ENABLE DO x ;;".to_vec()),
             Just(b"ALTER DATABASE `customer_7` COLLATE x ;".to_vec()),
             Just(b"-- Dump completed".to_vec()),

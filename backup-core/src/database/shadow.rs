@@ -26,6 +26,13 @@ const SHADOW_MARK: &str = "__restore_";
 pub(super) const REPLACED_MARK: &str = "__replaced_";
 const RANDOM_DIGITS: usize = 8;
 
+/// A schema that somebody holds on to is dropped in so many tries of so many seconds.
+const DROP_TRIES: u32 = 12;
+const DROP_LOCK_SECONDS: u32 = 5;
+/// So many of them end transactions only; after that every session of the tenant has to go.
+const DROP_PATIENCE: u32 = 2;
+const BUSY: u16 = 1205;
+
 /// Under whose account a dump is imported and everything that a tenant wrote is created.
 #[derive(Clone)]
 pub enum ImportAccount {
@@ -119,7 +126,8 @@ pub fn prepare_shadow(
     };
     create_shadow(server, &shadow, cancel).map_err(|error| {
         let error = error.context(format!("cannot prepare the restore of the database {live}"));
-        match discard(server, live, &shadow.schema) {
+        let warn = |text: &str| control.monitor.warning(text);
+        match discard_shadow(server, live, &shadow.schema, &warn) {
             Ok(()) => error,
             Err(second) => {
                 error.context(format!("what was prepared could not be removed: {second}"))
@@ -484,18 +492,22 @@ pub fn verify(server: &Server, shadow: &Shadow, control: &Control) -> Result<Inv
 }
 
 /// Remove the shadow schema `schema` of `live`, every right on it, and the temporary account if there is one that
-/// nothing needs any more. Safe to repeat, and whatever state a crash left. Not to be cancelled: it is what a cancelled restore ends with.
+/// nothing needs any more, and the foreign keys that a tenant had put on its tables from outside. Safe to repeat, and whatever state a crash left. Not to be cancelled: it is what a cancelled restore ends with.
 ///
 /// # Errors
 /// [`ErrorKind::InvalidInput`] when `schema` is not the name of a shadow of `live`; what the server says.
 pub fn discard(server: &Server, live: &str, schema: &str) -> Result<()> {
+    discard_shadow(server, live, schema, &|text| tracing::warn!("{text}"))
+}
+
+fn discard_shadow(server: &Server, live: &str, schema: &str, warn: &dyn Fn(&str)) -> Result<()> {
     if !is_beside(schema, live, SHADOW_MARK) {
         return Err(Error::new(
             ErrorKind::InvalidInput,
             format!("{schema} is not a schema that a restore of {live} made"),
         ));
     }
-    remove_schema(server, live, schema)
+    remove_schema(server, live, schema, warn)
 }
 
 /// Remove every shadow schema that earlier, interrupted restores of `live` left; their names. What a swap replaced is not touched.
@@ -504,25 +516,25 @@ pub fn discard(server: &Server, live: &str, schema: &str) -> Result<()> {
 /// What the server says.
 pub fn remove_leftovers(server: &Server, live: &str, control: &Control) -> Result<Vec<String>> {
     let stale = schemas_beside(server, live, SHADOW_MARK, &control.cancel)?;
+    let warn = |text: &str| control.monitor.warning(text);
     for schema in &stale {
-        discard(server, live, schema)?;
+        discard_shadow(server, live, schema, &warn)?;
     }
     settle_account(server, live)?;
     Ok(stale)
 }
 
-/// Drop a schema of ours and the rights on it.
-pub(super) fn remove_schema(server: &Server, live: &str, schema: &str) -> Result<()> {
+/// Drop a schema of ours and the rights on it, against the will of a tenant who had rights on it: the rights go first, then his sessions
+/// in it and what he hung on it from outside. What had to be changed outside, or could not be, is a warning.
+pub(super) fn remove_schema(
+    server: &Server,
+    live: &str,
+    schema: &str,
+    warn: &dyn Fn(&str),
+) -> Result<()> {
     let cancel = &Cancel::new();
-    // An import that was killed may still be running on the server. Without the right to end it we wait for it.
-    let sessions = server.query(
-        &format!("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = {} AND ID <> CONNECTION_ID();", literal(schema)),
-        cancel,
-    )?;
-    for session in sessions.concat() {
-        let _ = server.query(&format!("KILL {};", plain_name(&session)?), cancel);
-    }
-    for definer in grantees(server, schema, cancel)? {
+    let mut tenants = grantees(server, schema, cancel)?;
+    for definer in &tenants {
         let pattern = identifier(&grant_pattern(server, schema, cancel)?);
         allow(
             server.query(
@@ -535,14 +547,161 @@ pub(super) fn remove_schema(server: &Server, live: &str, schema: &str) -> Result
             NO_SUCH_GRANT,
         )?;
     }
-    server.change(
+    // After a crash in what follows, nobody has rights on it any more, and the tenant is known by those on the live schema.
+    tenants.extend(grantees(server, live, cancel)?);
+    tenants.retain(|tenant| tenant.user != server.account.user);
+    // An import that was killed may still be running on the server.
+    kill_sessions(
+        server,
         &format!(
-            "SET lock_wait_timeout = 60; DROP DATABASE IF EXISTS {};",
+            "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = {} AND ID <> CONNECTION_ID();",
+            literal(schema)
+        ),
+        cancel,
+    );
+    drop_foreign_keys_into(server, schema, &tenants, warn, cancel)?;
+    against_sessions_of(
+        server,
+        &tenants,
+        &format!(
+            "SET foreign_key_checks = 0; DROP DATABASE IF EXISTS {};",
             identifier(schema)
         ),
         cancel,
     )?;
     settle_account(server, live)
+}
+
+/// As far as the account may see and end them; the others are waited for.
+fn kill_sessions(server: &Server, which: &str, cancel: &Cancel) {
+    let sessions = server.query(which, cancel).unwrap_or_default();
+    for session in sessions.concat() {
+        if let Ok(id) = plain_name(&session) {
+            let _ = server.query(&format!("KILL {id};"), cancel);
+        }
+    }
+}
+
+/// Make a change that has to be, and end the sessions of `tenants` that stand in its way.
+fn against_sessions_of(
+    server: &Server,
+    tenants: &[Definer],
+    change: &str,
+    cancel: &Cancel,
+) -> Result<(), SqlError> {
+    let options = format!(
+        "SET lock_wait_timeout = {DROP_LOCK_SECONDS}, innodb_lock_wait_timeout = {DROP_LOCK_SECONDS};"
+    );
+    let users: Vec<String> = tenants.iter().map(|tenant| literal(&tenant.user)).collect();
+    let users = users.join(", ");
+    let mut tries = 1;
+    loop {
+        match server.change(&format!("{options} {change}"), cancel) {
+            Err(error) if error.code == Some(BUSY) && tries < DROP_TRIES => {}
+            result => return result.map(drop),
+        }
+        if !users.is_empty() {
+            let of_tenants = format!(
+                "SELECT ID FROM information_schema.PROCESSLIST WHERE USER IN ({users}) AND ID <> CONNECTION_ID()"
+            );
+            // Locks are held without a transaction as well (LOCK TABLES), but not by the sessions of a site at work.
+            let which = if tries > DROP_PATIENCE {
+                format!("{of_tenants};")
+            } else {
+                format!(
+                    "{of_tenants} AND ID IN (SELECT trx_mysql_thread_id FROM information_schema.INNODB_TRX);"
+                )
+            };
+            kill_sessions(server, &which, cancel);
+        }
+        tries += 1;
+    }
+}
+
+/// A foreign key, by the table that has it.
+pub(super) struct ForeignKey {
+    pub(super) schema: String,
+    pub(super) table: String,
+    constraint: String,
+}
+
+/// The foreign keys that tables of other schemas have into this one.
+pub(super) fn foreign_keys_into(
+    server: &Server,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<Vec<ForeignKey>> {
+    let name = literal(schema);
+    // MariaDB opens every table of every schema for the second query; the first, which needs PROCESS, does not, but
+    // gives names as files have them: it tells only whether there are any, and of a schema with a plain name.
+    let plain = schema
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    let any = format!(
+        "SELECT 1 FROM information_schema.INNODB_SYS_FOREIGN
+         WHERE SUBSTRING_INDEX(REF_NAME, '/', 1) = {name} AND SUBSTRING_INDEX(FOR_NAME, '/', 1) <> {name} LIMIT 1;"
+    );
+    if plain
+        && server
+            .change(&any, cancel)
+            .is_ok_and(|rows| rows.is_empty())
+    {
+        return Ok(Vec::new());
+    }
+    let rows = server.change(
+        &format!(
+            "SELECT DISTINCT HEX(TABLE_SCHEMA), HEX(TABLE_NAME), HEX(CONSTRAINT_NAME) FROM information_schema.KEY_COLUMN_USAGE
+             WHERE REFERENCED_TABLE_SCHEMA = {name} AND TABLE_SCHEMA <> {name};"
+        ),
+        cancel,
+    )?;
+    rows.iter()
+        .map(|row| {
+            Ok(ForeignKey {
+                schema: name_from_hex(row.first())?,
+                table: name_from_hex(row.get(1))?,
+                constraint: name_from_hex(row.get(2))?,
+            })
+        })
+        .collect()
+}
+
+/// A key into a schema that only a restore had made, while it ran, is not part of any state that anybody wants back, and
+/// without the table that it refers to, its own could not be written.
+fn drop_foreign_keys_into(
+    server: &Server,
+    schema: &str,
+    tenants: &[Definer],
+    warn: &dyn Fn(&str),
+    cancel: &Cancel,
+) -> Result<()> {
+    for key in foreign_keys_into(server, schema, cancel)? {
+        let what = format!(
+            "the foreign key {} of the table {}.{} into {schema}, which a restore made",
+            key.constraint, key.schema, key.table
+        );
+        let dropped = against_sessions_of(
+            server,
+            tenants,
+            &format!(
+                "ALTER TABLE {}.{} DROP FOREIGN KEY {};",
+                identifier(&key.schema),
+                identifier(&key.table),
+                identifier(&key.constraint)
+            ),
+            cancel,
+        );
+        match dropped {
+            Ok(()) => warn(&format!("{what}, was dropped")),
+            Err(error) => {
+                tracing::warn!("{}", error.error.chain());
+                warn(&format!(
+                    "{what}, could not be dropped and refers to nothing; drop it by hand"
+                ));
+            }
+        }
+    }
+    Ok(())
 }
 
 const NO_SUCH_GRANT: u16 = 1141;

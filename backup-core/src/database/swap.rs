@@ -17,10 +17,11 @@ use crate::database::client::{
     CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
 };
 use crate::database::definitions::{As, Definition, Kind, collect, create, drop_where, missing};
-use crate::database::rewrite::awake_event;
+use crate::database::rewrite::{awake_event, unqualified_view};
 use crate::database::shadow::{
-    ImportAccount, Importer, REPLACED_MARK, Shadow, default_charset, grant, is_beside,
-    open_account, remove_schema, replaced_name, schemas_beside, settle_account, shadow_name,
+    ImportAccount, Importer, REPLACED_MARK, Shadow, default_charset, foreign_keys_into, grant,
+    is_beside, open_account, remove_schema, replaced_name, schemas_beside, settle_account,
+    shadow_name,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
@@ -156,6 +157,12 @@ fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
                 )
             })?;
         }
+        // Of the shadow nothing will be left, and a function in a view is told with its schema.
+        if definition.kind == Kind::View
+            && let Some(text) = unqualified_view(&definition.text, &[live, &shadow.schema])
+        {
+            definition.text = text;
+        }
     }
     let old = match charset {
         Some(_) => collect(server, live, cancel)?,
@@ -173,35 +180,16 @@ fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
 
 /// Such a key would follow the table into the replaced schema and, later, out of existence.
 fn refuse_foreign_keys_from_outside(server: &Server, live: &str, cancel: &Cancel) -> Result<()> {
-    let name = literal(live);
-    // MariaDB opens every table of every schema for the second query; the first, which needs PROCESS, does not, but
-    // gives names as files have them, which are those of the tables only if they are plain.
-    let plain = live
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
-    let quick = format!(
-        "SELECT HEX(FOR_NAME) FROM information_schema.INNODB_SYS_FOREIGN
-         WHERE SUBSTRING_INDEX(REF_NAME, '/', 1) = {name} AND SUBSTRING_INDEX(FOR_NAME, '/', 1) <> {name} LIMIT 1;"
-    );
-    let thorough = format!(
-        "SELECT HEX(CONCAT(TABLE_SCHEMA, '/', TABLE_NAME)) FROM information_schema.KEY_COLUMN_USAGE
-         WHERE REFERENCED_TABLE_SCHEMA = {name} AND TABLE_SCHEMA <> {name} LIMIT 1;"
-    );
-    let quickly = if plain {
-        server.change(&quick, cancel).ok()
-    } else {
-        None
-    };
-    let rows = match quickly {
-        Some(rows) => rows,
-        None => server.change(&thorough, cancel)?,
-    };
-    match rows.first() {
-        Some(row) => Err(Error::new(
+    // A key of what an earlier swap replaced ends with that, or is dropped with the table that it follows.
+    let outside = foreign_keys_into(server, live, cancel)?
+        .into_iter()
+        .find(|key| !is_beside(&key.schema, live, REPLACED_MARK));
+    match outside {
+        Some(key) => Err(Error::new(
             ErrorKind::Refused,
             format!(
-                "the table {} has a foreign key into the database {live}; drop the key first",
-                name_from_hex(row.first())?.replacen('/', ".", 1),
+                "the table {}.{} has a foreign key into the database {live}; drop the key first",
+                key.schema, key.table
             ),
         )),
         None => Ok(()),
@@ -437,7 +425,7 @@ impl Swap<'_> {
                 )?;
             }
         }
-        remove_schema(self.server, &record.live, &record.replaced)
+        remove_schema(self.server, &record.live, &record.replaced, self.warn)
     }
 
     /// After the commit: the old tables back in their place, the new ones in the shadow schema, then the undo of what comes before the commit.
@@ -568,7 +556,12 @@ pub fn swap_back(
             ReplacedState::Pending => swap.undo()?,
             ReplacedState::Committed | ReplacedState::Completed => swap.reverse()?,
         }
-        remove_schema(swap.server, &swap.record.live, &swap.record.shadow)
+        remove_schema(
+            swap.server,
+            &swap.record.live,
+            &swap.record.shadow,
+            swap.warn,
+        )
     })
 }
 
@@ -653,7 +646,7 @@ pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) ->
             ),
         ));
     }
-    remove_schema(server, live, schema)
+    remove_schema(server, live, schema, &|text| control.monitor.warning(text))
 }
 
 impl fmt::Display for Replaced {
