@@ -356,7 +356,7 @@ impl Correction<'_> {
             Change::Size(size) => {
                 let mut stored = 0;
                 for id in node.content.iter().flatten() {
-                    stored += self.index.locate_data(id)?.plain_bytes();
+                    stored += self.index.locate(id)?.plain_bytes();
                 }
                 if stored != *size {
                     return Err(lost());

@@ -5,11 +5,12 @@
 //! operation, under the operation's lock.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rustic_core::repofile::{IndexFile, Tree};
-use rustic_core::{DataId, Id, IndexedFullStatus, TreeId};
+use rustic_core::{Id, IndexedFullStatus, PackedId, TreeId};
 
 use super::bridge::from_rustic;
 use super::seal::Sealer;
@@ -70,29 +71,18 @@ impl Index {
         &self.repository
     }
 
-    pub(super) fn locate_data(&self, id: &DataId) -> Result<Location> {
+    /// Where a blob of the kind that the id's type says lies.
+    pub(super) fn locate<T: PackedId + Deref<Target = Id>>(&self, id: &T) -> Result<Location> {
         let entry = self
             .repository
             .get_index_entry(id)
             .map_err(|error| missing(id, error))?;
+        let place = entry.location;
         Ok(location(
             *entry.pack,
-            entry.location.offset,
-            entry.location.length,
-            entry.location.uncompressed_length,
-        ))
-    }
-
-    pub(super) fn locate_tree(&self, id: &TreeId) -> Result<Location> {
-        let entry = self
-            .repository
-            .get_index_entry(id)
-            .map_err(|error| missing(id, error))?;
-        Ok(location(
-            *entry.pack,
-            entry.location.offset,
-            entry.location.length,
-            entry.location.uncompressed_length,
+            place.offset,
+            place.length,
+            place.uncompressed_length,
         ))
     }
 }
@@ -127,17 +117,10 @@ impl<'a> ExtendedIndex<'a> {
         Ok(Self { index, added })
     }
 
-    pub(super) fn locate_data(&self, id: &DataId) -> Result<Location> {
-        match self.added.get(id) {
+    pub(super) fn locate<T: PackedId + Deref<Target = Id>>(&self, id: &T) -> Result<Location> {
+        match self.added.get(&**id) {
             Some(location) => Ok(*location),
-            None => self.index.locate_data(id),
-        }
-    }
-
-    pub(super) fn locate_tree(&self, id: &TreeId) -> Result<Location> {
-        match self.added.get(id) {
-            Some(location) => Ok(*location),
-            None => self.index.locate_tree(id),
+            None => self.index.locate(id),
         }
     }
 
@@ -148,7 +131,7 @@ impl<'a> ExtendedIndex<'a> {
         sealer: &Sealer,
         id: &TreeId,
     ) -> Result<Tree> {
-        let location = self.locate_tree(id)?;
+        let location = self.locate(id)?;
         let sealed = storage.read_range(
             FileKind::Pack,
             &super::bridge::file_id(&location.pack),

@@ -250,7 +250,7 @@ impl RestorePlan {
         }
         let mut bytes = 0;
         for id in node.content.iter().flatten() {
-            let location = index.locate_data(id)?;
+            let location = index.locate(id)?;
             self.contents.push(Wanted {
                 location,
                 id: **id,

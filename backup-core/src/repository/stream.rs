@@ -60,7 +60,7 @@ impl Repository {
         let mut batches: Vec<Vec<Wanted<usize>>> = Vec::new();
         let (mut batch_bytes, mut bytes) = (u64::MAX, 0);
         for id in node.content.iter().flatten() {
-            let location = index.locate_data(id)?;
+            let location = index.locate(id)?;
             if batch_bytes >= BATCH_BYTES {
                 batches.push(Vec::new());
                 batch_bytes = 0;

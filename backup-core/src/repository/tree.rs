@@ -114,7 +114,7 @@ impl Repository {
         let mut wanted = Vec::with_capacity(ids.len());
         for (at, id) in ids.iter().enumerate() {
             wanted.push(Wanted {
-                location: index.locate_tree(id)?,
+                location: index.locate(id)?,
                 id: **id,
                 purpose: at,
             });
