@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::Read;
+use std::io::{BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
@@ -36,6 +36,9 @@ const PATH_BYTES_MAX: usize = 32 * 1024;
 
 /// How often something is looked at again that becomes something else meanwhile.
 const LOOKS_MAX: usize = 1000;
+
+/// What is read from the system at once.
+const BUFFER_BYTES: usize = 256 * 1024;
 
 /// A directory tree to read.
 #[derive(Debug, Clone)]
@@ -701,9 +704,23 @@ impl Drop for FileOpening {
 }
 
 impl ReadSourceOpen for Open {
-    type Reader = SourceReader;
+    type Reader = BufReader<SourceReader>;
 
-    fn open(self) -> RusticResult<SourceReader> {
+    fn open(self) -> RusticResult<BufReader<SourceReader>> {
+        let reader = self.into_reader()?;
+        // The chunker asks for a few bytes at a time where it does not know the size.
+        let capacity = match reader.content {
+            Content::Stream(_) => BUFFER_BYTES,
+            Content::File { size, .. } => usize::try_from(size)
+                .unwrap_or(BUFFER_BYTES)
+                .clamp(1, BUFFER_BYTES),
+        };
+        Ok(BufReader::with_capacity(capacity, reader))
+    }
+}
+
+impl Open {
+    fn into_reader(self) -> RusticResult<SourceReader> {
         match self.0 {
             Opening::Stream {
                 path,
