@@ -11,3 +11,4 @@ pub mod progress;
 pub mod repository;
 pub mod site;
 pub mod storage;
+pub mod store;

@@ -2,7 +2,8 @@
 
 use backup_core::config::{Config, Environment, Origin};
 use backup_core::customer::{CustomerId, CustomerStore, NewCustomer};
-use backup_core::error::ErrorKind;
+use backup_core::error::{ErrorKind, Result};
+use backup_core::store::Store;
 use secrecy::ExposeSecret;
 use xtask::mariadb::MariaDb;
 
@@ -52,6 +53,12 @@ fn config(server: &MariaDb, account: &str, schema: &str) -> Config {
     Config::read(Origin::File("test".into()), &text, &environment).unwrap()
 }
 
+async fn open(config: &Config) -> Result<(Store, CustomerStore)> {
+    let store = Store::connect(config).await?;
+    let customers = CustomerStore::new(&store, config);
+    Ok((store, customers))
+}
+
 fn number(id: u32) -> CustomerId {
     CustomerId::new(id).unwrap()
 }
@@ -64,13 +71,13 @@ async fn customers_of_a_platform_are_read_and_its_tables_left_alone() {
         .sql("CHECKSUM TABLE shophosting_db.customers; SHOW TABLES IN shophosting_db")
         .unwrap();
 
-    let store = CustomerStore::connect(&config(&server, "app", "shophosting_db"))
+    let (connected, store) = open(&config(&server, "app", "shophosting_db"))
         .await
         .unwrap();
     let one = store.get(number(1)).await.unwrap();
     assert_eq!(one.db_name.as_str(), "customer_1");
     assert_eq!(one.status.as_deref(), Some("active"));
-    assert_eq!((one.web_port, one.server_id), (Some(8001), Some(3)));
+    assert_eq!((one.web_port, one.server.as_str()), (Some(8001), "default"));
     assert_eq!(one.db_user.as_deref(), Some("cust1"));
     assert_eq!(one.db_password.as_ref().unwrap().expose_secret(), "pa$$");
     for id in [12, 13] {
@@ -95,6 +102,17 @@ async fn customers_of_a_platform_are_read_and_its_tables_left_alone() {
         .map(|line| line.id.get())
         .collect();
     assert_eq!(listed, [1, 12, 13, 14, 15]);
+    // Where the platform has several servers, their names say whose customer he is.
+    server
+        .sql("CREATE TABLE shophosting_db.servers (id INT PRIMARY KEY, name VARCHAR(64)); INSERT INTO shophosting_db.servers VALUES (3, 'north')")
+        .unwrap();
+    let one = store.get(number(1)).await.unwrap();
+    assert_eq!(one.server, "north");
+    server.sql("DELETE FROM shophosting_db.servers").unwrap();
+    let homeless = store.get(number(1)).await.unwrap_err();
+    assert_eq!(homeless.kind(), ErrorKind::Configuration);
+    server.sql("DROP TABLE shophosting_db.servers").unwrap();
+
     let refused = store.add(&NewCustomer::default()).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::InvalidInput);
     let after = server
@@ -102,16 +120,17 @@ async fn customers_of_a_platform_are_read_and_its_tables_left_alone() {
         .unwrap();
     assert_eq!(before, after);
 
-    let older = CustomerStore::connect(&config(&server, "app", "older"))
-        .await
-        .unwrap();
+    let (_, older) = open(&config(&server, "app", "older")).await.unwrap();
     let seven = older.get(number(7)).await.unwrap();
     assert_eq!(seven.db_name.as_str(), "shop_7");
     assert_eq!(
-        (seven.status.as_deref(), seven.web_port, seven.server_id),
-        (Some("active"), Some(65_535), None)
+        (
+            seven.status.as_deref(),
+            seven.web_port,
+            seven.server.as_str()
+        ),
+        (Some("active"), Some(65_535), "default")
     );
-    older.close().await;
 
     for (account, schema, kind, hint) in [
         (
@@ -141,8 +160,8 @@ async fn customers_of_a_platform_are_read_and_its_tables_left_alone() {
             "no table `customers`",
         ),
     ] {
-        let failed = match CustomerStore::connect(&config(&server, account, schema)).await {
-            Ok(store) => store.get(number(1)).await.unwrap_err(),
+        let failed = match open(&config(&server, account, schema)).await {
+            Ok((_, store)) => store.get(number(1)).await.unwrap_err(),
             Err(e) => e,
         };
         assert_eq!(failed.kind(), kind, "{account} {schema}: {failed:?}");
@@ -155,5 +174,5 @@ async fn customers_of_a_platform_are_read_and_its_tables_left_alone() {
     server.stop().unwrap();
     let gone = store.get(number(1)).await.unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::Unreachable, "{gone:?}");
-    store.close().await;
+    connected.close().await;
 }

@@ -774,7 +774,7 @@ password_file = "/root/.password"
             db_user: None,
             db_password: None,
             web_port: Some(8007),
-            server_id: None,
+            server: "default".into(),
         }
     }
 

@@ -15,6 +15,9 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use store::{CustomerStore, CustomerSummary, NewCustomer};
 
+/// The hosting server of customers for whom the platform names none.
+pub const DEFAULT_SERVER: &str = "default";
+
 /// The number of a customer, at least 1. Displayed as the bare number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(transparent)]
@@ -136,8 +139,8 @@ pub struct Customer {
     pub db_password: Option<SecretString>,
     /// The local port that his site answers on.
     pub web_port: Option<u16>,
-    /// The hosting server that his files are on, where the platform has several.
-    pub server_id: Option<i64>,
+    /// The name of the hosting server that his files are on; [`DEFAULT_SERVER`] where the platform has but one.
+    pub server: String,
 }
 
 /// Hostile input made fit for a message.

@@ -674,7 +674,7 @@ pub(super) mod tests {
                 db_user: None,
                 db_password: None,
                 web_port: None,
-                server_id: None,
+                server: "default".into(),
             }
         }
 

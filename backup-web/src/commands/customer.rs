@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use backup_core::config::{Config, PasswordSource};
 use backup_core::customer::{CustomerStore, NewCustomer};
 use backup_core::error::Result;
+use backup_core::store::Store;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
@@ -24,8 +25,8 @@ pub fn add(config: &Config, args: AddArgs, output: Output, runtime: &Runtime) ->
         web_port: args.web_port,
     };
     let id = runtime.block_on(async {
-        let store = CustomerStore::connect(config).await?;
-        let added = store.add(&new).await;
+        let store = Store::connect(config).await?;
+        let added = CustomerStore::new(&store, config).add(&new).await;
         store.close().await;
         added
     })?;
@@ -35,8 +36,8 @@ pub fn add(config: &Config, args: AddArgs, output: Output, runtime: &Runtime) ->
 
 pub fn list(config: &Config, output: Output, runtime: &Runtime) -> Result<ExitCode> {
     let customers = runtime.block_on(async {
-        let store = CustomerStore::connect(config).await?;
-        let listed = store.list().await;
+        let store = Store::connect(config).await?;
+        let listed = CustomerStore::new(&store, config).list().await;
         store.close().await;
         listed
     })?;

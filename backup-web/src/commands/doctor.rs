@@ -15,6 +15,7 @@ use backup_core::progress::{Cancel, Control, Monitor};
 use backup_core::repository::Repository;
 use backup_core::site;
 use backup_core::storage::Location;
+use backup_core::store::Store;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
@@ -424,22 +425,23 @@ async fn check_platform_database(config: &Config, report: &mut Report) -> Vec<Cu
         );
         return usable;
     }
-    let store = match CustomerStore::connect(config).await {
+    let store = match Store::connect(config).await {
         Ok(store) => store,
         Err(e) => {
             report.error(NAME, &e);
             return usable;
         }
     };
-    match store.list().await {
+    let customers = CustomerStore::new(&store, config);
+    match customers.list().await {
         Err(e) => report.error(NAME, &e),
-        Ok(customers) => {
+        Ok(listed) => {
             report.ok(
                 NAME,
-                format!("{}, {} customers", config.database.url, customers.len()),
+                format!("{}, {} customers", config.database.url, listed.len()),
             );
-            for customer in customers {
-                let found = store.get(customer.id).await;
+            for customer in listed {
+                let found = customers.get(customer.id).await;
                 match found.and_then(|found| config.site.health_url(&found).map(|_| found)) {
                     Ok(found) => usable.push(found),
                     Err(e) => report.warning(

@@ -14,13 +14,14 @@ use backup_core::config::{Config, RepositoryConfig};
 use backup_core::customer::{Customer, CustomerId, CustomerStore};
 use backup_core::error::Result;
 use backup_core::progress::{Cancel, Control};
+use backup_core::store::Store;
 use tokio::runtime::Runtime;
 
 /// The customer of a command.
 fn find_customer(config: &Config, id: CustomerId, runtime: &Runtime) -> Result<Customer> {
     runtime.block_on(async {
-        let store = CustomerStore::connect(config).await?;
-        let customer = store.get(id).await;
+        let store = Store::connect(config).await?;
+        let customer = CustomerStore::new(&store, config).get(id).await;
         store.close().await;
         customer
     })

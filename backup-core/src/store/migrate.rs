@@ -1,0 +1,188 @@
+//! Creating and upgrading the tables.
+//!
+//! Safe to repeat, at any point of an interruption, and from several processes at once. The platform's `customers` and `servers` are
+//! never touched; its `customer_backup_jobs`, if an earlier deployment made it by hand, keeps its columns and its rows.
+
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
+use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
+
+use super::{Pool, Store, explain, is_missing_table};
+use crate::error::{Error, ErrorKind, Result};
+
+/// Of our own: the platform may use sqlx, too.
+const TABLE: &str = "backup_migrations";
+
+const MYSQL: &[(i64, &str, &str)] = &[(
+    1,
+    "jobs and catalogue",
+    include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql"),
+)];
+const SQLITE: &[(i64, &str, &str)] = &[(
+    1,
+    "jobs and catalogue",
+    include_str!("../../../migrations/sqlite/0001_jobs_and_catalogue.sql"),
+)];
+
+/// What [`Store::migrate`] did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct Migrated {
+    /// The version of the tables before; 0 where there were none.
+    pub from: i64,
+    /// Their version now.
+    pub to: i64,
+}
+
+impl Store {
+    /// Create the tables, or bring them to this program's version.
+    ///
+    /// Fails with [`ErrorKind::Configuration`] where a newer program has been at them, and with [`ErrorKind::Refused`] where the account may not.
+    pub async fn migrate(&self) -> Result<Migrated> {
+        let from = self.version().await?;
+        match &self.pool {
+            Pool::MySql(pool) => {
+                let mut connection = pool.acquire().await.map_err(|e| self.failed(e))?;
+                // Held by the connection: when this process dies, it is free.
+                const LOCK: &str = "SELECT GET_LOCK(CONCAT('backup_migrations.', DATABASE()), -1)";
+                const UNLOCK: &str =
+                    "SELECT RELEASE_LOCK(CONCAT('backup_migrations.', DATABASE()))";
+                connection.execute(LOCK).await.map_err(|e| self.failed(e))?;
+                // What was interrupted is repeated.
+                let forget_interrupted = format!("DELETE FROM {TABLE} WHERE success = FALSE");
+                let forgotten = connection.execute(AssertSqlSafe(forget_interrupted)).await;
+                let result = match forgotten {
+                    Err(e) if !is_missing_table(&e) => Err(e.into()),
+                    _ => migrator(MYSQL).run(&mut *connection).await,
+                };
+                connection
+                    .execute(UNLOCK)
+                    .await
+                    .map_err(|e| self.failed(e))?;
+                result.map_err(|e| self.migration_failed(e))?;
+            }
+            Pool::Sqlite(pool) => {
+                use_write_ahead_log(pool)
+                    .await
+                    .map_err(|e| self.failed(e))?;
+                // One process at a time, and all of it or nothing.
+                let mut transaction = pool
+                    .begin_with("BEGIN IMMEDIATE")
+                    .await
+                    .map_err(|e| self.failed(e))?;
+                migrator(SQLITE)
+                    .run(&mut *transaction)
+                    .await
+                    .map_err(|e| self.migration_failed(e))?;
+                transaction.commit().await.map_err(|e| self.failed(e))?;
+            }
+        }
+        let to = self.version().await?;
+        Ok(Migrated { from, to })
+    }
+
+    /// Create the tables if there are none at all; upgrading what is there takes an explicit [`Self::migrate`].
+    ///
+    /// [`ErrorKind::Configuration`] where they are of another version.
+    pub async fn require_migrated(&self) -> Result<()> {
+        if self.is_migrated().await? {
+            return Ok(());
+        }
+        let version = self.version().await?;
+        if version > self.newest() {
+            return Err(Error::new(
+                ErrorKind::Configuration,
+                format!(
+                    "the tables of {} are of a newer version of this program: use that one",
+                    self.shown
+                ),
+            ));
+        }
+        if version == 0 && !self.has_jobs().await? {
+            self.migrate().await?;
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Configuration,
+            format!(
+                "the tables of {} are of an earlier version: run `shophosting-backup migrate`",
+                self.shown
+            ),
+        ))
+    }
+
+    pub(super) async fn is_migrated(&self) -> Result<bool> {
+        Ok(self.version().await? == self.newest())
+    }
+
+    fn newest(&self) -> i64 {
+        let migrations = match &self.pool {
+            Pool::MySql(_) => MYSQL,
+            Pool::Sqlite(_) => SQLITE,
+        };
+        migrations.last().map_or(0, |(version, ..)| *version)
+    }
+
+    /// 0: no table, or nothing in it.
+    async fn version(&self) -> Result<i64> {
+        const QUERY: &str =
+            "SELECT COALESCE(MAX(version), 0) FROM backup_migrations WHERE success = TRUE";
+        let found = self.row_if_table::<(i64,)>(QUERY, &[]).await?.flatten();
+        Ok(found.map_or(0, |(version,)| version))
+    }
+
+    async fn has_jobs(&self) -> Result<bool> {
+        const QUERY: &str = "SELECT COUNT(*) FROM customer_backup_jobs";
+        let found = self.row_if_table::<(i64,)>(QUERY, &[]).await?;
+        Ok(found.is_some())
+    }
+
+    fn migration_failed(&self, error: MigrateError) -> Error {
+        match error {
+            MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => {
+                explain(&self.shown, e)
+            }
+            MigrateError::VersionMissing(_) | MigrateError::VersionMismatch(_) => Error::caused(
+                ErrorKind::Configuration,
+                format!(
+                    "the tables of {} are of another version of this program: use that one",
+                    self.shown
+                ),
+                error,
+            ),
+            other => Error::caused(
+                ErrorKind::Failed,
+                format!("the tables of {} could not be upgraded", self.shown),
+                other,
+            ),
+        }
+    }
+}
+
+fn migrator(migrations: &'static [(i64, &'static str, &'static str)]) -> Migrator {
+    let migrations = migrations.iter().map(|(version, description, sql)| {
+        Migration::new(
+            *version,
+            (*description).into(),
+            MigrationType::Simple,
+            sql.into_sql_str(),
+            false,
+        )
+    });
+    let mut migrator = Migrator::with_migrations(migrations.collect());
+    migrator.dangerous_set_table_name(TABLE);
+    // We hold a lock of our own, which SQLite's has not.
+    migrator.set_locking(false);
+    migrator
+}
+
+/// Readers and a writer do not wait for each other. The file remembers it.
+async fn use_write_ahead_log(pool: &sqlx::SqlitePool) -> sqlx::Result<()> {
+    loop {
+        // The one statement that does not wait for others by itself.
+        match sqlx::query("PRAGMA journal_mode = WAL").execute(pool).await {
+            Err(sqlx::Error::Database(e)) if super::is_contention(e.as_ref()) => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            other => return other.map(drop),
+        }
+    }
+}

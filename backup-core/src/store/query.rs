@@ -1,0 +1,299 @@
+//! One SQL text for both kinds of database.
+
+use std::time::Duration;
+
+use sqlx::mysql::MySqlRow;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{AssertSqlSafe, MySql, Sqlite};
+
+use super::{Pool, Store, is_contention, is_missing_table};
+use crate::error::Result;
+
+/// How often one statement is tried that others were in the way of.
+const TRIES: u32 = 8;
+
+/// What is bound to a `?`.
+#[derive(Debug, Clone)]
+pub(crate) enum Value {
+    Integer(Option<i64>),
+    Text(Option<String>),
+}
+
+/// Values for the `?` of a statement.
+macro_rules! values {
+    ($($value:expr),* $(,)?) => { &[$($crate::store::Value::from($value)),*] };
+}
+pub(crate) use values;
+
+impl From<i64> for Value {
+    fn from(value: i64) -> Self {
+        Self::Integer(Some(value))
+    }
+}
+
+impl From<u32> for Value {
+    fn from(value: u32) -> Self {
+        Self::Integer(Some(i64::from(value)))
+    }
+}
+
+/// What is larger than a column holds is stored as its largest: sizes and counts.
+impl From<u64> for Value {
+    fn from(value: u64) -> Self {
+        Self::Integer(Some(i64::try_from(value).unwrap_or(i64::MAX)))
+    }
+}
+
+impl From<bool> for Value {
+    fn from(value: bool) -> Self {
+        Self::Integer(Some(i64::from(value)))
+    }
+}
+
+impl From<&str> for Value {
+    fn from(value: &str) -> Self {
+        Self::Text(Some(value.to_owned()))
+    }
+}
+
+impl From<String> for Value {
+    fn from(value: String) -> Self {
+        Self::Text(Some(value))
+    }
+}
+
+impl<T> From<Option<T>> for Value
+where
+    T: Into<Self> + Absent,
+{
+    fn from(value: Option<T>) -> Self {
+        value.map_or(T::ABSENT, Into::into)
+    }
+}
+
+/// What NULL of a type is.
+pub(crate) trait Absent {
+    const ABSENT: Value;
+}
+
+impl Absent for u64 {
+    const ABSENT: Value = Value::Integer(None);
+}
+
+impl Absent for u32 {
+    const ABSENT: Value = Value::Integer(None);
+}
+
+impl Absent for i64 {
+    const ABSENT: Value = Value::Integer(None);
+}
+
+impl Absent for &str {
+    const ABSENT: Value = Value::Text(None);
+}
+
+impl Absent for String {
+    const ABSENT: Value = Value::Text(None);
+}
+
+/// Read from a row of either database.
+pub(crate) trait FromRow:
+    Send + Unpin + for<'r> sqlx::FromRow<'r, MySqlRow> + for<'r> sqlx::FromRow<'r, SqliteRow>
+{
+}
+
+impl<T> FromRow for T where
+    T: Send + Unpin + for<'r> sqlx::FromRow<'r, MySqlRow> + for<'r> sqlx::FromRow<'r, SqliteRow>
+{
+}
+
+/// What became of an INSERT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Inserted {
+    /// With this number, where the table gives numbers.
+    Done(u64),
+    /// A unique index has such a row already.
+    Conflict,
+}
+
+/// Several statements as one. Rolled back when it is dropped without [`Transaction::commit`].
+pub(crate) struct Transaction {
+    inner: Inner,
+    store: Store,
+}
+
+enum Inner {
+    MySql(sqlx::Transaction<'static, MySql>),
+    Sqlite(sqlx::Transaction<'static, Sqlite>),
+}
+
+macro_rules! bound {
+    ($query:expr, $values:expr) => {{
+        let mut query = $query;
+        for value in $values {
+            query = match value {
+                Value::Integer(number) => query.bind(*number),
+                Value::Text(text) => query.bind(text.clone()),
+            };
+        }
+        query
+    }};
+}
+
+/// Once more while others are in the way; nothing happened then.
+macro_rules! retried {
+    ($run:expr) => {{
+        let mut tried = 1;
+        loop {
+            match $run {
+                Err(sqlx::Error::Database(e)) if is_contention(e.as_ref()) && tried < TRIES => {
+                    pause_after(tried).await;
+                    tried += 1;
+                }
+                other => break other,
+            }
+        }
+    }};
+}
+
+impl Store {
+    /// Rows that match.
+    pub(crate) async fn rows<T: FromRow>(&self, sql: &str, values: &[Value]) -> Result<Vec<T>> {
+        self.try_rows(sql, values).await.map_err(|e| self.failed(e))
+    }
+
+    /// The first row that matches.
+    pub(crate) async fn row<T: FromRow>(&self, sql: &str, values: &[Value]) -> Result<Option<T>> {
+        Ok(self.rows(sql, values).await?.into_iter().next())
+    }
+
+    /// The first row that matches, in a table that need not exist: None where it does not.
+    pub(crate) async fn row_if_table<T: FromRow>(
+        &self,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Option<Option<T>>> {
+        match self.try_rows(sql, values).await {
+            Ok(rows) => Ok(Some(rows.into_iter().next())),
+            Err(e) if is_missing_table(&e) => Ok(None),
+            Err(e) => Err(self.failed(e)),
+        }
+    }
+
+    pub(super) async fn try_rows<T: FromRow>(
+        &self,
+        sql: &str,
+        values: &[Value],
+    ) -> sqlx::Result<Vec<T>> {
+        let sql = self.dialect(sql);
+        match &self.pool {
+            Pool::MySql(pool) => {
+                let query = bound!(sqlx::query_as(AssertSqlSafe(sql)), values);
+                query.fetch_all(pool).await
+            }
+            Pool::Sqlite(pool) => {
+                let query = bound!(sqlx::query_as(AssertSqlSafe(sql)), values);
+                query.fetch_all(pool).await
+            }
+        }
+    }
+
+    /// Run one statement; the number of rows that matched.
+    pub(crate) async fn execute(&self, sql: &str, values: &[Value]) -> Result<u64> {
+        let sql = self.dialect(sql);
+        let done = match &self.pool {
+            Pool::MySql(pool) => retried!(
+                bound!(sqlx::query(AssertSqlSafe(sql.clone())), values)
+                    .execute(pool)
+                    .await
+                    .map(|done| done.rows_affected())
+            ),
+            Pool::Sqlite(pool) => retried!(
+                bound!(sqlx::query(AssertSqlSafe(sql.clone())), values)
+                    .execute(pool)
+                    .await
+                    .map(|done| done.rows_affected())
+            ),
+        };
+        done.map_err(|e| self.failed(e))
+    }
+
+    /// Insert one row.
+    pub(crate) async fn insert(&self, sql: &str, values: &[Value]) -> Result<Inserted> {
+        let sql = self.dialect(sql);
+        let done = match &self.pool {
+            Pool::MySql(pool) => retried!(
+                bound!(sqlx::query(AssertSqlSafe(sql.clone())), values)
+                    .execute(pool)
+                    .await
+                    .map(|done| done.last_insert_id())
+            ),
+            Pool::Sqlite(pool) => retried!(
+                bound!(sqlx::query(AssertSqlSafe(sql.clone())), values)
+                    .execute(pool)
+                    .await
+                    .map(|done| u64::try_from(done.last_insert_rowid()).unwrap_or(0))
+            ),
+        };
+        match done {
+            Ok(id) => Ok(Inserted::Done(id)),
+            Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(Inserted::Conflict),
+            Err(e) => Err(self.failed(e)),
+        }
+    }
+
+    /// Begin a transaction that will write. [`crate::error::ErrorKind::Busy`] from any of its statements means that others were in
+    /// the way and nothing of it happened: begin again.
+    pub(crate) async fn begin(&self) -> Result<Transaction> {
+        let begun = match &self.pool {
+            Pool::MySql(pool) => pool.begin().await.map(Inner::MySql),
+            Pool::Sqlite(pool) => pool.begin_with("BEGIN IMMEDIATE").await.map(Inner::Sqlite),
+        };
+        Ok(Transaction {
+            inner: begun.map_err(|e| self.failed(e))?,
+            store: self.clone(),
+        })
+    }
+
+    fn dialect(&self, sql: &str) -> String {
+        sql.replace(
+            "{now}",
+            match self.pool {
+                Pool::MySql(_) => "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
+                Pool::Sqlite(_) => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+            },
+        )
+    }
+}
+
+impl Transaction {
+    /// Run one statement; the number of rows that matched.
+    pub(crate) async fn execute(&mut self, sql: &str, values: &[Value]) -> Result<u64> {
+        let sql = self.store.dialect(sql);
+        let done = match &mut self.inner {
+            Inner::MySql(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
+                .execute(&mut **transaction)
+                .await
+                .map(|done| done.rows_affected()),
+            Inner::Sqlite(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
+                .execute(&mut **transaction)
+                .await
+                .map(|done| done.rows_affected()),
+        };
+        done.map_err(|e| self.store.failed(e))
+    }
+
+    /// The commit point of all that was done in it.
+    pub(crate) async fn commit(self) -> Result<()> {
+        let done = match self.inner {
+            Inner::MySql(transaction) => transaction.commit().await,
+            Inner::Sqlite(transaction) => transaction.commit().await,
+        };
+        done.map_err(|e| self.store.failed(e))
+    }
+}
+
+async fn pause_after(tried: u32) {
+    let milliseconds = rand::random_range(1..=5 * u64::from(tried));
+    tokio::time::sleep(Duration::from_millis(milliseconds)).await;
+}
