@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::error::{Error, ErrorKind, Result};
 
 /// The part of an operation that is running, in the order in which they come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Phase {
     /// Opening the repository, looking things up, checking.
@@ -29,6 +28,47 @@ pub enum Phase {
     Starting,
     /// Removing what is no longer needed.
     CleaningUp,
+}
+
+impl Phase {
+    /// One word for machines.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preparing => "preparing",
+            Self::Saving => "saving",
+            Self::Committing => "committing",
+            Self::RestoringFiles => "restoring_files",
+            Self::ImportingDatabase => "importing_database",
+            Self::Swapping => "swapping",
+            Self::Starting => "starting",
+            Self::CleaningUp => "cleaning_up",
+        }
+    }
+
+    /// The phase that [`Self::as_str`] gives this word for.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [
+            Self::Preparing,
+            Self::Saving,
+            Self::Committing,
+            Self::RestoringFiles,
+            Self::ImportingDatabase,
+            Self::Swapping,
+            Self::Starting,
+            Self::CleaningUp,
+        ]
+        .into_iter()
+        .find(|phase| phase.as_str() == word)
+    }
+}
+
+impl serde::Serialize for Phase {
+    fn serialize<S: serde::Serializer>(
+        &self,
+        serializer: S,
+    ) -> std::result::Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
 }
 
 impl fmt::Display for Phase {

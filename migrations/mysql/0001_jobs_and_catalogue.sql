@@ -32,6 +32,14 @@ SET @step = IF((SELECT character_maximum_length < 64 FROM information_schema.col
 PREPARE step FROM @step;
 EXECUTE step;
 
+-- A first TIMESTAMP without a default changes with every update, on older servers.
+SET @step = IF((SELECT extra LIKE '%on update%' FROM information_schema.columns
+        WHERE table_schema = DATABASE() AND table_name = 'customer_backup_jobs' AND column_name = 'created_at'),
+    'ALTER TABLE customer_backup_jobs MODIFY created_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP',
+    'DO 0');
+PREPARE step FROM @step;
+EXECUTE step;
+
 -- In one statement, so that it is there as a whole or not at all.
 SET @step = IF(@is_new,
     'ALTER TABLE customer_backup_jobs

@@ -35,6 +35,17 @@ pub enum Source {
     PreRestore,
 }
 
+impl Source {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Manual => "manual",
+            Self::Daily => "daily",
+            Self::PreRestore => "pre-restore",
+        }
+    }
+}
+
 impl FromStr for Source {
     type Err = Error;
 

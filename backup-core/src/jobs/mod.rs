@@ -1,0 +1,201 @@
+//! Jobs: what customers asked for, who runs it, how far it is, and how it ended.
+//!
+//! The SQL table is the truth. One active job per customer is a unique index; who may write to a running job is decided by its attempt number in every
+//! statement (a lease with fencing). Never: a job that ends twice, a state that an owner without the lease has written, a sentence for the
+//! customer with a path, a host or SQL in it.
+
+mod store;
+
+use std::fmt;
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Serialize, Serializer};
+
+use crate::customer::CustomerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::operations::Source;
+use crate::progress::Phase;
+use crate::repository::BackupType;
+
+pub use store::{CancelAnswer, Claimed, Created, JobStore, Kept, Lease, NewJob};
+
+/// The number of a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[serde(transparent)]
+pub struct JobId(u64);
+
+impl JobId {
+    /// The bare number.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = Error;
+
+    /// Digits only, and none too many.
+    fn from_str(text: &str) -> Result<Self> {
+        let plain = (1..=18).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if plain => Ok(Self(number)),
+            _ => Err(Error::new(
+                ErrorKind::InvalidInput,
+                "a job is named by its number, as `jobs` shows it",
+            )),
+        }
+    }
+}
+
+/// An enumeration that is stored, read and serialized as one word each.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$doc])* $variant),+ }
+
+        impl $name {
+            /// As it is stored.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $word),+ }
+            }
+
+            fn from_word(word: &str) -> Option<Self> {
+                match word { $($word => Some(Self::$variant),)+ _ => None }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+                serializer.serialize_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// What a job does.
+    JobType {
+        /// Makes a backup.
+        Backup = "backup",
+        /// Puts a backup back.
+        Restore = "restore",
+    }
+}
+
+words! {
+    /// Where a job is in its life.
+    JobStatus {
+        /// Waits for a worker.
+        Pending = "pending",
+        /// Is being run.
+        Running = "running",
+        /// Ended, and what it was for is done.
+        Completed = "completed",
+        /// Ended otherwise; the job's [`Failure`] says how.
+        Failed = "failed",
+    }
+}
+
+words! {
+    /// Why a job failed.
+    Failure {
+        /// Somebody cancelled it.
+        Cancelled = "cancelled",
+        /// It took longer than it may.
+        Timeout = "timeout",
+        /// Its worker died.
+        Interrupted = "interrupted",
+        /// It failed and could not be undone: an operator is needed.
+        Stuck = "stuck",
+        /// Anything else.
+        Error = "error",
+    }
+}
+
+impl JobStatus {
+    /// Whether the job still waits or runs.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Pending | Self::Running)
+    }
+}
+
+/// A job, as every process sees it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Job {
+    /// Its number.
+    pub id: JobId,
+    /// Whose it is.
+    pub customer_id: CustomerId,
+    /// What it does.
+    pub job_type: JobType,
+    /// What is backed up or restored.
+    pub backup_type: BackupType,
+    /// The snapshot that is restored, or that a completed backup made. As stored: an earlier deployment may have written another form.
+    pub snapshot_id: Option<String>,
+    /// Where the snapshot to restore is from.
+    pub source: Option<Source>,
+    /// Whether the site stays up until the exchange.
+    pub online: bool,
+    /// The customer's note.
+    pub note: Option<String>,
+    /// Where it is in its life.
+    pub status: JobStatus,
+    /// Why it failed.
+    pub failure: Option<Failure>,
+    /// What to tell the customer of a failure: one plain sentence.
+    pub error_message: Option<String>,
+    /// When it was asked for.
+    pub created_at: Option<Timestamp>,
+    /// When it was first taken up.
+    pub started_at: Option<Timestamp>,
+    /// When it ended.
+    pub completed_at: Option<Timestamp>,
+    /// The hosting server that it runs on.
+    pub server: String,
+    /// How often it was taken up.
+    pub attempts: u32,
+    /// What is being done.
+    pub phase: Option<Phase>,
+    /// Bytes done in this phase.
+    pub bytes_done: u64,
+    /// Bytes to do in this phase, as far as is known.
+    pub bytes_total: Option<u64>,
+    /// Files done in this phase.
+    pub files_done: u64,
+    /// How fast it is just now.
+    pub bytes_per_second: Option<u64>,
+    /// Whether somebody asked to stop it.
+    pub cancel_requested: bool,
+    /// Whether it can still be cancelled: it waits, or runs and is not at its commit yet.
+    pub cancellable: bool,
+}
+
+/// How far a job is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done.
+    pub phase: Option<Phase>,
+    /// Bytes done in this phase.
+    pub bytes_done: u64,
+    /// Bytes to do in this phase, as far as is known.
+    pub bytes_total: Option<u64>,
+    /// Files done in this phase.
+    pub files_done: u64,
+    /// How fast it is just now.
+    pub bytes_per_second: Option<u64>,
+}

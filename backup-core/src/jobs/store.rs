@@ -1,0 +1,499 @@
+//! The table of jobs.
+//!
+//! Each change of state is one statement that names the state it starts from, so of two that want it one gets it. Commit points: a job exists with its
+//! row; it is a worker's when the claim matched a row; it ended when the last UPDATE matched.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use jiff::civil::DateTime;
+use jiff::tz::TimeZone;
+
+use super::{Failure, Job, JobId, JobStatus, JobType, Progress};
+use crate::customer::CustomerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::operations::Source;
+use crate::progress::Phase;
+use crate::repository::{BackupType, SnapshotId};
+use crate::store::{Inserted, Store, Transaction, Value, values};
+
+/// Jobs in SQL. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct JobStore {
+    store: Store,
+    lease: Duration,
+}
+
+/// A job to be created.
+#[derive(Debug, Clone)]
+pub struct NewJob {
+    /// Whose it is.
+    pub customer: CustomerId,
+    /// The hosting server that it has to run on.
+    pub server: String,
+    /// What it does.
+    pub job_type: JobType,
+    /// What is backed up or restored.
+    pub backup_type: BackupType,
+    /// The snapshot to restore, and where it is from.
+    pub snapshot: Option<(Source, SnapshotId)>,
+    /// Whether the site stays up until the exchange.
+    pub online: bool,
+    /// The customer's note.
+    pub note: Option<String>,
+}
+
+/// What became of the wish for a job.
+#[derive(Debug, Clone)]
+pub enum Created {
+    /// The new job.
+    Job(Box<Job>),
+    /// There is none, because this one of the customer's has not ended yet.
+    InTheWay(Box<Job>),
+}
+
+/// What an owner of a running job writes with: the job and the number of the attempt that it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lease {
+    job: JobId,
+    attempt: u32,
+}
+
+impl Lease {
+    /// The job.
+    pub fn job(self) -> JobId {
+        self.job
+    }
+}
+
+/// A job that now is the caller's to run.
+#[derive(Debug, Clone)]
+pub struct Claimed {
+    /// The job.
+    pub job: Job,
+    /// To write with.
+    pub lease: Lease,
+    /// Whether another worker had it and died.
+    pub is_taken_over: bool,
+    /// The snapshot that an earlier attempt was about to write when it was last heard of: it may be there.
+    pub intended: Option<SnapshotId>,
+}
+
+/// How things are with a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    /// It is held: go on.
+    Held,
+    /// It is held, but somebody wants the job to stop.
+    CancelRequested,
+    /// Somebody else has the job, or it ended: write nothing more.
+    Lost,
+}
+
+/// What became of a wish to cancel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CancelAnswer {
+    /// It waited, and is cancelled.
+    Cancelled,
+    /// It runs, and was asked to stop.
+    Requested,
+    /// It runs and has begun to commit: it will end by itself.
+    TooLate,
+    /// It had ended already.
+    Ended,
+}
+
+const CANCELLED: &str = "It was cancelled.";
+
+/// What a [`JobRow`] is read from. The casts make one type of what differs between the platform's table, one made by hand, and SQLite.
+const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS customer_id, CAST(job_type AS CHAR) AS job_type,
+    CAST(backup_type AS CHAR) AS backup_type, CAST(snapshot_id AS CHAR) AS snapshot_id, CAST(status AS CHAR) AS status,
+    CAST(error_message AS CHAR) AS error_message, CAST(created_at AS CHAR) AS created_at, CAST(completed_at AS CHAR) AS completed_at,
+    source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
+    files_done, bytes_per_second, started_at, finished_at";
+
+/// A job that waits, or whose owner has not been heard of for a whole lease.
+const CAN_BE_TAKEN: &str =
+    "(status = 'pending' OR (status = 'running' AND COALESCE(lease_until, 0) < {now}))";
+
+/// What a lease writes under.
+const IS_HELD: &str = "id = ? AND attempts = ? AND status = 'running'";
+
+impl JobStore {
+    /// The jobs of a database. A running job whose owner has not written for `lease` may be taken over by others.
+    pub fn new(store: &Store, lease: Duration) -> Self {
+        Self {
+            store: store.clone(),
+            lease,
+        }
+    }
+
+    /// How long a job stays its owner's without a sign of life.
+    pub fn lease(&self) -> Duration {
+        self.lease
+    }
+
+    /// Create a job that waits for a worker.
+    pub async fn create(&self, new: &NewJob) -> Result<Created> {
+        self.insert(new, None).await
+    }
+
+    /// Create a job that the caller runs himself, from now on. `owner` is for people.
+    pub async fn create_claimed(&self, new: &NewJob, owner: &str) -> Result<(Created, Lease)> {
+        let created = self.insert(new, Some(owner)).await?;
+        let (Created::Job(job) | Created::InTheWay(job)) = &created;
+        let lease = Lease {
+            job: job.id,
+            attempt: 1,
+        };
+        Ok((created, lease))
+    }
+
+    async fn insert(&self, new: &NewJob, owner: Option<&str>) -> Result<Created> {
+        const INSERT: &str = "INSERT INTO customer_backup_jobs
+            (customer_id, job_type, backup_type, snapshot_id, status, source, online, note, server, created_at)
+            VALUES (?, ?, ?, ?, 'pending', ?, ?, ?, ?, CURRENT_TIMESTAMP)";
+        const INSERT_CLAIMED: &str = "INSERT INTO customer_backup_jobs
+            (customer_id, job_type, backup_type, snapshot_id, status, source, online, note, server, created_at, attempts, started_at, lease_owner, lease_until)
+            VALUES (?, ?, ?, ?, 'running', ?, ?, ?, ?, CURRENT_TIMESTAMP, 1, {now}, ?, {now} + ?)";
+        let (source, snapshot) = new.snapshot.unzip();
+        let common = values![
+            new.customer.get(),
+            new.job_type.as_str(),
+            new.backup_type.to_string(),
+            snapshot.map(|id| id.to_string()),
+            source.map(Source::as_str),
+            new.online,
+            new.note.clone(),
+            new.server.as_str(),
+        ];
+        // The job in the way may have ended by the time that it is looked for.
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let inserted = match owner {
+                None => self.store.insert(INSERT, common).await?,
+                Some(owner) => {
+                    let claim = values![owner, self.lease_milliseconds()];
+                    self.store
+                        .insert(INSERT_CLAIMED, &[&common[..], &claim[..]].concat())
+                        .await?
+                }
+            };
+            match inserted {
+                Inserted::Done(id) => {
+                    let job = self.require(JobId(id)).await?;
+                    return Ok(Created::Job(Box::new(job)));
+                }
+                Inserted::Conflict => {
+                    if let Some(job) = self.active(new.customer).await? {
+                        return Ok(Created::InTheWay(Box::new(job)));
+                    }
+                }
+            }
+        }
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("jobs of customer {} come and go: try again", new.customer),
+        ))
+    }
+
+    /// Take the oldest job of a hosting server that waits, or whose owner died. `owner` is for people.
+    pub async fn claim(&self, server: &str, owner: &str) -> Result<Option<Claimed>> {
+        let candidates = format!(
+            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE server = ? AND {CAN_BE_TAKEN} ORDER BY id LIMIT 16"
+        );
+        let claim = format!(
+            "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {{now}} + ?,
+                 started_at = COALESCE(started_at, {{now}}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
+                 bytes_per_second = NULL, status = 'running'
+             WHERE id = ? AND attempts = ? AND {CAN_BE_TAKEN}"
+        );
+        let rows: Vec<JobRow> = self.store.rows(&candidates, values![server]).await?;
+        for row in rows {
+            let (id, attempts) = (row.id, row.attempts);
+            let claimed = values![owner, self.lease_milliseconds(), id, attempts];
+            if self.store.execute(&claim, claimed).await? == 0 {
+                // Somebody was faster.
+                continue;
+            }
+            let intended = row.intended();
+            let is_taken_over = row.status == JobStatus::Running.as_str();
+            let job = self.require(row.number()?).await?;
+            return Ok(Some(Claimed {
+                lease: Lease {
+                    job: job.id,
+                    attempt: u32::try_from(attempts.saturating_add(1)).unwrap_or(u32::MAX),
+                },
+                job,
+                is_taken_over,
+                intended,
+            }));
+        }
+        Ok(None)
+    }
+
+    /// Renew the lease and write the progress down; says whether to go on.
+    pub async fn keep(&self, lease: Lease, progress: &Progress) -> Result<Kept> {
+        let update = format!(
+            "UPDATE customer_backup_jobs SET lease_until = {{now}} + ?, phase = ?, bytes_done = ?, bytes_total = ?, files_done = ?,
+                 bytes_per_second = ? WHERE {IS_HELD}"
+        );
+        let values = values![
+            self.lease_milliseconds(),
+            progress.phase.map(Phase::as_str),
+            progress.bytes_done,
+            progress.bytes_total,
+            progress.files_done,
+            progress.bytes_per_second,
+            lease.job.get(),
+            lease.attempt,
+        ];
+        if self.store.execute(&update, values).await? == 0 {
+            return Ok(Kept::Lost);
+        }
+        self.look(lease).await
+    }
+
+    /// How things are with a lease, without renewing it.
+    pub async fn look(&self, lease: Lease) -> Result<Kept> {
+        let query = format!("SELECT cancel_requested FROM customer_backup_jobs WHERE {IS_HELD}");
+        let found: Option<(i64,)> = self
+            .store
+            .row(&query, values![lease.job.get(), lease.attempt])
+            .await?;
+        Ok(match found {
+            None => Kept::Lost,
+            Some((0,)) => Kept::Held,
+            Some(_) => Kept::CancelRequested,
+        })
+    }
+
+    /// Ask for the right to commit. Where it is given ([`Kept::Held`]) cancelling comes too late, and `snapshot` is noted as what will be written.
+    pub async fn begin_commit(&self, lease: Lease, snapshot: Option<&str>) -> Result<Kept> {
+        let update = format!(
+            "UPDATE customer_backup_jobs SET committing = 1, intended_snapshot = ?, lease_until = {{now}} + ?
+             WHERE {IS_HELD} AND cancel_requested = 0"
+        );
+        let values = values![
+            snapshot,
+            self.lease_milliseconds(),
+            lease.job.get(),
+            lease.attempt
+        ];
+        match self.store.execute(&update, values).await? {
+            0 => Ok(match self.look(lease).await? {
+                Kept::Held => Kept::Lost,
+                other => other,
+            }),
+            _ => Ok(Kept::Held),
+        }
+    }
+
+    /// End a job well, as part of a transaction; false where the lease is lost, and then nothing may be committed.
+    pub(crate) async fn complete(
+        &self,
+        transaction: &mut Transaction,
+        lease: Lease,
+        snapshot: Option<SnapshotId>,
+    ) -> Result<bool> {
+        let update = format!(
+            "UPDATE customer_backup_jobs SET snapshot_id = COALESCE(?, snapshot_id), error_message = NULL, completed_at = CURRENT_TIMESTAMP,
+                 finished_at = {{now}}, lease_until = NULL, intended_snapshot = NULL, phase = NULL, bytes_per_second = NULL, status = 'completed'
+             WHERE {IS_HELD}"
+        );
+        let values = values![
+            snapshot.map(|id| id.to_string()),
+            lease.job.get(),
+            lease.attempt
+        ];
+        Ok(transaction.execute(&update, values).await? > 0)
+    }
+
+    /// End a job that failed, with a sentence for the customer; false where the lease is lost.
+    pub async fn fail(&self, lease: Lease, failure: Failure, message: &str) -> Result<bool> {
+        let update = format!(
+            "UPDATE customer_backup_jobs SET failure = ?, error_message = ?, completed_at = CURRENT_TIMESTAMP, finished_at = {{now}},
+                 lease_until = NULL, bytes_per_second = NULL, status = 'failed'
+             WHERE {IS_HELD}"
+        );
+        let values = values![failure.as_str(), message, lease.job.get(), lease.attempt];
+        Ok(self.store.execute(&update, values).await? > 0)
+    }
+
+    /// Give a job back, so that another worker takes it up, on the hosting server `server`; false where the lease is lost.
+    pub async fn release(&self, lease: Lease, server: &str) -> Result<bool> {
+        let update = format!(
+            "UPDATE customer_backup_jobs SET server = ?, lease_owner = NULL, lease_until = NULL, committing = 0, phase = NULL, bytes_done = 0,
+                 bytes_total = NULL, files_done = 0, bytes_per_second = NULL, status = 'pending'
+             WHERE {IS_HELD}"
+        );
+        let values = values![server, lease.job.get(), lease.attempt];
+        Ok(self.store.execute(&update, values).await? > 0)
+    }
+
+    /// Cancel a job that waits, or ask one that runs to stop. [`ErrorKind::NotFound`] where there is none.
+    pub async fn cancel(&self, id: JobId) -> Result<CancelAnswer> {
+        const PENDING: &str = "UPDATE customer_backup_jobs SET cancel_requested = 1, failure = 'cancelled', error_message = ?,
+                completed_at = CURRENT_TIMESTAMP, finished_at = {now}, status = 'failed'
+            WHERE id = ? AND status = 'pending'";
+        const RUNNING: &str = "UPDATE customer_backup_jobs SET cancel_requested = 1
+            WHERE id = ? AND status = 'running' AND committing = 0";
+        let pending = values![CANCELLED, id.get()];
+        if self.store.execute(PENDING, pending).await? > 0 {
+            return Ok(CancelAnswer::Cancelled);
+        }
+        if self.store.execute(RUNNING, values![id.get()]).await? > 0 {
+            return Ok(CancelAnswer::Requested);
+        }
+        let job = self.require(id).await?;
+        Ok(match job.status {
+            JobStatus::Completed | JobStatus::Failed => CancelAnswer::Ended,
+            JobStatus::Pending | JobStatus::Running => CancelAnswer::TooLate,
+        })
+    }
+
+    /// A job by its number.
+    pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
+        let jobs = self.select("WHERE id = ?", values![id.get()]).await?;
+        Ok(jobs.into_iter().next())
+    }
+
+    /// The customer's job that has not ended.
+    pub async fn active(&self, customer: CustomerId) -> Result<Option<Job>> {
+        let jobs = self
+            .select("WHERE active_customer = ?", values![customer.get()])
+            .await?;
+        Ok(jobs.into_iter().next())
+    }
+
+    /// The newest jobs of a customer, newest first.
+    pub async fn of_customer(&self, customer: CustomerId, at_most: u32) -> Result<Vec<Job>> {
+        let newest = "WHERE customer_id = ? ORDER BY id DESC LIMIT ?";
+        self.select(newest, values![customer.get(), at_most]).await
+    }
+
+    /// The newest jobs of all customers, newest first.
+    pub async fn recent(&self, at_most: u32) -> Result<Vec<Job>> {
+        self.select("ORDER BY id DESC LIMIT ?", values![at_most])
+            .await
+    }
+
+    async fn require(&self, id: JobId) -> Result<Job> {
+        self.get(id)
+            .await?
+            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}")))
+    }
+
+    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
+        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
+        let rows: Vec<JobRow> = self.store.rows(&query, values).await?;
+        rows.into_iter().map(JobRow::understand).collect()
+    }
+
+    fn lease_milliseconds(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A row as it is stored.
+#[derive(sqlx::FromRow)]
+struct JobRow {
+    id: i64,
+    customer_id: i64,
+    job_type: String,
+    backup_type: String,
+    snapshot_id: Option<String>,
+    status: String,
+    error_message: Option<String>,
+    created_at: Option<String>,
+    completed_at: Option<String>,
+    source: Option<String>,
+    online: i64,
+    note: Option<String>,
+    server: String,
+    attempts: i64,
+    cancel_requested: i64,
+    committing: i64,
+    intended_snapshot: Option<String>,
+    failure: Option<String>,
+    phase: Option<String>,
+    bytes_done: i64,
+    bytes_total: Option<i64>,
+    files_done: i64,
+    bytes_per_second: Option<i64>,
+    started_at: Option<i64>,
+    finished_at: Option<i64>,
+}
+
+impl JobRow {
+    fn number(&self) -> Result<JobId> {
+        u64::try_from(self.id)
+            .map(JobId)
+            .map_err(|_| self.odd("its number is negative"))
+    }
+
+    fn intended(&self) -> Option<SnapshotId> {
+        self.intended_snapshot.as_deref()?.parse().ok()
+    }
+
+    fn odd(&self, what: &str) -> Error {
+        Error::new(
+            ErrorKind::Failed,
+            format!(
+                "the job {} in customer_backup_jobs makes no sense: {what}",
+                self.id
+            ),
+        )
+    }
+
+    fn understand(self) -> Result<Job> {
+        let customer = u32::try_from(self.customer_id)
+            .ok()
+            .and_then(|number| CustomerId::new(number).ok());
+        let status = JobStatus::from_word(&self.status).ok_or_else(|| self.odd("its status"))?;
+        let count = |number: i64| u64::try_from(number).unwrap_or(0);
+        let milliseconds = |at: i64| Timestamp::from_millisecond(at).ok();
+        Ok(Job {
+            id: self.number()?,
+            customer_id: customer.ok_or_else(|| self.odd("its customer"))?,
+            job_type: JobType::from_word(&self.job_type).ok_or_else(|| self.odd("its type"))?,
+            backup_type: self
+                .backup_type
+                .parse()
+                .map_err(|_| self.odd("its backup type"))?,
+            source: self.source.as_deref().and_then(|word| word.parse().ok()),
+            online: self.online != 0,
+            status,
+            failure: self.failure.as_deref().and_then(Failure::from_word),
+            created_at: self.created_at.as_deref().and_then(understand_time),
+            started_at: self.started_at.and_then(milliseconds),
+            // To the millisecond where we ended it.
+            completed_at: self
+                .finished_at
+                .and_then(milliseconds)
+                .or_else(|| understand_time(self.completed_at.as_deref()?)),
+            attempts: u32::try_from(self.attempts).unwrap_or(0),
+            bytes_done: count(self.bytes_done),
+            bytes_total: self.bytes_total.map(count),
+            files_done: count(self.files_done),
+            bytes_per_second: self.bytes_per_second.map(count),
+            cancel_requested: self.cancel_requested != 0,
+            cancellable: match status {
+                JobStatus::Pending => true,
+                JobStatus::Running => self.committing == 0 && self.cancel_requested == 0,
+                JobStatus::Completed | JobStatus::Failed => false,
+            },
+            snapshot_id: self.snapshot_id,
+            note: self.note,
+            error_message: self.error_message,
+            server: self.server,
+            phase: self.phase.as_deref().and_then(Phase::from_word),
+        })
+    }
+}
+
+/// Of the platform's columns: a text without a zone, in UTC.
+fn understand_time(text: &str) -> Option<Timestamp> {
+    let time: DateTime = text.parse().ok()?;
+    Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
+}
