@@ -31,6 +31,7 @@ fn control(cancel: &Cancel) -> Control {
     Control {
         monitor: crate::progress::monitor(),
         cancel: cancel.clone(),
+        ..Control::default()
     }
 }
 
