@@ -4,8 +4,10 @@
 //! only from outside: its configuration and its command line.
 
 pub mod mariadb;
+mod private;
 pub mod product;
 pub mod proxy;
+pub mod redis;
 pub mod restic;
 pub mod sshd;
 pub mod testbed;

@@ -6,12 +6,14 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use tempfile::TempDir;
+
+use crate::private::{Guard, Tied};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
 const STOP_LIMIT: Duration = Duration::from_secs(60);
@@ -124,13 +126,9 @@ impl MariaDb {
 
     /// `kill -9` while others use this value; [`MariaDb::kill`] has to follow before a restart.
     pub fn signal_kill(&self) {
-        let pid = self
-            .server
-            .as_ref()
-            .and_then(|server| i32::try_from(server.child.id()).ok());
-        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+        if let Some(server) = &self.server {
             // It fails only when the server is gone already; it is not reaped before `kill`.
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            let _ = server.child.signal(Signal::KILL);
         }
     }
 
@@ -244,9 +242,7 @@ impl Drop for TableLock {
 }
 
 struct Server {
-    child: Child,
-    /// Ends the thread that the server is tied to. See [`Server::start`].
-    _parent: mpsc::Sender<()>,
+    child: Tied,
 }
 
 impl Server {
@@ -274,27 +270,15 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log);
-        // The server dies with the *thread* that started it, which may be that of one test: it gets one of its own.
-        let (send_child, child) = mpsc::channel();
-        let (parent, end) = mpsc::channel::<()>();
-        thread::spawn(move || {
-            if send_child.send(command.spawn()).is_ok() {
-                // An error means that the sender is gone: that is what we wait for.
-                let _ = end.recv();
-            }
-        });
-        let child = child
-            .recv()?
-            .context("cannot run mariadbd; is the package mariadb-server installed?")?;
         let mut this = Self {
-            child,
-            _parent: parent,
+            child: Tied::spawn(command)
+                .context("cannot run mariadbd; is the package mariadb-server installed?")?,
         };
         let deadline = Instant::now() + START_LIMIT;
         while std::os::unix::net::UnixStream::connect(dir.join("my.sock")).is_err()
             || std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
         {
-            let ended = this.child.try_wait()?;
+            let ended = this.child.ended()?;
             if ended.is_some() || Instant::now() > deadline {
                 let mut said = String::new();
                 fs::File::open(dir.join("log"))?.read_to_string(&mut said)?;
@@ -306,59 +290,13 @@ impl Server {
     }
 
     fn stop(&mut self) -> Result<()> {
-        let pid = i32::try_from(self.child.id())
-            .ok()
-            .and_then(rustix::process::Pid::from_raw)
-            .context("the server has no process id")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        self.child.signal(Signal::TERM)?;
         let deadline = Instant::now() + STOP_LIMIT;
-        while self.child.try_wait()?.is_none() {
+        while self.child.ended()?.is_none() {
             ensure!(Instant::now() < deadline, "mariadbd does not stop");
             thread::sleep(Duration::from_millis(10));
         }
         Ok(())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // Both fail only when it is gone already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// Removes a directory when this process is gone without having done so itself: a `static` is never dropped.
-struct Guard {
-    child: Child,
-    stdin: Option<ChildStdin>,
-}
-
-impl Guard {
-    fn over(dir: &Path) -> Result<Self> {
-        use std::os::unix::process::CommandExt;
-        let mut child = Command::new("sh")
-            .args([
-                "-c",
-                "read -r _; rm -rf -- \"$1\" || { sleep 1; rm -rf -- \"$1\"; }",
-                "sh",
-            ])
-            .arg(dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // Not killed along by a Ctrl-C for us.
-            .process_group(0)
-            .spawn()?;
-        let stdin = child.stdin.take();
-        Ok(Self { child, stdin })
-    }
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        self.stdin = None;
-        let _ = self.child.wait();
     }
 }
 

@@ -199,6 +199,12 @@ impl Config {
             "worker.concurrency",
             "must be at least 1",
         )?;
+        for (key, duration) in [
+            ("worker.lease", self.worker.lease),
+            ("worker.sync_every", self.worker.sync_every),
+        ] {
+            require(duration.as_secs() >= 1, key, "must be at least 1s")?;
+        }
         require(
             self.retention.manual >= 1,
             "retention.manual",
@@ -816,6 +822,9 @@ password_file = "/root/.password"
         );
         assert_eq!(config.worker.backup_timeout.as_secs(), 600);
         assert_eq!(config.import_timeout().as_secs(), 1200);
+        assert_eq!(config.worker.lease.as_secs(), 60);
+        assert_eq!(config.worker.sync_every.as_secs(), 300);
+        assert_eq!(config.worker.prune_at, None);
         assert_eq!(config.retention.daily_shown.as_secs(), 30 * 86_400);
         assert_eq!(config.repositories.manual.connections, 2);
         assert!(!format!("{config:?}").contains("s3cret"));
@@ -856,6 +865,8 @@ password_file = "/root/.password"
                 ("BACKUP__WORKER__CONCURRENCY", "4"),
                 ("BACKUP__WORKER__SERVER", "1"),
                 ("BACKUP__WORKER__BACKUP_TIMEOUT", "90s"),
+                ("BACKUP__WORKER__LEASE", "1s"),
+                ("BACKUP__WORKER__PRUNE_AT", "03:30"),
                 ("BACKUP__SITE__STOP", r#"["docker", "stop", "a b"]"#),
                 ("BACKUP__SITE__START", "['true']"),
                 ("BACKUP__CUSTOMER_DATABASE__PORT", "3307"),
@@ -868,6 +879,8 @@ password_file = "/root/.password"
         assert_eq!(config.worker.concurrency, 4);
         assert_eq!(config.worker.server, "1");
         assert_eq!(config.worker.backup_timeout.as_secs(), 90);
+        assert_eq!(config.worker.lease.as_secs(), 1);
+        assert_eq!(config.worker.prune_at, Some(jiff::civil::time(3, 30, 0, 0)));
         assert_eq!(config.site.stop, ["docker", "stop", "a b"]);
         assert_eq!(config.site.start, ["true"]);
         assert_eq!(config.customer_database.port, Some(3307));
@@ -977,6 +990,10 @@ password_file = "/root/.password"
             ("server.public_url", "[server]\npublic_url = 'ftp://shop'"),
             ("sevrer", "[sevrer]\nlisten = '127.0.0.1:1'"),
             ("queue.redis_url", "[queue]\nredis_url = 'http://x'"),
+            ("queue.redis_url", "[queue]\nredis_url = 'rediss://h'"),
+            ("queue.redis_url", "[queue]\nredis_url = 'redis://h/two'"),
+            ("queue.redis_url", "[queue]\nredis_url = 'redis://s3cret@h'"),
+            ("queue.redis_url", "[queue]\nredis_url = 'unix://'"),
             ("queue.name", "[queue]\nname = ''"),
             ("worker.concurrency", "[worker]\nconcurrency = 0"),
             ("worker.concurrency", "[worker]\nconcurrency = 'two'"),
@@ -987,6 +1004,16 @@ password_file = "/root/.password"
             ("worker.backup_timeout", "[worker]\nbackup_timeout = '10'"),
             ("worker.backup_timeout", "[worker]\nbackup_timeout = 10"),
             ("worker.restore_timeout", "[worker]\nrestore_timeout = '0s'"),
+            ("worker.lease", "[worker]\nlease = '999ms'"),
+            ("worker.lease", "[worker]\nlease = 60"),
+            ("worker.sync_every", "[worker]\nsync_every = '0s'"),
+            ("worker.sync_every", "[worker]\nsync_every = '500ms'"),
+            ("worker.prune_at", "[worker]\nprune_at = 'never'"),
+            ("worker.prune_at", "[worker]\nprune_at = ''"),
+            ("worker.prune_at", "[worker]\nprune_at = '3:30'"),
+            ("worker.prune_at", "[worker]\nprune_at = '24:00'"),
+            ("worker.prune_at", "[worker]\nprune_at = '03:30:15'"),
+            ("worker.prune_at", "[worker]\nprune_at = 330"),
             (
                 "repositories.daily.location",
                 "[repositories.daily]\nlocation = ''\npassword_file = '/p'",
@@ -1177,6 +1204,10 @@ password_file = "/root/.password"
             "[queue]\nredis_url = 'redis://:s3cret@h",
             "[queue]\nredis_url = 'redis//:s3cret@h'",
             "[queue]\nredis_url = ['redis://:s3cret@h']",
+            "[queue]\nredis_url = 'rediss://:s3cret@h'",
+            "[queue]\nredis_url = 'redis://:s3cret@h/x'",
+            "[queue]\nredis_url = 'unix:///s?pass=s3cret&db=x'",
+            "[queue]\nredis_url = 'unix://h/s?pass=s3cret'",
             "[queue]\nredis_url = 'redis://:s3cret@h'\nredis_url = 'redis://:s3cret@h'",
         ] {
             let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);

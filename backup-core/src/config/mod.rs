@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use jiff::civil::Time;
 use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
@@ -23,6 +24,9 @@ pub use load::{Environment, Origin};
 use template::Part;
 pub use template::{Placeholder, Template};
 pub use values::{DatabaseUrl, PasswordSource, SecretUrl};
+
+/// The hosting server of a platform that has but one.
+pub const DEFAULT_SERVER: &str = "default";
 
 /// The whole configuration. Read it with [`Config::load`]; it does not change afterwards.
 #[derive(Debug, Clone, Deserialize)]
@@ -89,7 +93,8 @@ pub struct DatabaseConfig {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct QueueConfig {
-    /// A Redis server; without one the queue is embedded. Falls back to the platform's `REDIS_HOST`.
+    /// A Redis server, 6.0 or later: `redis://[[user]:password@]host[:port][/database]` or
+    /// `unix:///path[?pass=password]`; without one the queue is embedded. Falls back to the platform's `REDIS_HOST`.
     #[serde(deserialize_with = "values::redis_url")]
     pub redis_url: Option<SecretUrl>,
     /// The queue's name. Default `backups`.
@@ -114,6 +119,17 @@ pub struct WorkerConfig {
     /// The longest a restore may take. Default `20m`.
     #[serde(deserialize_with = "values::duration")]
     pub restore_timeout: Duration,
+    /// How long a job stays a worker's without a sign of life, at least `1s`; the sign is given four times as often.
+    /// Default `60s`.
+    #[serde(deserialize_with = "values::duration")]
+    pub lease: Duration,
+    /// How often the catalogue is brought in step with the repositories, at least `1s`. Default `5m`.
+    #[serde(deserialize_with = "values::duration")]
+    pub sync_every: Duration,
+    /// The local time of day, such as `03:30`, from which on, for an hour, the worker prunes the manual repository,
+    /// once a day. Default: never.
+    #[serde(deserialize_with = "values::optional_time_of_day")]
+    pub prune_at: Option<Time>,
 }
 
 /// `[repositories]`: where backups are.
@@ -375,11 +391,14 @@ impl Default for QueueConfig {
 impl Default for WorkerConfig {
     fn default() -> Self {
         Self {
-            server: "default".into(),
+            server: DEFAULT_SERVER.into(),
             concurrency: 2,
             state_dir: "/var/lib/shophosting-backup".into(),
             backup_timeout: Duration::from_secs(10 * 60),
             restore_timeout: Duration::from_secs(20 * 60),
+            lease: Duration::from_secs(60),
+            sync_every: Duration::from_secs(5 * 60),
+            prune_at: None,
         }
     }
 }

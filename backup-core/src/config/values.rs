@@ -7,6 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use jiff::civil::Time;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
@@ -35,14 +36,24 @@ impl SecretUrl {
         if !shown.has_host() && shown.scheme() != "unix" {
             return Err("the address has no host".into());
         }
-        let has_password = shown.password().is_some();
-        if has_password && shown.set_password(Some("***")).is_err() {
+        let before_the_host = shown.password().is_some();
+        if before_the_host && shown.set_password(Some("***")).is_err() {
             return Err("the address has a password but no host".into());
+        }
+        let pairs: Vec<(String, String)> = shown.query_pairs().into_owned().collect();
+        let secret = |name: &str| matches!(name, "pass" | "password");
+        let in_the_query = pairs.iter().any(|(name, _)| secret(name));
+        if in_the_query {
+            let hidden = pairs.iter().map(|(name, value)| match secret(name) {
+                true => (name.as_str(), "***"),
+                false => (name.as_str(), value.as_str()),
+            });
+            shown.query_pairs_mut().clear().extend_pairs(hidden);
         }
         Ok(Self {
             whole: text.into(),
             shown,
-            has_password,
+            has_password: before_the_host || in_the_query,
         })
     }
 
@@ -74,14 +85,31 @@ impl fmt::Debug for SecretUrl {
     }
 }
 
-/// A Redis address (`redis://`, `rediss://`, `unix://`).
+/// A Redis address (`redis://`, `unix://`).
 pub(super) fn redis_url<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<SecretUrl>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    SecretUrl::parse(text, &["redis", "rediss", "unix"])
-        .map(Some)
-        .map_err(de::Error::custom)
+    plain_redis_url(text).map(Some).map_err(de::Error::custom)
+}
+
+fn plain_redis_url(text: String) -> std::result::Result<SecretUrl, String> {
+    if text.starts_with("rediss:") {
+        return Err(
+            "rediss:// (TLS) is not built in: use redis:// through a private network or a tunnel"
+                .into(),
+        );
+    }
+    let url = SecretUrl::parse(text, &["redis", "unix"])?;
+    if !url.has_password() && !url.shown().username().is_empty() {
+        return Err(
+            "the address has a user but no password (a password alone is written redis://:PASSWORD@host)"
+                .into(),
+        );
+    }
+    // Its errors say what is wrong without quoting the address.
+    redis::Client::open(url.whole().expose_secret()).map_err(|e| e.to_string())?;
+    Ok(url)
 }
 
 /// An `http://` or `https://` address.
@@ -306,6 +334,19 @@ pub(super) fn optional_duration<'de, D: Deserializer<'de>>(
     duration(deserializer).map(Some)
 }
 
+/// A time of day such as `03:30`.
+pub(super) fn optional_time_of_day<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Time>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match Time::strptime("%H:%M", &text) {
+        Ok(time) if text.len() == "HH:MM".len() => Ok(Some(time)),
+        _ => Err(de::Error::custom(
+            "must be a time of day from `00:00` to `23:59`",
+        )),
+    }
+}
+
 pub(super) fn plain_absolute(text: &str) -> std::result::Result<PathBuf, String> {
     let path = plain(text)?;
     if !path.is_absolute() {
@@ -361,6 +402,9 @@ mod tests {
             assert!(text.contains("u:***@h/db"), "{text}");
         }
         assert_eq!(url.whole().expose_secret(), "mysql://u:s3cret@h/db");
+        let url = plain_redis_url("unix:///run/redis.sock?db=1&pass=s3cret".into()).unwrap();
+        assert!(url.has_password());
+        assert_eq!(url.to_string(), "unix:///run/redis.sock?db=1&pass=***");
         for bad in [
             "mysql://u:s3cret@h:99999/db",
             "u:s3cret@h/db",
