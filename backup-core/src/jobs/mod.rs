@@ -5,6 +5,8 @@
 //! customer with a path, a host or SQL in it.
 
 mod store;
+mod tracker;
+mod watch;
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +20,11 @@ use crate::operations::Source;
 use crate::progress::Phase;
 use crate::repository::BackupType;
 
+pub(crate) use store::Fate;
 pub use store::{CancelAnswer, Claimed, Created, JobStore, Kept, Lease, NewJob};
+pub(crate) use tracker::Tracker;
+pub use watch::JobStream;
+pub(crate) use watch::Watcher;
 
 /// The number of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]

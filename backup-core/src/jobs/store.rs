@@ -90,6 +90,17 @@ pub enum Kept {
     Lost,
 }
 
+/// What the new owner of a job made of a snapshot of the former one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The job was completed with it.
+    Used,
+    /// The new owner has not looked yet.
+    Undecided,
+    /// It will never be looked at.
+    Unwanted,
+}
+
 /// What became of a wish to cancel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CancelAnswer {
@@ -112,9 +123,12 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
     files_done, bytes_per_second, started_at, finished_at";
 
-/// A job that waits, or whose owner has not been heard of for a whole lease.
-const CAN_BE_TAKEN: &str =
-    "(status = 'pending' OR (status = 'running' AND COALESCE(lease_until, 0) < {now}))";
+/// A job that waits, or a backup whose owner has not been heard of for a whole lease: it starts over.
+const CAN_BE_CLAIMED: &str = "(status = 'pending' OR (status = 'running' AND job_type = 'backup' AND COALESCE(lease_until, 0) < {now}))";
+
+/// A restore whose owner has not been heard of for a whole lease.
+const IS_ABANDONED_RESTORE: &str =
+    "status = 'running' AND job_type = 'restore' AND COALESCE(lease_until, 0) < {now}";
 
 /// What a lease writes under.
 const IS_HELD: &str = "id = ? AND attempts = ? AND status = 'running'";
@@ -197,39 +211,66 @@ impl JobStore {
         ))
     }
 
-    /// Take the oldest job of a hosting server that waits, or whose owner died. `owner` is for people.
+    /// Take the oldest job of a hosting server that waits, or a backup whose owner died. `owner` is for people.
     pub async fn claim(&self, server: &str, owner: &str) -> Result<Option<Claimed>> {
-        let candidates = format!(
-            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE server = ? AND {CAN_BE_TAKEN} ORDER BY id LIMIT 16"
+        for row in self.candidates(server, CAN_BE_CLAIMED).await? {
+            if let Some(claimed) = self.take(row, CAN_BE_CLAIMED, owner).await? {
+                return Ok(Some(claimed));
+            }
+            // Somebody was faster.
+        }
+        Ok(None)
+    }
+
+    /// Running restores of a hosting server whose owners have not been heard of for a whole lease.
+    pub async fn abandoned_restores(&self, server: &str) -> Result<Vec<Job>> {
+        let rows = self.candidates(server, IS_ABANDONED_RESTORE).await?;
+        rows.into_iter().map(JobRow::understand).collect()
+    }
+
+    /// Take such a restore over. Only whoever has made sure that no process works on it any more may do so. None: somebody was faster.
+    pub async fn take_over_restore(&self, id: JobId, owner: &str) -> Result<Option<Claimed>> {
+        let query = format!(
+            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE id = ? AND {IS_ABANDONED_RESTORE}"
         );
-        let claim = format!(
+        match self.store.row(&query, values![id.get()]).await? {
+            Some(row) => self.take(row, IS_ABANDONED_RESTORE, owner).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn candidates(&self, server: &str, condition: &str) -> Result<Vec<JobRow>> {
+        let query = format!(
+            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE server = ? AND {condition} ORDER BY id LIMIT 16"
+        );
+        self.store.rows(&query, values![server]).await
+    }
+
+    /// Compare and set: only as it was read.
+    async fn take(&self, row: JobRow, condition: &str, owner: &str) -> Result<Option<Claimed>> {
+        let update = format!(
             "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {{now}} + ?,
                  started_at = COALESCE(started_at, {{now}}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
                  bytes_per_second = NULL, status = 'running'
-             WHERE id = ? AND attempts = ? AND {CAN_BE_TAKEN}"
+             WHERE id = ? AND attempts = ? AND {condition}"
         );
-        let rows: Vec<JobRow> = self.store.rows(&candidates, values![server]).await?;
-        for row in rows {
-            let (id, attempts) = (row.id, row.attempts);
-            let claimed = values![owner, self.lease_milliseconds(), id, attempts];
-            if self.store.execute(&claim, claimed).await? == 0 {
-                // Somebody was faster.
-                continue;
-            }
-            let intended = row.intended();
-            let is_taken_over = row.status == JobStatus::Running.as_str();
-            let job = self.require(row.number()?).await?;
-            return Ok(Some(Claimed {
-                lease: Lease {
-                    job: job.id,
-                    attempt: u32::try_from(attempts.saturating_add(1)).unwrap_or(u32::MAX),
-                },
-                job,
-                is_taken_over,
-                intended,
-            }));
+        let values = values![owner, self.lease_milliseconds(), row.id, row.attempts];
+        if self.store.execute(&update, values).await? == 0 {
+            return Ok(None);
         }
-        Ok(None)
+        let intended = row.intended();
+        let is_taken_over = row.status == JobStatus::Running.as_str();
+        let attempt = row.attempts.saturating_add(1);
+        let job = self.require(row.number()?).await?;
+        Ok(Some(Claimed {
+            lease: Lease {
+                job: job.id,
+                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
+            },
+            job,
+            is_taken_over,
+            intended,
+        }))
     }
 
     /// Renew the lease and write the progress down; says whether to go on.
@@ -287,6 +328,31 @@ impl JobStore {
             }),
             _ => Ok(Kept::Held),
         }
+    }
+
+    /// Note that the snapshot which an earlier attempt was about to write is not there, and will not be used if it comes. False where the lease is lost.
+    pub(crate) async fn drop_intended(&self, lease: Lease) -> Result<bool> {
+        let update =
+            format!("UPDATE customer_backup_jobs SET intended_snapshot = NULL WHERE {IS_HELD}");
+        let values = values![lease.job.get(), lease.attempt];
+        Ok(self.store.execute(&update, values).await? > 0)
+    }
+
+    /// What became of a snapshot that was written under a lease which was lost meanwhile.
+    pub(crate) async fn fate(&self, lease: Lease, snapshot: SnapshotId) -> Result<Fate> {
+        const QUERY: &str = "SELECT CAST(status AS CHAR), CAST(snapshot_id AS CHAR), intended_snapshot FROM customer_backup_jobs WHERE id = ?";
+        let row: Option<(String, Option<String>, Option<String>)> =
+            self.store.row(QUERY, values![lease.job.get()]).await?;
+        let Some((status, result, intended)) = row else {
+            return Ok(Fate::Unwanted);
+        };
+        let snapshot = snapshot.to_string();
+        let is_ours = |id: &Option<String>| id.as_deref() == Some(snapshot.as_str());
+        Ok(match JobStatus::from_word(&status) {
+            Some(JobStatus::Completed) if is_ours(&result) => Fate::Used,
+            Some(JobStatus::Running | JobStatus::Pending) if is_ours(&intended) => Fate::Undecided,
+            _ => Fate::Unwanted,
+        })
     }
 
     /// End a job well, as part of a transaction; false where the lease is lost, and then nothing may be committed.
@@ -356,6 +422,13 @@ impl JobStore {
     pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
         let jobs = self.select("WHERE id = ?", values![id.get()]).await?;
         Ok(jobs.into_iter().next())
+    }
+
+    pub(super) async fn get_some(&self, ids: &[JobId]) -> Result<Vec<Job>> {
+        let places = vec!["?"; ids.len()].join(", ");
+        let values: Vec<Value> = ids.iter().map(|id| Value::from(id.get())).collect();
+        self.select(&format!("WHERE id IN ({places})"), &values)
+            .await
     }
 
     /// The customer's job that has not ended.
