@@ -1,5 +1,6 @@
 //! What the repository room promises, judged by the stock restic program.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -624,7 +625,7 @@ fn forgetting_and_pruning_keep_what_is_still_needed() {
     }
     bench.repository.forget(&ids[..2]).unwrap();
     bench.repository.forget(&ids[..1]).unwrap();
-    let report = bench.repository.prune().unwrap();
+    let report = bench.repository.prune(&BTreeSet::new()).unwrap();
     assert!(
         report.packs_removed > 0 && report.bytes_after < report.bytes_before,
         "{report:?}"
@@ -637,6 +638,39 @@ fn forgetting_and_pruning_keep_what_is_still_needed() {
     bench.backup(Some(dump(500_000)), true).unwrap();
     bench.restic.check_read_data().unwrap();
     assert_same_tree(bench.site(), bench.restore(&bench.last(), "after-backup"));
+}
+
+#[test]
+fn a_prune_refuses_while_a_snapshot_that_must_be_there_is_not() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let mut made = BTreeSet::new();
+    for round in 0..3 {
+        std::fs::write(bench.site().join("file"), noise(2_000_000, round)).unwrap();
+        made.insert(bench.backup(None, true).unwrap().snapshot);
+    }
+    let lost = *made.first().unwrap();
+    let file = bench.path().join("snapshots").join(lost.to_string());
+    let aside = bench.scratch.path().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+
+    let error = bench.repository.prune(&made).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    for words in ["1 of 3 snapshots", "sync"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert!(bench.repository.locks().unwrap().is_empty());
+    // Nothing of it was removed: brought back, it is whole.
+    std::fs::rename(&aside, &file).unwrap();
+    bench.restic.check_read_data().unwrap();
+    bench.repository.prune(&made).unwrap();
+
+    // Forgotten on purpose, and the catalogue knows.
+    bench.repository.forget(&[lost]).unwrap();
+    made.remove(&lost);
+    let report = bench.repository.prune(&made).unwrap();
+    assert!(report.packs_removed > 0, "{report:?}");
+    bench.restic.check_read_data().unwrap();
 }
 
 #[test]
@@ -665,7 +699,7 @@ fn our_locks_keep_restic_out_and_restics_keep_us_out() {
         ErrorKind::Busy
     );
     assert_eq!(
-        bench.repository.prune().unwrap_err().kind(),
+        bench.repository.prune(&BTreeSet::new()).unwrap_err().kind(),
         ErrorKind::Busy
     );
     let second = bench.repository.lock_shared().unwrap();
@@ -698,7 +732,7 @@ fn a_running_restic_is_seen_and_a_dead_ones_lock_is_removed_by_unlock() {
     let info = bench.repository.locks().unwrap().remove(0);
     assert!(!info.exclusive && !info.is_stale());
     assert_eq!(
-        bench.repository.prune().unwrap_err().kind(),
+        bench.repository.prune(&BTreeSet::new()).unwrap_err().kind(),
         ErrorKind::Busy
     );
     assert!(bench.repository.unlock().unwrap().is_empty());
@@ -706,11 +740,11 @@ fn a_running_restic_is_seen_and_a_dead_ones_lock_is_removed_by_unlock() {
     restic.kill().unwrap();
     restic.wait().unwrap();
     assert_eq!(
-        bench.repository.prune().unwrap_err().kind(),
+        bench.repository.prune(&BTreeSet::new()).unwrap_err().kind(),
         ErrorKind::Busy
     );
     assert_eq!(bench.repository.unlock().unwrap().len(), 1);
-    bench.repository.prune().unwrap();
+    bench.repository.prune(&BTreeSet::new()).unwrap();
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
@@ -948,7 +982,7 @@ fn a_damaged_snapshot_keeps_nobody_from_his_backups() {
     assert_eq!(report.errors.len(), 1, "{report:?}");
     assert!(report.errors[0].contains(&first.snapshot.to_string()));
     // Nobody can tell what it needs: so nothing is removed.
-    repository.prune().unwrap_err();
+    repository.prune(&BTreeSet::new()).unwrap_err();
     bench.backup(None, true).unwrap();
 }
 
