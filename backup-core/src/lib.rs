@@ -5,6 +5,7 @@ pub mod config;
 pub mod customer;
 pub mod database;
 pub mod error;
+pub mod jobs;
 pub mod operations;
 pub mod process;
 pub mod progress;
