@@ -4,6 +4,7 @@
 //! statement (a lease with fencing). Never: a job that ends twice, a state that an owner without the lease has written, a sentence for the
 //! customer with a path, a host or SQL in it.
 
+mod queue;
 mod store;
 mod tracker;
 mod watch;
@@ -20,6 +21,7 @@ use crate::operations::Source;
 use crate::progress::Phase;
 use crate::repository::BackupType;
 
+pub use queue::Queue;
 pub(crate) use store::Fate;
 pub use store::{CancelAnswer, Claimed, Created, JobStore, Kept, Lease, NewJob};
 pub(crate) use tracker::Tracker;
