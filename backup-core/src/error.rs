@@ -33,6 +33,8 @@ pub enum ErrorKind {
     Cancelled,
     /// Data is not what it must be: an incomplete dump, a damaged repository.
     Damaged,
+    /// An operation failed and could not be undone by itself: an operator is needed.
+    Stuck,
     /// Anything else.
     Failed,
 }
@@ -111,7 +113,8 @@ impl Error {
                 "That backup does not exist, or does not hold what was asked for."
             }
             ErrorKind::Busy => {
-                "The backup storage is busy with maintenance. Please try again in a few minutes."
+                "Another backup or restore is running, or the backup storage is being maintained. \
+                 Please try again in a few minutes."
             }
             ErrorKind::Unreachable => {
                 "The backup storage could not be reached. Please try again later."
@@ -121,6 +124,10 @@ impl Error {
             }
             ErrorKind::Timeout => "It took too long and was stopped. Please try again later.",
             ErrorKind::Cancelled => "It was cancelled.",
+            ErrorKind::Stuck => {
+                "Something went wrong on our side and our team has been told. \
+                 Please do not change anything in the meantime."
+            }
             ErrorKind::Configuration
             | ErrorKind::Refused
             | ErrorKind::Damaged

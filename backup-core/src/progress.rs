@@ -1,4 +1,4 @@
-//! How a running operation is watched and stopped.
+//! How a running operation is watched and stopped, and who has the last word before its commit.
 //!
 //! The ground floor: it knows nothing of what runs. A monitor may never slow an operation down or fail it.
 
@@ -48,12 +48,14 @@ impl fmt::Display for Phase {
 
 /// Watches an operation. All methods are called from the threads that do the work and must return at once.
 pub trait Monitor: Send + Sync {
-    /// A new phase began; the byte counts start over.
+    /// A new phase began; the counts start over.
     fn phase(&self, _phase: Phase) {}
     /// The bytes that the running phase has to do, as far as is known.
     fn bytes_total(&self, _bytes: u64) {}
     /// So many bytes more were done in the running phase.
     fn bytes_done(&self, _bytes: u64) {}
+    /// So many files more were done in the running phase.
+    fn files_done(&self, _files: u64) {}
     /// Something that does not fail the operation but that somebody should know.
     fn warning(&self, _text: &str) {}
 }
@@ -97,6 +99,18 @@ impl Cancel {
     }
 }
 
+/// Has the last word on whether an operation may commit: whoever runs it may have lost the right to, unnoticed by itself.
+pub trait Gate: Send + Sync {
+    /// Asked exactly once, immediately before the operation's commit point, when nothing else is left to check. On Ok the
+    /// operation goes on at once, so an answer that was long in coming must be an error.
+    ///
+    /// `snapshot` is the full id of the snapshot that a backup is about to write; None for a restore.
+    ///
+    /// # Errors
+    /// Nothing is committed, and the operation ends with this error as if it had been cancelled.
+    fn before_commit(&self, snapshot: Option<&str>) -> Result<()>;
+}
+
 /// How an operation is watched and stopped: handed down from the caller to every room.
 #[derive(Clone)]
 pub struct Control {
@@ -104,6 +118,18 @@ pub struct Control {
     pub monitor: Arc<dyn Monitor>,
     /// Asked whether to go on.
     pub cancel: Cancel,
+    /// Asked before the commit; None: there is nobody to ask.
+    pub gate: Option<Arc<dyn Gate>>,
+}
+
+impl Control {
+    /// Ask the gate, if there is one: see [`Gate::before_commit`].
+    pub fn before_commit(&self, snapshot: Option<&str>) -> Result<()> {
+        match &self.gate {
+            Some(gate) => gate.before_commit(snapshot),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for Control {
@@ -111,6 +137,7 @@ impl Default for Control {
         Self {
             monitor: Arc::new(NoMonitor),
             cancel: Cancel::new(),
+            gate: None,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use backup_core::database::{self, Endpoint, ImportAccount, Inventory, Replaced, Server};
 use backup_core::error::{Error, ErrorKind};
-use backup_core::progress::{Cancel, Control, Monitor};
+use backup_core::progress::{Control, Monitor};
 use secrecy::SecretString;
 use xtask::mariadb::MariaDb;
 
@@ -62,7 +62,7 @@ fn control() -> (Control, Arc<Warnings>) {
     let warnings = Arc::new(Warnings::default());
     let control = Control {
         monitor: Arc::clone(&warnings) as Arc<dyn Monitor>,
-        cancel: Cancel::new(),
+        ..Control::default()
     };
     (control, warnings)
 }

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use backup_core::error::{ErrorKind, Result};
-use backup_core::progress::{Cancel, Control, Monitor};
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{
     ArchiveRequest, Archived, BackupType, Origin, Repository, Snapshot, StreamSource, TreeSource,
     Uncommitted,
@@ -174,6 +174,7 @@ fn dump(bytes: usize) -> Box<dyn Read + Send> {
 #[derive(Default)]
 struct Counting {
     done: AtomicU64,
+    files: AtomicU64,
     cancel_at: Option<(u64, Cancel)>,
     warnings: Mutex<Vec<String>>,
 }
@@ -186,6 +187,9 @@ impl Monitor for Counting {
         {
             cancel.cancel();
         }
+    }
+    fn files_done(&self, files: u64) {
+        self.files.fetch_add(files, Ordering::SeqCst);
     }
     fn warning(&self, text: &str) {
         self.warnings.lock().unwrap().push(text.to_owned());
@@ -384,6 +388,7 @@ fn cancelling_ends_a_backup_without_a_snapshot() {
             ..Counting::default()
         }),
         cancel,
+        ..Control::default()
     };
     let error = bench.backup_under(None, true, &control).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Cancelled);
@@ -401,13 +406,114 @@ fn progress_counts_every_byte_once_read_or_not() {
         let monitor = Arc::new(Counting::default());
         let control = Control {
             monitor: Arc::clone(&monitor) as _,
-            cancel: Cancel::new(),
+            ..Control::default()
         };
         bench
             .backup_under(Some(dump(50_000)), true, &control)
             .unwrap();
         assert_eq!(monitor.done.load(Ordering::SeqCst), 1_050_000);
+        assert_eq!(monitor.files.load(Ordering::SeqCst), 10);
     }
+}
+
+#[test]
+fn progress_counts_every_restored_file_once() {
+    let bench = Bench::new();
+    build_nasty_tree(&bench.site()).unwrap();
+    std::fs::write(bench.site().join("large"), noise(9_000_000, 1)).unwrap();
+    bench.backup(None, true).unwrap();
+    let target = directory(&bench.scratch.path().join("out"));
+    let plan = bench
+        .repository
+        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .unwrap();
+    let monitor = Arc::new(Counting::default());
+    let control = Control {
+        monitor: Arc::clone(&monitor) as _,
+        ..Control::default()
+    };
+    bench
+        .repository
+        .restore(&plan, target.as_fd(), &control)
+        .unwrap();
+    assert_eq!(monitor.files.load(Ordering::SeqCst), plan.files());
+    assert_eq!(monitor.done.load(Ordering::SeqCst), plan.bytes());
+}
+
+/// Writes down what it is asked, with the snapshots that are there at that moment, and may refuse.
+struct Asked {
+    refuses: bool,
+    snapshots: PathBuf,
+    asked: Mutex<Vec<(Option<String>, usize)>>,
+}
+
+impl Gate for Asked {
+    fn before_commit(&self, snapshot: Option<&str>) -> Result<()> {
+        let there = std::fs::read_dir(&self.snapshots).unwrap().count();
+        let mut asked = self.asked.lock().unwrap();
+        asked.push((snapshot.map(str::to_owned), there));
+        match self.refuses {
+            true => Err(Error::new(ErrorKind::Busy, "the lease was lost")),
+            false => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn the_gate_has_the_last_word_on_a_backup_and_is_told_its_id() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    std::fs::write(bench.site().join("file"), "x").unwrap();
+    for refuses in [true, false] {
+        let gate = Arc::new(Asked {
+            refuses,
+            snapshots: bench.path().join("snapshots"),
+            asked: Mutex::default(),
+        });
+        let control = Control {
+            gate: Some(Arc::clone(&gate) as _),
+            ..Control::default()
+        };
+        let archived = bench.backup_under(Some(dump(1000)), true, &control);
+        let asked = std::mem::take(&mut *gate.asked.lock().unwrap());
+        let there: Vec<String> = bench
+            .repository
+            .snapshots()
+            .unwrap()
+            .iter()
+            .map(|snapshot| snapshot.id.to_string())
+            .collect();
+        if refuses {
+            assert_eq!(archived.unwrap_err().to_string(), "the lease was lost");
+            assert!(there.is_empty());
+        } else {
+            assert_eq!(there, [archived.unwrap().snapshot.to_string()]);
+            assert_eq!(asked, [(there.first().cloned(), 0)]);
+        }
+        assert_eq!(asked.len(), 1);
+        assert!(bench.repository.locks().unwrap().is_empty());
+    }
+    bench.restic.check_read_data().unwrap();
+}
+
+#[test]
+fn a_cancelled_backup_does_not_come_to_the_gate() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let gate = Arc::new(Asked {
+        refuses: false,
+        snapshots: bench.path().join("snapshots"),
+        asked: Mutex::default(),
+    });
+    let control = Control {
+        gate: Some(Arc::clone(&gate) as _),
+        ..Control::default()
+    };
+    let uncommitted = bench.archive_files();
+    control.cancel.cancel();
+    let error = uncommitted.commit(&control).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    assert!(gate.asked.lock().unwrap().is_empty());
 }
 
 #[test]
@@ -673,7 +779,7 @@ fn a_file_that_vanishes_is_a_warning() {
     std::fs::write(&gone, "x").unwrap();
     let control = Control {
         monitor: Arc::new(Removing(gone.clone())),
-        cancel: Cancel::new(),
+        ..Control::default()
     };
     let archived = bench.backup_under(None, true, &control).unwrap();
     assert_eq!(archived.files, 5000);
@@ -738,7 +844,7 @@ fn a_file_that_shrinks_or_grows_while_it_is_read_is_stored_consistently() {
         std::fs::write(&path, noise(4_000_000, 1)).unwrap();
         let control = Control {
             monitor: Arc::new(Resizing(path.clone(), length)),
-            cancel: Cancel::new(),
+            ..Control::default()
         };
         let archived = bench.backup_under(None, true, &control).unwrap();
         assert_eq!(

@@ -472,12 +472,16 @@ impl Swap<'_> {
     fn after_undo(&self, error: Error, undone: Result<()>) -> Error {
         match undone {
             Ok(()) => error,
-            Err(second) => error.context(format!(
-                "the database {} could not be brought back wholly ({}); what it was is kept in the schema {}",
-                self.record.live,
-                second.chain(),
-                self.record.replaced
-            )),
+            Err(second) => Error::caused(
+                ErrorKind::Stuck,
+                format!(
+                    "the database {} could not be brought back wholly ({}); what it was is kept in the schema {}",
+                    self.record.live,
+                    second.chain(),
+                    self.record.replaced
+                ),
+                error,
+            ),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Back up one customer.
 //!
-//! The commit point is the snapshot file. Before it nothing is visible, on no disk is a copy of the dump or of the files; after it a
-//! failure (of the retention) is a warning.
+//! The commit point is the snapshot file. Before it nothing is visible, on no disk is a copy of the dump or of the files; after it nothing
+//! can fail any more: forgetting older ones is a step of its own, which its caller takes.
 
 use std::io::Read;
 use std::path::PathBuf;
@@ -49,7 +49,7 @@ pub struct BackupReport {
 }
 
 impl Engine {
-    /// Back up a customer and forget his manual backups beyond the newest `retention.manual`.
+    /// Back up a customer. Older ones stay: see [`Self::forget_beyond_retention`].
     ///
     /// An error means that there is no new backup. Cancelling works up to the commit.
     pub fn backup(
@@ -107,17 +107,8 @@ impl Engine {
 
         let archived = uncommitted.commit(control)?;
 
-        control.monitor.phase(Phase::CleaningUp);
         for warning in &archived.warnings {
             control.monitor.warning(warning);
-        }
-        if let Err(error) =
-            self.forget_beyond_retention(&repository, customer.id, archived.snapshot)
-        {
-            control.monitor.warning(&format!(
-                "older backups could not be removed: {}",
-                error.chain()
-            ));
         }
         Ok(BackupReport {
             snapshot_id: archived.snapshot,
@@ -128,6 +119,25 @@ impl Engine {
             database_bytes: archived.stream_bytes,
             warnings: noting.warnings(),
         })
+    }
+
+    /// Forget a customer's manual backups beyond the newest `retention.manual`, whatever their type; gives those that were forgotten.
+    /// The one that was just made stays in any case: clocks go wrong.
+    ///
+    /// A failure leaves some of them for the next time and takes nothing from the backup that was made.
+    pub fn forget_beyond_retention(
+        &self,
+        customer: CustomerId,
+        made: SnapshotId,
+    ) -> Result<Vec<SnapshotId>> {
+        let repository = self.manual()?;
+        let mut own = of_customer(&repository, customer)?;
+        own.retain(|snapshot| snapshot.origin() == Some(Origin::Manual) && snapshot.id != made);
+        let keep = usize::try_from(self.config.retention.manual).unwrap_or(usize::MAX);
+        let excess = own.len().saturating_sub(keep.saturating_sub(1));
+        let ids: Vec<SnapshotId> = own[..excess].iter().map(|snapshot| snapshot.id).collect();
+        repository.forget(&ids)?;
+        Ok(ids)
     }
 
     /// Try whether the account that a customer's dumps are imported as can log in; nothing where the platform has none for him.
@@ -225,21 +235,6 @@ impl Engine {
             ));
         }
         Ok(())
-    }
-
-    /// The newest manual ones of this customer stay, whatever their type, and in any case the one just made: clocks go wrong.
-    fn forget_beyond_retention(
-        &self,
-        repository: &Repository,
-        customer: CustomerId,
-        made: SnapshotId,
-    ) -> Result<()> {
-        let mut own = of_customer(repository, customer)?;
-        own.retain(|snapshot| snapshot.origin() == Some(Origin::Manual) && snapshot.id != made);
-        let keep = usize::try_from(self.config.retention.manual).unwrap_or(usize::MAX);
-        let excess = own.len().saturating_sub(keep.saturating_sub(1));
-        let ids: Vec<SnapshotId> = own[..excess].iter().map(|snapshot| snapshot.id).collect();
-        repository.forget(&ids)
     }
 }
 

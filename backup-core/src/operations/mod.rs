@@ -141,7 +141,7 @@ struct Noting {
 }
 
 impl Noting {
-    /// A control with the same flag, and what remembers its warnings.
+    /// A control with the same flag and gate, and what remembers its warnings.
     fn under(control: &Control) -> (Control, Arc<Self>) {
         let noting = Arc::new(Self {
             inner: Arc::clone(&control.monitor),
@@ -149,7 +149,7 @@ impl Noting {
         });
         let control = Control {
             monitor: Arc::clone(&noting) as _,
-            cancel: control.cancel.clone(),
+            ..control.clone()
         };
         (control, noting)
     }
@@ -171,6 +171,9 @@ impl Monitor for Noting {
     }
     fn bytes_done(&self, bytes: u64) {
         self.inner.bytes_done(bytes);
+    }
+    fn files_done(&self, files: u64) {
+        self.inner.files_done(files);
     }
     fn warning(&self, text: &str) {
         self.warnings

@@ -115,6 +115,7 @@ impl Engine {
             database: None,
             tables: 0,
             stopped: false,
+            may_exchange: false,
             files_swapped: false,
             replaced: None,
             is_stopped_for_sure: true,
@@ -322,6 +323,8 @@ struct Restore<'a> {
     database: Option<StagedDatabase>,
     tables: u64,
     stopped: bool,
+    /// Whether the gate let us through: it is asked before the first exchange, and once.
+    may_exchange: bool,
     /// Set before the first exchange: each can be made back whether or not it was made.
     files_swapped: bool,
     replaced: Option<Replaced>,
@@ -507,9 +510,12 @@ impl Restore<'_> {
     /// The commit, with [`Self::swap_database`]: up to the first of them nothing of the customer's has changed.
     fn swap_files(&mut self) -> Result<()> {
         self.control.monitor.phase(Phase::Swapping);
-        self.control.cancel.check()?;
+        if self.staged.is_empty() {
+            return Ok(());
+        }
+        self.ask_gate()?;
         if let Some(staging) = &self.staging {
-            self.files_swapped = !self.staged.is_empty();
+            self.files_swapped = true;
             for staged in &self.staged {
                 staging.swap(&self.site, staged)?;
             }
@@ -519,8 +525,21 @@ impl Restore<'_> {
 
     fn swap_database(&mut self) -> Result<()> {
         self.control.monitor.phase(Phase::Swapping);
+        if self.database.is_some() {
+            self.ask_gate()?;
+        }
         if let Some(StagedDatabase { server, shadow, .. }) = &self.database {
             self.replaced = Some(database::swap(server, shadow, self.control)?);
+        }
+        Ok(())
+    }
+
+    /// Before the first exchange, of files or of tables.
+    fn ask_gate(&mut self) -> Result<()> {
+        if !self.may_exchange {
+            self.control.cancel.check()?;
+            self.control.before_commit(None)?;
+            self.may_exchange = true;
         }
         Ok(())
     }
@@ -612,10 +631,14 @@ impl Restore<'_> {
             return error;
         }
         let problems: Vec<String> = problems.iter().map(Error::chain).collect();
-        error.context(format!(
-            "the restore failed, and undoing it needs an operator ({})",
-            problems.join("; ")
-        ))
+        Error::caused(
+            ErrorKind::Stuck,
+            format!(
+                "the restore failed, and undoing it needs an operator ({})",
+                problems.join("; ")
+            ),
+            error,
+        )
     }
 
     fn swap_back(&mut self, problems: &mut Vec<Error>) {

@@ -162,11 +162,13 @@ impl Uncommitted<'_> {
 
     /// Write the snapshot. This is the commit point: on an error there is no snapshot, on success it is there for good.
     ///
-    /// Cancelling has no effect any more once the write began.
+    /// The gate is told the id before the write, so that also one whose outcome nobody learns (a crash, a cut connection) can be looked for.
+    /// Cancelling has no effect any more once the gate was asked.
     pub fn commit(self, control: &Control) -> Result<Archived> {
-        control.cancel.check()?;
-        self.lock.require_held()?;
         let (id, content) = self.repository.sealer.seal_json(&self.snapshot)?;
+        self.lock.require_held()?;
+        control.cancel.check()?;
+        control.before_commit(Some(&id.to_string()))?;
         self.repository
             .storage
             .write(FileKind::Snapshot, &id, &[content])

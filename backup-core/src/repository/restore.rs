@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 use rustic_core::TreeId;
@@ -334,6 +335,19 @@ impl Staged<'_> {
 
     fn fill(&self, repository: &Repository, control: &Control) -> Result<()> {
         let contents = self.plan.contents.clone();
+        // How many pieces of each file are still to come.
+        let mut missing: Vec<AtomicUsize> = Vec::new();
+        missing.resize_with(self.plan.entries.len(), AtomicUsize::default);
+        let mut unfinished = 0;
+        for blob in &contents {
+            let missing = missing[blob.purpose.entry].get_mut();
+            unfinished += u64::from(*missing == 0);
+            *missing += 1;
+        }
+        // Empty ones and further names are whole already.
+        control
+            .monitor
+            .files_done(self.plan.files.saturating_sub(unfinished));
         blobs::fetch(
             &*repository.storage,
             &repository.sealer,
@@ -345,6 +359,9 @@ impl Staged<'_> {
                     self.write_at(&self.plan.entries[target.entry], target.offset, plain)?;
                 }
                 control.monitor.bytes_done(plain.len() as u64);
+                if missing[target.entry].fetch_sub(1, Ordering::Relaxed) == 1 {
+                    control.monitor.files_done(1);
+                }
                 Ok(())
             },
         )

@@ -699,6 +699,7 @@ impl Drop for FileOpening {
         // Not read: unchanged since the parent snapshot, and so done.
         if self.handle.is_some() {
             self.shared.control.monitor.bytes_done(self.size);
+            self.shared.control.monitor.files_done(1);
         }
     }
 }
@@ -796,6 +797,14 @@ impl Read for SourceReader {
                 ));
                 Err(std::io::Error::other(text))
             }
+        }
+    }
+}
+
+impl Drop for SourceReader {
+    fn drop(&mut self) {
+        if matches!(self.content, Content::File { .. }) {
+            self.shared.control.monitor.files_done(1);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use backup_core::config::Config;
 use backup_core::error::Result;
 use backup_core::operations::{BackupReport, BackupRequest, Engine};
-use backup_core::progress::Cancel;
+use backup_core::progress::{Cancel, Phase};
 use indicatif::HumanBytes;
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -36,7 +36,16 @@ pub fn run(
     };
     let report = {
         let control = super::control(cancel);
-        Engine::new(config, cancel).backup(&customer, &request, &control)?
+        let engine = Engine::new(config, cancel);
+        let mut report = engine.backup(&customer, &request, &control)?;
+        control.monitor.phase(Phase::CleaningUp);
+        // The backup is good whatever becomes of the older ones.
+        if let Err(error) = engine.forget_beyond_retention(customer.id, report.snapshot_id) {
+            let warning = format!("older backups could not be removed: {}", error.chain());
+            control.monitor.warning(&warning);
+            report.warnings.push(warning);
+        }
+        report
     };
     let document = Document {
         job_id: None,

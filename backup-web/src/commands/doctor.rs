@@ -496,6 +496,7 @@ fn check_customer_databases(
         let control = Control {
             monitor: Arc::clone(&heard) as _,
             cancel: cancel.clone(),
+            ..Control::default()
         };
         let tried = engine.try_dump(customer, &control).and_then(|()| {
             let limit = engine.dump_stall_limit(customer)?;

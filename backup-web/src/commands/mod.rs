@@ -32,6 +32,7 @@ fn control(cancel: &Cancel) -> Control {
     Control {
         monitor: crate::progress::monitor(),
         cancel: cancel.clone(),
+        ..Control::default()
     }
 }
 
