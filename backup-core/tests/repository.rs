@@ -1,5 +1,6 @@
 //! What the repository room promises, judged by the stock restic program.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -13,7 +14,8 @@ use backup_core::repository::{
     ArchiveRequest, Archived, BackupType, Origin, Repository, Snapshot, StreamSource, TreeSource,
     Uncommitted,
 };
-use backup_core::storage::{self, Location, Storage};
+use backup_core::storage::{self, FileId, FileKind, Location, Storage};
+use bytes::Bytes;
 use jiff::Zoned;
 use xtask::restic::Restic;
 use xtask::tree::{
@@ -230,6 +232,7 @@ fn restic_restores_and_verifies_what_we_wrote_three_backups_deep() {
 fn snapshots_say_what_the_contract_says() {
     let bench = Bench::new();
     std::fs::create_dir(bench.site()).unwrap();
+    std::os::unix::fs::symlink("nowhere", bench.site().join("link")).unwrap();
     let archived = bench.backup(Some(dump(10)), true).unwrap();
     let snapshots = bench.restic.snapshots().unwrap();
     let snapshot = &snapshots[0];
@@ -250,6 +253,9 @@ fn snapshots_say_what_the_contract_says() {
     );
 
     let ours = bench.last();
+    assert_eq!((ours.files, archived.files), (Some(0), 0));
+    assert_eq!(ours.bytes, Some(archived.bytes));
+    assert_eq!(ours.bytes_added, Some(archived.bytes_added));
     assert_eq!(ours.owner(), Some("7".parse().unwrap()));
     assert_eq!(ours.origin(), Some(Origin::Manual));
     assert_eq!(ours.backup_type(), Some(BackupType::Both));
@@ -619,7 +625,7 @@ fn forgetting_and_pruning_keep_what_is_still_needed() {
     }
     bench.repository.forget(&ids[..2]).unwrap();
     bench.repository.forget(&ids[..1]).unwrap();
-    let report = bench.repository.prune().unwrap();
+    let report = bench.repository.prune(&BTreeSet::new()).unwrap();
     assert!(
         report.packs_removed > 0 && report.bytes_after < report.bytes_before,
         "{report:?}"
@@ -632,6 +638,39 @@ fn forgetting_and_pruning_keep_what_is_still_needed() {
     bench.backup(Some(dump(500_000)), true).unwrap();
     bench.restic.check_read_data().unwrap();
     assert_same_tree(bench.site(), bench.restore(&bench.last(), "after-backup"));
+}
+
+#[test]
+fn a_prune_refuses_while_a_snapshot_that_must_be_there_is_not() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let mut made = BTreeSet::new();
+    for round in 0..3 {
+        std::fs::write(bench.site().join("file"), noise(2_000_000, round)).unwrap();
+        made.insert(bench.backup(None, true).unwrap().snapshot);
+    }
+    let lost = *made.first().unwrap();
+    let file = bench.path().join("snapshots").join(lost.to_string());
+    let aside = bench.scratch.path().join("aside");
+    std::fs::rename(&file, &aside).unwrap();
+
+    let error = bench.repository.prune(&made).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Damaged);
+    for words in ["1 of 3 snapshots", "sync"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    assert!(bench.repository.locks().unwrap().is_empty());
+    // Nothing of it was removed: brought back, it is whole.
+    std::fs::rename(&aside, &file).unwrap();
+    bench.restic.check_read_data().unwrap();
+    bench.repository.prune(&made).unwrap();
+
+    // Forgotten on purpose, and the catalogue knows.
+    bench.repository.forget(&[lost]).unwrap();
+    made.remove(&lost);
+    let report = bench.repository.prune(&made).unwrap();
+    assert!(report.packs_removed > 0, "{report:?}");
+    bench.restic.check_read_data().unwrap();
 }
 
 #[test]
@@ -660,7 +699,7 @@ fn our_locks_keep_restic_out_and_restics_keep_us_out() {
         ErrorKind::Busy
     );
     assert_eq!(
-        bench.repository.prune().unwrap_err().kind(),
+        bench.repository.prune(&BTreeSet::new()).unwrap_err().kind(),
         ErrorKind::Busy
     );
     let second = bench.repository.lock_shared().unwrap();
@@ -693,7 +732,7 @@ fn a_running_restic_is_seen_and_a_dead_ones_lock_is_removed_by_unlock() {
     let info = bench.repository.locks().unwrap().remove(0);
     assert!(!info.exclusive && !info.is_stale());
     assert_eq!(
-        bench.repository.prune().unwrap_err().kind(),
+        bench.repository.prune(&BTreeSet::new()).unwrap_err().kind(),
         ErrorKind::Busy
     );
     assert!(bench.repository.unlock().unwrap().is_empty());
@@ -701,11 +740,11 @@ fn a_running_restic_is_seen_and_a_dead_ones_lock_is_removed_by_unlock() {
     restic.kill().unwrap();
     restic.wait().unwrap();
     assert_eq!(
-        bench.repository.prune().unwrap_err().kind(),
+        bench.repository.prune(&BTreeSet::new()).unwrap_err().kind(),
         ErrorKind::Busy
     );
     assert_eq!(bench.repository.unlock().unwrap().len(), 1);
-    bench.repository.prune().unwrap();
+    bench.repository.prune(&BTreeSet::new()).unwrap();
 }
 
 fn wait_until(condition: impl Fn() -> bool) {
@@ -930,11 +969,20 @@ fn a_damaged_snapshot_keeps_nobody_from_his_backups() {
         .collect();
     assert_eq!(ids, [second.snapshot]);
     assert_eq!(repository.damaged_snapshots(), [first.snapshot]);
+    let asked = [
+        second.snapshot,
+        first.snapshot,
+        "ab".repeat(32).parse().unwrap(),
+    ];
+    let read = repository.read_snapshots(&asked).unwrap();
+    assert_eq!(read.damaged, [first.snapshot]);
+    assert_eq!(read.snapshots.len(), 1, "what is not there is left out");
+    assert_eq!(read.snapshots[0].id, second.snapshot);
     let report = repository.check(false).unwrap();
     assert_eq!(report.errors.len(), 1, "{report:?}");
     assert!(report.errors[0].contains(&first.snapshot.to_string()));
     // Nobody can tell what it needs: so nothing is removed.
-    repository.prune().unwrap_err();
+    repository.prune(&BTreeSet::new()).unwrap_err();
     bench.backup(None, true).unwrap();
 }
 
@@ -1016,4 +1064,138 @@ fn a_tree_that_is_too_deep_is_refused_before_it_fills_the_memory() {
         error.chain()
     );
     assert!(bench.repository.snapshots().unwrap().is_empty());
+}
+
+/// A storage that counts what is asked of it.
+#[derive(Debug)]
+struct Counted {
+    inner: Arc<dyn Storage>,
+    lists: AtomicU64,
+    reads: AtomicU64,
+}
+
+impl Counted {
+    fn at(path: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            inner: storage_at(path),
+            lists: AtomicU64::new(0),
+            reads: AtomicU64::new(0),
+        })
+    }
+
+    /// Listings and reads since the last call.
+    fn take(&self) -> (u64, u64) {
+        let take = |count: &AtomicU64| count.swap(0, Ordering::SeqCst);
+        (take(&self.lists), take(&self.reads))
+    }
+}
+
+impl Storage for Counted {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+    fn create(&self) -> Result<()> {
+        self.inner.create()
+    }
+    fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>> {
+        self.lists.fetch_add(1, Ordering::SeqCst);
+        self.inner.list(kind)
+    }
+    fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.inner.read(kind, id)
+    }
+    fn read_range(&self, kind: FileKind, id: &FileId, offset: u64, length: u64) -> Result<Bytes> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.inner.read_range(kind, id, offset, length)
+    }
+    fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()> {
+        self.inner.write(kind, id, content)
+    }
+    fn remove(&self, kind: FileKind, id: &FileId) -> Result<()> {
+        self.inner.remove(kind, id)
+    }
+}
+
+#[test]
+fn only_snapshots_not_seen_before_are_read() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    let made: Vec<_> = (0..5)
+        .map(|_| bench.backup(None, true).unwrap().snapshot)
+        .collect();
+    let storage = Counted::at(&bench.path());
+    let repository =
+        Repository::open(Arc::clone(&storage) as _, &PASSWORD.to_owned().into()).unwrap();
+    storage.take();
+
+    let listed = repository.snapshot_ids().unwrap();
+    assert_eq!(listed, made.iter().copied().collect());
+    assert_eq!(storage.take(), (1, 0));
+    let read = repository.read_snapshots(&made[1..3]).unwrap();
+    let ids: Vec<_> = read.snapshots.iter().map(|snapshot| snapshot.id).collect();
+    assert_eq!(ids, made[1..3]);
+    assert_eq!(storage.take(), (0, 2));
+    assert_eq!(repository.read_snapshots(&made).unwrap().snapshots.len(), 5);
+    assert_eq!(storage.take(), (0, 3));
+
+    let new = bench.backup(None, true).unwrap().snapshot;
+    bench.repository.forget(&made[..1]).unwrap();
+    let snapshots = repository.snapshots().unwrap();
+    assert_eq!(storage.take(), (1, 1));
+    assert_eq!(snapshots.len(), 5);
+    assert_eq!(snapshots[4].id, new);
+}
+
+#[test]
+fn the_id_of_a_repository_is_restics_and_stays() {
+    let bench = Bench::new();
+    let config = bench.restic.run(["cat", "config"]).unwrap().stdout;
+    let config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    let id = bench.repository.id();
+    assert_eq!(config["id"], id.as_str());
+    let password = PASSWORD.to_owned().into();
+    let again = Repository::open(storage_at(&bench.path()), &password).unwrap();
+    assert_eq!(again.id(), id);
+    assert_ne!(Bench::new().repository.id(), id);
+}
+
+#[test]
+fn what_a_daily_snapshot_holds_of_everybody_costs_few_reads() {
+    const CUSTOMERS: usize = 400;
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("repository");
+    let restic = Restic::new(&path, PASSWORD).unwrap();
+    restic.init().unwrap();
+    let customers = scratch.path().join("customers");
+    let dumps = scratch.path().join("dumps");
+    std::fs::create_dir_all(&dumps).unwrap();
+    for n in 0..CUSTOMERS {
+        let site = customers.join(format!("customer-{n}/wordpress"));
+        std::fs::create_dir_all(&site).unwrap();
+        std::fs::write(site.join("index.php"), format!("{n}")).unwrap();
+        std::fs::write(dumps.join(format!("customer_{n}.sql")), format!("{n}")).unwrap();
+    }
+    restic.backup([&customers, &dumps], &["daily"]).unwrap();
+
+    let storage = Counted::at(&path);
+    let repository =
+        Repository::open(Arc::clone(&storage) as _, &PASSWORD.to_owned().into()).unwrap();
+    let snapshot = repository.snapshots().unwrap().remove(0);
+    let view = repository.view().unwrap();
+    let paths: Vec<PathBuf> = (0..2 * CUSTOMERS)
+        .flat_map(|n| {
+            [
+                customers.join(format!("customer-{n}/wordpress")),
+                dumps.join(format!("customer_{n}.sql")),
+            ]
+        })
+        .collect();
+    storage.take();
+    let entries = view.entries(&snapshot, &paths).unwrap();
+    assert!(entries[..2 * CUSTOMERS].iter().all(Option::is_some));
+    assert!(entries[2 * CUSTOMERS..].iter().all(Option::is_none));
+    // One or two a level: the directories above, those of the customers, and their sites are side by side.
+    let (lists, reads) = storage.take();
+    assert!(lists == 0 && reads <= 16, "{lists} lists, {reads} reads");
 }

@@ -91,7 +91,11 @@ impl Repository {
         let watch = self.bridge.watch_indexes();
         let result = run_rustic(&index, &options, &source, draft, &request.paths);
         let findings = source.take_findings();
-        let snapshot = judge(result, &findings, control)?;
+        let mut snapshot = judge(result, &findings, control)?;
+        if let Some(summary) = &mut snapshot.summary {
+            // As restic counts; rustic counts links and pipes, too.
+            summary.total_files_processed = findings.files + findings.streams;
+        }
 
         control.monitor.phase(Phase::Committing);
         let warnings = warnings(&findings);

@@ -1,16 +1,17 @@
 //! Forgetting, pruning and checking.
 //!
 //! Forgetting removes snapshot files and nothing else. Pruning removes packs that no snapshot needs: only under the exclusive lock, and
-//! only from listings that were read under it. rustic's pruning beside a backup loses data.
+//! only from listings that were read under it. rustic's pruning beside a backup loses data; and where a listing lacks a snapshot, what
+//! that one needs looks like waste: so whoever knows what must be there says so.
+
+use std::collections::BTreeSet;
 
 use rustic_core::{CheckOptions, LimitOption, PruneOptions};
 use serde::Serialize;
 
 use super::bridge::from_rustic;
 use super::{Repository, SnapshotId, guarded};
-#[cfg(doc)]
-use crate::error::ErrorKind;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::FileKind;
 
 /// What a prune did.
@@ -52,10 +53,12 @@ impl Repository {
 
     /// Remove the packs that no snapshot needs, and repack those that are mostly waste.
     ///
-    /// Takes the exclusive lock; fails with [`ErrorKind::Busy`] when anybody uses the repository. Cannot be cancelled: it removes only after
-    /// everything that stays was written and indexed.
-    pub fn prune(&self) -> Result<PruneReport> {
+    /// Takes the exclusive lock; fails with [`ErrorKind::Busy`] when anybody uses the repository, and with [`ErrorKind::Damaged`], having removed
+    /// nothing, when one of `must_be_there` is missing or any snapshot cannot be read. Cannot be cancelled: it removes only after everything
+    /// that stays was written and indexed.
+    pub fn prune(&self, must_be_there: &BTreeSet<SnapshotId>) -> Result<PruneReport> {
         let lock = self.lock_exclusive()?;
+        self.require_listed(must_be_there)?;
         let packs_before = self.pack_sizes()?;
         let mut options = PruneOptions::default()
             .instant_delete(true)
@@ -109,6 +112,23 @@ impl Repository {
             }
         }
         Ok(report)
+    }
+
+    fn require_listed(&self, must_be_there: &BTreeSet<SnapshotId>) -> Result<()> {
+        let listed = self.snapshot_ids()?;
+        let missing = must_be_there.difference(&listed).count();
+        if missing == 0 {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Damaged,
+            format!(
+                "the catalogue knows {missing} of {} snapshots that the repository at {} does not list, so nothing was removed: \
+                 if they were removed on purpose, run `sync`; if not, find out what became of them before anything is pruned",
+                must_be_there.len(),
+                self.location()
+            ),
+        ))
     }
 
     fn pack_sizes(&self) -> Result<std::collections::HashMap<crate::storage::FileId, u64>> {

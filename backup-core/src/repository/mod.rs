@@ -61,9 +61,18 @@ pub struct Repository {
 /// What is known of the snapshot files.
 #[derive(Debug, Default)]
 struct Snapshots {
-    read: BTreeMap<FileId, Snapshot>,
+    read: BTreeMap<SnapshotId, Snapshot>,
     /// Those that cannot be read.
-    damaged: BTreeSet<FileId>,
+    damaged: BTreeSet<SnapshotId>,
+}
+
+/// What reading some snapshots gave.
+#[derive(Debug, Default)]
+pub struct ReadSnapshots {
+    /// Those that could be read, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Those whose files are damaged, for good: reading them again gives the same.
+    pub damaged: Vec<SnapshotId>,
 }
 
 /// What the repository holds at one moment: for looking at many things without reading its index again for each.
@@ -172,6 +181,12 @@ impl Repository {
         })
     }
 
+    /// The id that the repository got when it was made: the same by whatever way it is reached, and another one for a repository that was
+    /// made anew in its place.
+    pub fn id(&self) -> String {
+        self.opened.config().id.to_hex().as_str().to_owned()
+    }
+
     /// Where it is, as an operator wrote it.
     pub fn location(&self) -> &str {
         self.storage.location()
@@ -201,20 +216,39 @@ impl Repository {
     /// All snapshots, oldest first. Only those not seen before are read. One that is damaged must not keep everybody from his backups:
     /// it is left out, and told by [`Self::damaged_snapshots`].
     pub fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        let listed: BTreeSet<FileId> = self
+        let listed: Vec<SnapshotId> = self.snapshot_ids()?.into_iter().collect();
+        Ok(self.read_snapshots(&listed)?.snapshots)
+    }
+
+    /// The ids of all snapshots, damaged ones among them: one listing, and nothing is read.
+    pub fn snapshot_ids(&self) -> Result<BTreeSet<SnapshotId>> {
+        let listed: BTreeSet<SnapshotId> = self
             .storage
             .list(FileKind::Snapshot)?
             .into_iter()
-            .map(|(id, _)| id)
+            .map(|(id, _)| SnapshotId(id))
             .collect();
-        let unseen: Vec<FileId> = {
-            let mut known = self.known_snapshots();
-            known.read.retain(|id, _| listed.contains(id));
-            known.damaged.retain(|id| listed.contains(id));
-            let is_unseen = |id: &FileId| !known.read.contains_key(id);
-            listed.iter().copied().filter(is_unseen).collect()
-        };
-        let read = blobs::in_parallel(&unseen, |id| match self.read_snapshot(id) {
+        let mut known = self.known_snapshots();
+        known.read.retain(|id, _| listed.contains(id));
+        known.damaged.retain(|id| listed.contains(id));
+        Ok(listed)
+    }
+
+    /// These snapshots, of which only those not seen before are read, by a few threads. One that is gone is left out; one that is damaged is named
+    /// apart, so that the caller need not ask for it again.
+    pub fn read_snapshots(&self, ids: &[SnapshotId]) -> Result<ReadSnapshots> {
+        let mut found = ReadSnapshots::default();
+        let mut unseen = Vec::new();
+        {
+            let known = self.known_snapshots();
+            for id in ids.iter().collect::<BTreeSet<_>>() {
+                match known.read.get(id) {
+                    Some(snapshot) => found.snapshots.push(snapshot.clone()),
+                    None => unseen.push(*id),
+                }
+            }
+        }
+        let read = blobs::in_parallel(&unseen, |id| match self.read_snapshot(&id.0) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 tracing::error!("{}", error.chain());
                 Ok(Err(*id))
@@ -225,29 +259,27 @@ impl Repository {
         for snapshot in read {
             match snapshot {
                 Ok(Some(snapshot)) => {
-                    known.damaged.remove(&snapshot.id.0);
-                    known.read.insert(snapshot.id.0, snapshot);
+                    known.damaged.remove(&snapshot.id);
+                    known.read.insert(snapshot.id, snapshot.clone());
+                    found.snapshots.push(snapshot);
                 }
                 // Forgotten since it was listed.
                 Ok(None) => {}
                 Err(damaged) => {
                     known.damaged.insert(damaged);
+                    found.damaged.push(damaged);
                 }
             }
         }
-        let mut snapshots: Vec<Snapshot> = known.read.values().cloned().collect();
-        snapshots.sort_by_key(|snapshot| (snapshot.time, snapshot.id));
-        Ok(snapshots)
+        found
+            .snapshots
+            .sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+        Ok(found)
     }
 
-    /// The snapshots that the last [`Self::snapshots`] could not read.
+    /// The snapshots, of those that are there, that could not be read when they were last looked at.
     pub fn damaged_snapshots(&self) -> Vec<SnapshotId> {
-        self.known_snapshots()
-            .damaged
-            .iter()
-            .copied()
-            .map(SnapshotId)
-            .collect()
+        self.known_snapshots().damaged.iter().copied().collect()
     }
 
     /// One snapshot by its full id; None where there is none.

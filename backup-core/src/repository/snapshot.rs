@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 use rustic_core::repofile::SnapshotFile;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,6 +36,13 @@ impl FromStr for SnapshotId {
 impl Serialize for SnapshotId {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SnapshotId {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -142,24 +149,41 @@ pub struct Snapshot {
     pub paths: Vec<PathBuf>,
     /// The customer's note.
     pub note: Option<String>,
-    /// Plain bytes of all files, where the program that made it says so.
+    /// Regular files, where the program that made it says so; the dump in a customer's backup does not count.
+    pub files: Option<u64>,
+    /// Plain bytes of all files, the dump included, where the program that made it says so.
     pub bytes: Option<u64>,
+    /// Bytes that the repository grew by, where the program that made it says so.
+    pub bytes_added: Option<u64>,
     /// The tree.
     pub(super) tree: rustic_core::TreeId,
 }
 
 impl Snapshot {
     pub(super) fn new(id: FileId, file: SnapshotFile) -> Self {
-        Self {
+        let summary = file.summary;
+        let mut snapshot = Self {
             id: SnapshotId(id),
             time: file.time.timestamp(),
             hostname: file.hostname,
             tags: file.tags.iter().cloned().collect(),
             paths: file.paths.iter().map(PathBuf::from).collect(),
             note: file.description,
-            bytes: file.summary.map(|summary| summary.total_bytes_processed),
+            files: summary
+                .as_ref()
+                .map(|summary| summary.total_files_processed),
+            bytes: summary
+                .as_ref()
+                .map(|summary| summary.total_bytes_processed),
+            bytes_added: summary.as_ref().map(|summary| summary.data_added_packed),
             tree: file.tree,
+        };
+        let has_dump = snapshot.origin().is_some()
+            && snapshot.backup_type().is_some_and(BackupType::has_database);
+        if has_dump && let Some(files) = &mut snapshot.files {
+            *files = files.saturating_sub(1);
         }
+        snapshot
     }
 
     /// Whose it is: the customer of its one tag `customer-N`. A snapshot with none, or with several, is nobody's.
@@ -204,7 +228,9 @@ mod tests {
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             paths: Vec::new(),
             note: None,
+            files: None,
             bytes: None,
+            bytes_added: None,
             tree: rustic_core::TreeId::default(),
         }
     }

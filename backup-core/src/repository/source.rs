@@ -78,8 +78,10 @@ pub(super) struct Findings {
     pub warnings: Vec<String>,
     /// Bytes of the stream.
     pub stream_bytes: u64,
-    /// Regular files.
+    /// Regular files, the stream not counted.
     pub files: u64,
+    /// Streams: one at most.
+    pub streams: u64,
 }
 
 struct Shared {
@@ -815,6 +817,7 @@ impl SourceReader {
         match self.content {
             Content::Stream(_) => {
                 findings.stream_bytes = self.read;
+                findings.streams = 1;
                 findings.true_sizes.insert(self.path.clone(), self.read);
             }
             Content::File { size, .. } if self.read < size => {

@@ -1,10 +1,9 @@
 //! Looking into snapshots: what lies at a path, and whole subtrees read level by level.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry::{Occupied, Vacant};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustic_core::TreeId;
 use rustic_core::repofile::{Node, NodeType, Tree};
@@ -12,7 +11,7 @@ use rustic_core::repofile::{Node, NodeType, Tree};
 use super::blobs::{self, Wanted};
 use super::index::{Index, parse_tree};
 use super::{Repository, Snapshot, View};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::progress::Cancel;
 
 /// What a path in a snapshot is.
@@ -31,29 +30,27 @@ pub enum EntryKind {
 
 impl View<'_> {
     /// What lies at each of these absolute paths of a snapshot; None where nothing does. Compares whole components.
+    ///
+    /// The directories of one level are read together, whatever the number of paths: many paths at once cost few round trips.
     pub fn entries(
         &self,
         snapshot: &Snapshot,
         paths: &[PathBuf],
     ) -> Result<Vec<Option<EntryKind>>> {
-        // The paths have their upper directories in common.
-        let mut read = HashMap::new();
-        let mut entries = Vec::with_capacity(paths.len());
-        for path in paths {
-            let node = self
-                .repository
-                .walk(&self.index, snapshot, path, &mut read)?;
-            entries.push(node.map(|node| match node.node_type {
-                NodeType::Dir => EntryKind::Directory,
-                NodeType::File => EntryKind::File {
-                    bytes: node.meta.size,
-                },
-                _ => EntryKind::Other,
-            }));
-        }
-        Ok(entries)
+        let paths: Vec<&Path> = paths.iter().map(PathBuf::as_path).collect();
+        let kind = |node: &Node| match node.node_type {
+            NodeType::Dir => EntryKind::Directory,
+            NodeType::File => EntryKind::File {
+                bytes: node.meta.size,
+            },
+            _ => EntryKind::Other,
+        };
+        self.repository.find(&self.index, snapshot, &paths, kind)
     }
 }
+
+/// The paths that go on below a directory, by their next name.
+type Wanderers<'a> = HashMap<&'a OsStr, Vec<usize>>;
 
 impl Repository {
     pub(super) fn node(
@@ -62,46 +59,55 @@ impl Repository {
         snapshot: &Snapshot,
         path: &Path,
     ) -> Result<Option<Node>> {
-        self.walk(index, snapshot, path, &mut HashMap::new())
+        let mut found = self.find(index, snapshot, &[path], Node::clone)?;
+        Ok(found.pop().flatten())
     }
 
-    fn walk(
+    /// What `keep` makes of the node at each path. Of a level's directories only a few are in memory at once.
+    fn find<T: Send>(
         &self,
         index: &Index,
         snapshot: &Snapshot,
-        path: &Path,
-        read: &mut HashMap<TreeId, Tree>,
-    ) -> Result<Option<Node>> {
-        let mut below = Some(snapshot.tree);
-        let mut found = None;
-        for component in path.components() {
-            let name = match component {
-                Component::RootDir => continue,
-                Component::Normal(name) => name,
-                _ => return Ok(None),
-            };
-            let Some(id) = below else { return Ok(None) };
-            let tree = match read.entry(id) {
-                Occupied(tree) => tree.into_mut(),
-                Vacant(place) => place.insert(self.read_tree(index, id)?),
-            };
-            let Some(node) = tree.nodes.iter().find(|node| node.name() == name) else {
-                return Ok(None);
-            };
-            below = node.subtree;
-            found = Some(node.clone());
+        paths: &[&Path],
+        keep: impl Fn(&Node) -> T + Sync,
+    ) -> Result<Vec<Option<T>>> {
+        let mut found: Vec<Option<T>> = paths.iter().map(|_| None).collect();
+        let names: Vec<Vec<&OsStr>> = paths.iter().map(|path| names(path)).collect();
+        let mut level: HashMap<TreeId, Wanderers<'_>> = HashMap::new();
+        for (path, names) in names.iter().enumerate() {
+            if let Some(name) = names.first() {
+                let directory = level.entry(snapshot.tree).or_default();
+                directory.entry(name).or_default().push(path);
+            }
+        }
+        let mut depth = 1;
+        while !level.is_empty() {
+            let (ids, directories): (Vec<TreeId>, Vec<Wanderers<'_>>) = level.into_iter().unzip();
+            let arrived = Mutex::new(Vec::new());
+            let gone_on = Mutex::new(Vec::new());
+            self.visit_trees(index, &ids, &Cancel::new(), |at, tree| {
+                for (node, wanderers) in first_of_each_name(&tree, &directories[at]) {
+                    for path in wanderers {
+                        if names[*path].len() == depth {
+                            lock(&arrived).push((*path, keep(node)));
+                        } else if let Some(below) = node.subtree {
+                            lock(&gone_on).push((*path, below));
+                        }
+                    }
+                }
+                Ok(())
+            })?;
+            for (path, value) in arrived.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                found[path] = Some(value);
+            }
+            level = HashMap::new();
+            for (path, below) in gone_on.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                let directory = level.entry(below).or_default();
+                directory.entry(names[path][depth]).or_default().push(path);
+            }
+            depth += 1;
         }
         Ok(found)
-    }
-
-    fn read_tree(&self, index: &Index, id: TreeId) -> Result<Tree> {
-        let mut trees = self.read_trees(index, &[id], &Cancel::new())?;
-        trees.pop().ok_or_else(|| {
-            Error::new(
-                ErrorKind::Damaged,
-                "a directory of the repository is missing",
-            )
-        })
     }
 
     /// Trees by their ids, in the order of the ids. Trees of one snapshot lie side by side, so a whole level costs few round trips.
@@ -111,6 +117,23 @@ impl Repository {
         ids: &[TreeId],
         cancel: &Cancel,
     ) -> Result<Vec<Tree>> {
+        let trees: Mutex<Vec<Option<Tree>>> = Mutex::new(vec![None; ids.len()]);
+        self.visit_trees(index, ids, cancel, |at, tree| {
+            lock(&trees)[at] = Some(tree);
+            Ok(())
+        })?;
+        let trees = trees.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Ok(trees.into_iter().flatten().collect())
+    }
+
+    /// Hands each tree to `visit` with its place in `ids`, in no order, from several threads.
+    fn visit_trees(
+        &self,
+        index: &Index,
+        ids: &[TreeId],
+        cancel: &Cancel,
+        visit: impl Fn(usize, Tree) -> Result<()> + Sync,
+    ) -> Result<()> {
         let mut wanted = Vec::with_capacity(ids.len());
         for (at, id) in ids.iter().enumerate() {
             wanted.push(Wanted {
@@ -119,15 +142,44 @@ impl Repository {
                 purpose: at,
             });
         }
-        let trees: Mutex<Vec<Option<Tree>>> = Mutex::new(vec![None; ids.len()]);
         blobs::fetch(&*self.storage, &self.sealer, wanted, cancel, |at, json| {
-            let tree = parse_tree(json)?;
-            trees.lock().unwrap_or_else(PoisonError::into_inner)[*at] = Some(tree);
-            Ok(())
-        })?;
-        let trees = trees.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(trees.into_iter().flatten().collect())
+            visit(*at, parse_tree(json)?)
+        })
     }
+}
+
+/// The names on the way to a path; none for a path that is no plain one.
+fn names(path: &Path) -> Vec<&OsStr> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::RootDir => {}
+            Component::Normal(name) => names.push(name),
+            _ => return Vec::new(),
+        }
+    }
+    names
+}
+
+/// The nodes that somebody wants. A tree made elsewhere may have a name twice: the first counts.
+fn first_of_each_name<'t, 'w>(
+    tree: &'t Tree,
+    wanted: &'w Wanderers<'_>,
+) -> Vec<(&'t Node, &'w [usize])> {
+    let mut seen = HashSet::new();
+    let mut nodes = Vec::new();
+    for node in &tree.nodes {
+        if let Some((name, paths)) = wanted.get_key_value(&*node.name())
+            && seen.insert(*name)
+        {
+            nodes.push((node, paths.as_slice()));
+        }
+    }
+    nodes
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whether a node's name can be the name of a directory entry: a snapshot made elsewhere may say anything.
@@ -139,4 +191,149 @@ pub(super) fn is_entry_name(name: &OsStr) -> bool {
         && bytes != b".."
         && !bytes.contains(&b'/')
         && !bytes.contains(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use jiff::Zoned;
+    use proptest::prelude::*;
+    use proptest::strategy::ValueTree;
+
+    use super::*;
+    use crate::progress::Control;
+    use crate::repository::{ArchiveRequest, TreeSource};
+    use crate::storage;
+
+    const NAMES: [&str; 4] = ["a", "aa", "b", "ü "];
+
+    /// A snapshot of a tree in which some of all paths of four names are there.
+    struct Bench {
+        scratch: tempfile::TempDir,
+        repository: Repository,
+        snapshot: Snapshot,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let scratch = tempfile::tempdir().unwrap();
+            let location = storage::Location::from(&*scratch.path().join("repository"));
+            let storage = storage::open(&location, &Default::default()).unwrap();
+            let repository = Repository::init(storage, &"password".to_owned().into()).unwrap();
+            let site = scratch.path().join("site");
+            std::fs::create_dir(&site).unwrap();
+            fill(&site, 4, &mut 1);
+            let request = ArchiveRequest {
+                tree: Some(TreeSource {
+                    root: site.clone(),
+                    exclude: Vec::new(),
+                }),
+                stream: None,
+                paths: vec![site],
+                tags: Vec::new(),
+                time: Zoned::now(),
+                note: None,
+                parent: None,
+            };
+            let control = Control::default();
+            let lock = repository.lock_shared().unwrap();
+            let uncommitted = repository.archive(lock, request, &control).unwrap();
+            uncommitted.commit(&control).unwrap();
+            let snapshot = repository.snapshots().unwrap().remove(0);
+            Self {
+                scratch,
+                repository,
+                snapshot,
+            }
+        }
+    }
+
+    fn fill(directory: &Path, levels: u32, state: &mut u32) {
+        for name in NAMES {
+            *state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let path = directory.join(name);
+            match (*state >> 16) % 8 {
+                0 => {}
+                1 => std::fs::write(path, name.repeat(levels as usize)).unwrap(),
+                2 => std::os::unix::fs::symlink("b", path).unwrap(),
+                _ => {
+                    std::fs::create_dir(&path).unwrap();
+                    if levels > 1 {
+                        fill(&path, levels - 1, state);
+                    }
+                }
+            }
+        }
+    }
+
+    /// One path after the other, one directory after the other.
+    fn naive(view: &View<'_>, snapshot: &Snapshot, path: &Path) -> Option<EntryKind> {
+        let mut below = Some(snapshot.tree);
+        let mut found = None;
+        for component in path.components() {
+            let name = match component {
+                Component::RootDir => continue,
+                Component::Normal(name) => name,
+                _ => return None,
+            };
+            let repository = view.repository;
+            let mut trees = repository
+                .read_trees(&view.index, &[below?], &Cancel::new())
+                .unwrap();
+            let tree = trees.pop().unwrap();
+            let node = tree.nodes.into_iter().find(|node| node.name() == name)?;
+            below = node.subtree;
+            found = Some(match node.node_type {
+                NodeType::Dir => EntryKind::Directory,
+                NodeType::File => EntryKind::File {
+                    bytes: node.meta.size,
+                },
+                _ => EntryKind::Other,
+            });
+        }
+        found
+    }
+
+    #[test]
+    fn many_paths_at_once_are_answered_as_one_after_the_other() {
+        let bench = Bench::new();
+        let view = bench.repository.view().unwrap();
+        let site = bench.scratch.path().join("site");
+        let mut kinds = BTreeSet::new();
+        let part = prop_oneof![
+            12 => prop::sample::select(&NAMES[..]).prop_map(str::to_owned),
+            1 => prop::sample::select(&["..", ".", "", "c", "A"][..]).prop_map(str::to_owned),
+        ];
+        let paths = prop::collection::vec(
+            (
+                any::<prop::sample::Index>(),
+                prop::collection::vec(part, 0..6),
+            ),
+            0..40,
+        );
+        let mut runner = proptest::test_runner::TestRunner::deterministic();
+        let strategy = paths.prop_map(|paths| -> Vec<PathBuf> {
+            let roots = [site.as_path(), Path::new("/"), Path::new(""), &site, &site];
+            let path = |(root, parts): (prop::sample::Index, Vec<String>)| {
+                let parts: PathBuf = parts.iter().collect();
+                roots[root.index(roots.len())].join(parts)
+            };
+            paths.into_iter().map(path).collect()
+        });
+        for _ in 0..60 {
+            let paths = strategy.new_tree(&mut runner).unwrap().current();
+            let entries = view.entries(&bench.snapshot, &paths).unwrap();
+            assert_eq!(entries.len(), paths.len());
+            for (path, entry) in paths.iter().zip(entries) {
+                assert_eq!(entry, naive(&view, &bench.snapshot, path), "{path:?}");
+                kinds.insert(format!("{entry:?}").chars().take(9).collect::<String>());
+            }
+        }
+        assert_eq!(
+            kinds.len(),
+            4,
+            "nothing, directories, files, others: {kinds:?}"
+        );
+    }
 }

@@ -1,5 +1,6 @@
 //! `prune`: of the manual repository. The daily one is pruned by the script that fills it.
 
+use std::collections::BTreeSet;
 use std::process::ExitCode;
 
 use backup_core::config::Config;
@@ -11,7 +12,9 @@ use indicatif::HumanBytes;
 use crate::output::Output;
 
 pub fn run(config: Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
-    let report = Engine::new(config, cancel).manual()?.prune()?;
+    let report = Engine::new(config, cancel)
+        .manual()?
+        .prune(&BTreeSet::new())?;
     output.result(&report, || {
         format!(
             "{} packs removed, {} freed, {} left",
