@@ -1,6 +1,7 @@
 //! The engine of ShopHosting Backups: back up and restore the shops of a web-hosting company.
 #![deny(missing_docs)]
 
+pub mod catalog;
 pub mod config;
 pub mod customer;
 pub mod database;

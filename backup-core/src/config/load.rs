@@ -810,7 +810,7 @@ password_file = "/root/.password"
             Path::new("/tmp/customer-backup-7/customer_7.sql")
         );
         assert_eq!(
-            database.daily_dump_path(&seven).unwrap(),
+            database.daily_dump_path(seven.id, &seven.db_name).unwrap(),
             Path::new("/tmp/shophosting-db-dumps/customer_7.sql")
         );
         assert!(!database.is_in_container());

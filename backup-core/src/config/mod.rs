@@ -339,17 +339,32 @@ impl CustomerDatabaseConfig {
 
     /// Where the customer's dump is inside manual snapshots.
     pub fn dump_path(&self, customer: &Customer) -> Result<PathBuf> {
-        path_inside_snapshots(&self.dump_path, customer)
+        path_inside_snapshots(&self.dump_path, customer.id, &customer.db_name)
     }
 
     /// Where it is inside daily snapshots.
-    pub fn daily_dump_path(&self, customer: &Customer) -> Result<PathBuf> {
-        path_inside_snapshots(&self.daily_dump_path, customer)
+    pub fn daily_dump_path(
+        &self,
+        customer: CustomerId,
+        database: &DatabaseName,
+    ) -> Result<PathBuf> {
+        path_inside_snapshots(&self.daily_dump_path, customer, database)
     }
 }
 
-fn path_inside_snapshots(template: &Template, customer: &Customer) -> Result<PathBuf> {
-    let path = template.render(customer)?;
+fn path_inside_snapshots(
+    template: &Template,
+    customer: CustomerId,
+    database: &DatabaseName,
+) -> Result<PathBuf> {
+    let path = template.fill(|place| match place {
+        Placeholder::Id => Ok(customer.to_string()),
+        Placeholder::Database => Ok(database.to_string()),
+        other @ Placeholder::WebPort => Err(Error::new(
+            ErrorKind::Configuration,
+            format!("the path of a dump cannot hold {other:?}"),
+        )),
+    })?;
     values::plain_absolute(&path).map_err(|reason| Error::new(ErrorKind::Configuration, reason))
 }
 

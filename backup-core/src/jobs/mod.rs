@@ -17,7 +17,7 @@ use serde::{Serialize, Serializer};
 
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::operations::Source;
+use crate::catalog::Source;
 use crate::progress::Phase;
 use crate::repository::BackupType;
 

@@ -10,9 +10,9 @@ use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
 use super::{Failure, Job, JobId, JobStatus, JobType, Progress};
+use crate::catalog::Source;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::operations::Source;
 use crate::progress::Phase;
 use crate::repository::{BackupType, SnapshotId};
 use crate::store::{Inserted, Store, Transaction, Value, values};

@@ -19,9 +19,9 @@ use crate::progress::{Cancel, Control, Monitor, Phase};
 use crate::repository::Repository;
 use crate::storage::{self, Location, SftpOptions, Storage};
 
+pub use crate::catalog::{BackupEntry, BackupList, Source};
 pub use backup::{BackupReport, BackupRequest};
-pub use list::{BackupEntry, BackupList};
-pub use restore::{RestoreReport, RestoreRequest, Source};
+pub use restore::{RestoreReport, RestoreRequest};
 
 /// The configuration, and the repositories that it names, opened when they are first needed and then kept.
 /// All methods block; call them from a thread that may.

@@ -7,63 +7,20 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{Mode, OFlags};
 use serde::Serialize;
 
-use super::list::{Contents, is_daily};
 use super::{Engine, Noting};
+use crate::catalog::{Contents, Place, Source, contents, is_daily, no_such_backup};
 use crate::customer::Customer;
 use crate::database::{self, ImportAccount, Replaced, ReplacedState, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
 use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
 use crate::site::{self, Health, Site, Staged, Staging};
-
-/// Where a backup is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Source {
-    /// Among the customer's manual backups.
-    Manual,
-    /// Among the platform's daily backups.
-    Daily,
-    /// Among those made of what a restore replaced.
-    PreRestore,
-}
-
-impl Source {
-    /// As it is written.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Manual => "manual",
-            Self::Daily => "daily",
-            Self::PreRestore => "pre-restore",
-        }
-    }
-}
-
-impl FromStr for Source {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        match text {
-            "manual" => Ok(Self::Manual),
-            "daily" => Ok(Self::Daily),
-            "pre-restore" => Ok(Self::PreRestore),
-            _ => Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "`{}` is not a source: use manual, daily or pre-restore",
-                    text.escape_debug()
-                ),
-            )),
-        }
-    }
-}
 
 /// What to restore.
 #[derive(Debug, Clone, Copy)]
@@ -174,7 +131,7 @@ impl Engine {
             .filter(|id| id.to_string().starts_with(text));
         match (matching.next(), matching.next()) {
             (Some(id), None) => Ok(id),
-            (None, _) => Err(no_such_backup(customer, text)),
+            (None, _) => Err(no_such_backup(customer.id, text)),
             (Some(_), Some(_)) => Err(Error::new(
                 ErrorKind::InvalidInput,
                 format!(
@@ -192,7 +149,7 @@ impl Engine {
         request: &RestoreRequest,
         control: &Control,
     ) -> Result<Found> {
-        let not_found = || no_such_backup(customer, &request.snapshot.to_string());
+        let not_found = || no_such_backup(customer.id, &request.snapshot.to_string());
         let repository = match request.source {
             Source::Manual | Source::PreRestore => self.manual()?,
             Source::Daily => self.daily()?.ok_or_else(|| {
@@ -216,16 +173,22 @@ impl Engine {
                 is_own(&snapshot, customer, Origin::PreRestore),
                 config.dump_path(customer)?,
             ),
-            Source::Daily => (is_daily(&snapshot), config.daily_dump_path(customer)?),
+            Source::Daily => (
+                is_daily(&snapshot),
+                config.daily_dump_path(customer.id, &customer.db_name)?,
+            ),
         };
         if !is_his {
             return Err(not_found());
         }
         let directory =
             directory_in(&snapshot, customer).unwrap_or(self.config.customers.dir(customer.id));
-        let contents = self.contents(&repository.view()?, &snapshot, directory, dump)?;
-        let held = BackupType::of(contents.has_dump, !contents.site_dirs.is_empty());
-        let held = match (held, request.source) {
+        let site_dirs = &self.config.customers.site_dirs;
+        let places = vec![Place { directory, dump }];
+        let contents = contents(&repository.view()?, &snapshot, site_dirs, places)?
+            .pop()
+            .ok_or_else(not_found)?;
+        let held = match (contents.backup_type(), request.source) {
             (Some(held), _) => held,
             (None, Source::Daily) => return Err(not_found()),
             (None, Source::Manual | Source::PreRestore) => {
@@ -276,17 +239,6 @@ fn directory_in(snapshot: &Snapshot, customer: &Customer) -> Option<PathBuf> {
     let tag = customer.id.tag();
     let is_his = |path: &&PathBuf| path.file_name() == Some(tag.as_ref());
     snapshot.paths.iter().find(is_his).cloned()
-}
-
-/// The same for a backup that does not exist and for one that is another's.
-fn no_such_backup(customer: &Customer, named: &str) -> Error {
-    Error::new(
-        ErrorKind::NotFound,
-        format!(
-            "customer {} has no such backup {named}: see `list {}`",
-            customer.id, customer.id
-        ),
-    )
 }
 
 /// A manual or pre-restore snapshot is a customer's by its one tag.

@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, MySql, Sqlite};
 
 use super::{Pool, Store, is_contention, is_missing_table};
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// How often one statement is tried that others were in the way of.
 const TRIES: u32 = 8;
@@ -235,6 +235,10 @@ impl Store {
                     .map(|done| u64::try_from(done.last_insert_rowid()).unwrap_or(0))
             ),
         };
+        self.inserted(done)
+    }
+
+    fn inserted(&self, done: sqlx::Result<u64>) -> Result<Inserted> {
         match done {
             Ok(id) => Ok(Inserted::Done(id)),
             Err(sqlx::Error::Database(e)) if e.is_unique_violation() => Ok(Inserted::Conflict),
@@ -283,6 +287,22 @@ impl Transaction {
         done.map_err(|e| self.store.failed(e))
     }
 
+    /// Insert one row. After a conflict the transaction goes on.
+    pub(crate) async fn insert(&mut self, sql: &str, values: &[Value]) -> Result<Inserted> {
+        let sql = self.store.dialect(sql);
+        let done = match &mut self.inner {
+            Inner::MySql(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
+                .execute(&mut **transaction)
+                .await
+                .map(|done| done.last_insert_id()),
+            Inner::Sqlite(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
+                .execute(&mut **transaction)
+                .await
+                .map(|done| u64::try_from(done.last_insert_rowid()).unwrap_or(0)),
+        };
+        self.store.inserted(done)
+    }
+
     /// The commit point of all that was done in it.
     pub(crate) async fn commit(self) -> Result<()> {
         let done = match self.inner {
@@ -290,6 +310,23 @@ impl Transaction {
             Inner::Sqlite(transaction) => transaction.commit().await,
         };
         done.map_err(|e| self.store.failed(e))
+    }
+}
+
+/// Tries of a transaction that others may be in the way of.
+#[derive(Debug, Default)]
+pub(crate) struct Tries(u32);
+
+impl Tries {
+    /// Whether to begin the transaction that ended so once more. Waits a moment before it says yes.
+    pub(crate) async fn is_to_repeat<T>(&mut self, result: &Result<T>) -> bool {
+        self.0 += 1;
+        let is_busy = matches!(result, Err(e) if e.kind() == ErrorKind::Busy);
+        if is_busy && self.0 < TRIES {
+            pause_after(self.0).await;
+            return true;
+        }
+        false
     }
 }
 

@@ -1,0 +1,289 @@
+//! The rows, on both kinds of database.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use xtask::mariadb::MariaDb;
+
+use super::*;
+use crate::config::{Config, Environment, Origin as ConfigOrigin};
+use crate::repository::SnapshotId;
+
+const REPOSITORY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
+const ELSEWHERE: &str = "2222222222222222222222222222222222222222222222222222222222222222";
+const MONTH: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The same test on SQLite and on MariaDB.
+async fn on_both(test: impl AsyncFn(Store)) {
+    let scratch = tempfile::tempdir().unwrap();
+    let file = scratch.path().join("backup.db");
+    let store = connect(&format!("sqlite://{}", file.display())).await;
+    println!("on SQLite");
+    test(store.clone()).await;
+    store.close().await;
+
+    let server = MariaDb::start().unwrap();
+    server
+        .sql(
+            "CREATE DATABASE platform; CREATE USER app@localhost IDENTIFIED BY 's3cret';
+             GRANT ALL ON platform.* TO app@localhost",
+        )
+        .unwrap();
+    let url = format!("mysql://app:s3cret@127.0.0.1:{}/platform", server.port());
+    let store = connect(&url).await;
+    println!("on MariaDB");
+    test(store.clone()).await;
+    store.close().await;
+}
+
+async fn connect(url: &str) -> Store {
+    let text = format!(
+        "[database]\nurl = '{url}'\n[repositories.manual]\nlocation = '/r'\npassword_file = '/p'\n"
+    );
+    let origin = ConfigOrigin::File("test".into());
+    let config = Config::read(origin, &text, &Environment::default()).unwrap();
+    let store = Store::connect(&config).await.unwrap();
+    store.migrate().await.unwrap();
+    store
+}
+
+fn customer(number: u32) -> CustomerId {
+    CustomerId::new(number).unwrap()
+}
+
+fn id(digits: &str) -> SnapshotId {
+    format!("{digits:0<64}").parse().unwrap()
+}
+
+fn entry(digits: &str, seconds_ago: i64) -> BackupEntry {
+    let now = Timestamp::now().as_second();
+    BackupEntry {
+        id: id(digits),
+        time: Timestamp::from_second(now - seconds_ago).unwrap(),
+        backup_type: BackupType::Both,
+        note: Some("vor dem Verkauf 🎉".to_owned()),
+        bytes: Some(4_000_000_000_000),
+        bytes_added: Some(0),
+        database_bytes: None,
+        files: Some(7),
+    }
+}
+
+async fn record(store: &Store, whose: u32, source: Source, entry: &BackupEntry) {
+    let mut transaction = store.begin().await.unwrap();
+    Catalog::new(store)
+        .record(&mut transaction, REPOSITORY, customer(whose), source, entry)
+        .await
+        .unwrap();
+    transaction.commit().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_is_listed_as_its_job_wrote_it_down() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let (old, new) = (entry("aa", 60), entry("bb", 1));
+        let (daily, replaced) = (entry("cc", 5), entry("dd", 6));
+        record(&store, 1, Source::Manual, &old).await;
+        record(&store, 1, Source::Manual, &new).await;
+        record(&store, 1, Source::Daily, &daily).await;
+        record(&store, 1, Source::PreRestore, &replaced).await;
+        record(&store, 12, Source::Manual, &entry("ee", 1)).await;
+        let expected = BackupList {
+            manual: vec![new.clone(), old],
+            daily: vec![daily],
+            pre_restore: vec![replaced],
+        };
+        assert_eq!(catalog.list(customer(1), MONTH).await.unwrap(), expected);
+        let found = catalog.find(customer(1), Source::Manual, &new.id).await;
+        assert_eq!(found.unwrap(), Some(new));
+        assert_eq!(
+            catalog.list(customer(2), MONTH).await.unwrap(),
+            BackupList::default()
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daily_backups_are_shown_for_their_time_and_kept_longer() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let old = entry("aa", 2 * 60 * 60);
+        record(&store, 1, Source::Daily, &old).await;
+        record(&store, 1, Source::Manual, &entry("bb", 2 * 60 * 60)).await;
+        let hour = Duration::from_secs(60 * 60);
+        let list = catalog.list(customer(1), hour).await.unwrap();
+        assert_eq!((list.daily.len(), list.manual.len()), (0, 1));
+        for longer in [3 * hour, Duration::MAX] {
+            let list = catalog.list(customer(1), longer).await.unwrap();
+            assert_eq!(list.daily, std::slice::from_ref(&old));
+        }
+        let found = catalog.find(customer(1), Source::Daily, &old.id).await;
+        assert_eq!(found.unwrap(), Some(old));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_beginning_of_an_id_leads_to_anothers_backup() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        record(&store, 1, Source::Manual, &entry("aaaaaaaa1", 1)).await;
+        record(&store, 12, Source::Manual, &entry("aaaaaaaa2", 1)).await;
+        record(&store, 12, Source::Manual, &entry("aaaaaaaa3", 1)).await;
+        record(&store, 1, Source::Daily, &entry("bbbbbbbb", 1)).await;
+        let resolve = async |whose, source, text: &str| {
+            let resolved = catalog.resolve(customer(whose), source, text).await;
+            resolved.map_err(|e| e.kind())
+        };
+        let (manual, daily) = (Source::Manual, Source::Daily);
+        let own = id("aaaaaaaa1");
+        assert_eq!(resolve(1, manual, "aaaaaaaa").await, Ok(own));
+        assert_eq!(resolve(1, manual, &own.to_string()).await, Ok(own));
+        assert_eq!(resolve(12, manual, "aaaaaaaa2").await, Ok(id("aaaaaaaa2")));
+        let several = resolve(12, manual, "aaaaaaaa").await;
+        assert_eq!(several, Err(ErrorKind::InvalidInput));
+        for (whose, source, text) in [
+            (12, manual, own.to_string()),
+            (12, manual, "aaaaaaaa1".to_owned()),
+            (2, manual, "aaaaaaaa".to_owned()),
+            (1, daily, own.to_string()),
+            (1, manual, "bbbbbbbb".to_owned()),
+            (12, daily, "bbbbbbbb".to_owned()),
+        ] {
+            let resolved = resolve(whose, source, &text).await;
+            assert_eq!(resolved, Err(ErrorKind::NotFound), "{whose} {text}");
+        }
+        for text in [
+            "", "aaaaaaa", "AAAAAAAA", "aaaaaaa%", "aaaaaaag", "--------",
+        ] {
+            let resolved = resolve(1, manual, text).await;
+            assert_eq!(resolved, Err(ErrorKind::InvalidInput), "{text}");
+        }
+        let found = catalog.find(customer(12), manual, &own).await.unwrap();
+        assert_eq!(found, None);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_rolled_back_leaves_no_backup() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let mut transaction = store.begin().await.unwrap();
+        let entry = entry("aa", 1);
+        catalog
+            .record(
+                &mut transaction,
+                REPOSITORY,
+                customer(1),
+                Source::Manual,
+                &entry,
+            )
+            .await
+            .unwrap();
+        drop(transaction);
+        let list = catalog.list(customer(1), MONTH).await.unwrap();
+        assert_eq!(list, BackupList::default());
+        assert!(catalog.known(REPOSITORY).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_retention_forgot_is_gone_and_missed_by_nobody() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let many: Vec<SnapshotId> = (0..250).map(|n| id(&format!("a{n:03}"))).collect();
+        for id in &many {
+            let backup = BackupEntry {
+                id: *id,
+                ..entry("aa", 1)
+            };
+            record(&store, 1, Source::Manual, &backup).await;
+        }
+        record(&store, 1, Source::Manual, &entry("bb", 1)).await;
+        catalog.remove(ELSEWHERE, &[]).await.unwrap();
+        // One that is gone already is fine.
+        for _ in 0..2 {
+            catalog.remove(REPOSITORY, &many).await.unwrap();
+        }
+        let list = catalog.list(customer(1), MONTH).await.unwrap();
+        assert_eq!(list.manual.len(), 1);
+        let known = catalog.known(REPOSITORY).await.unwrap();
+        assert_eq!(known, BTreeSet::from([id("bb")]));
+        assert!(catalog.known(ELSEWHERE).await.unwrap().is_empty());
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_note_that_another_program_wrote_may_be_too_long() {
+    on_both(async |store| {
+        let backup = BackupEntry {
+            note: Some("ü".repeat(2_000)),
+            ..entry("aa", 1)
+        };
+        record(&store, 1, Source::Manual, &backup).await;
+        let list = Catalog::new(&store).list(customer(1), MONTH).await.unwrap();
+        assert_eq!(list.manual[0].note, Some("ü".repeat(500)));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_customers_list_of_350_000_rows_is_read_by_the_primary_key() {
+    // 10,000 customers with 5 manual and 30 daily backups each. No function that only one of the databases has.
+    const FILL: &str = "INSERT INTO customer_backups (customer_id, source, snapshot_id, time, backup_type, bytes)
+        WITH d(i) AS (SELECT 0 UNION ALL SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3 UNION ALL SELECT 4
+                UNION ALL SELECT 5 UNION ALL SELECT 6 UNION ALL SELECT 7 UNION ALL SELECT 8 UNION ALL SELECT 9)
+        SELECT 1 + a.i + 10 * b.i + 100 * c.i + 1000 * e.i,
+            CASE WHEN f.i = 3 THEN 'manual' ELSE 'daily' END,
+            SUBSTR(CONCAT('0000000000000000000000000000000000000000000000000000000000000000',
+                CASE WHEN f.i = 3 THEN a.i + 10 * b.i + 100 * c.i + 1000 * e.i ELSE 0 END, f.i, g.i), -64),
+            {now} - 1000 * (f.i * 10 + g.i), 'both', 1
+        FROM d AS a, d AS b, d AS c, d AS e, d AS f, d AS g WHERE f.i < 3 OR (f.i = 3 AND g.i < 5)";
+    on_both(async |store| {
+        let filled = store.execute(FILL, &[]).await.unwrap();
+        assert_eq!(filled, 350_000);
+        let list = Catalog::new(&store)
+            .list(customer(4_711), MONTH)
+            .await
+            .unwrap();
+        assert_eq!((list.manual.len(), list.daily.len()), (5, 30));
+
+        let (zeros, zs) = ("0".repeat(8), "z".to_owned());
+        for (query, values) in [
+            (LIST, values![4_711_u32, 1_000_000_000_u32].as_slice()),
+            (FIND, values![4_711_u32, "daily", id("00").to_string()]),
+            (
+                BEGINNING,
+                values![4_711_u32, "daily", zeros.clone(), zs.clone()],
+            ),
+        ] {
+            if store.is_platforms() {
+                #[derive(Debug, sqlx::FromRow)]
+                struct Plan {
+                    key: Option<String>,
+                }
+                let plan: Vec<Plan> = store
+                    .rows(&format!("EXPLAIN {query}"), values)
+                    .await
+                    .unwrap();
+                assert_eq!(plan[0].key.as_deref(), Some("PRIMARY"), "{query}: {plan:?}");
+            } else {
+                let plan: Vec<(i64, i64, i64, String)> = store
+                    .rows(&format!("EXPLAIN QUERY PLAN {query}"), values)
+                    .await
+                    .unwrap();
+                let step = &plan[0].3;
+                assert!(
+                    step.starts_with("SEARCH customer_backups USING PRIMARY KEY (customer_id=?"),
+                    "{query}: {plan:?}"
+                );
+            }
+        }
+    })
+    .await;
+}
