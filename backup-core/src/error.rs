@@ -31,6 +31,8 @@ pub enum ErrorKind {
     Timeout,
     /// The caller cancelled.
     Cancelled,
+    /// Whoever ran it died, again and again.
+    Interrupted,
     /// Data is not what it must be: an incomplete dump, a damaged repository.
     Damaged,
     /// An operation failed and could not be undone by itself: an operator is needed.
@@ -131,6 +133,7 @@ impl Error {
             ErrorKind::Configuration
             | ErrorKind::Refused
             | ErrorKind::Damaged
+            | ErrorKind::Interrupted
             | ErrorKind::Failed => "Something went wrong on our side. Please contact support.",
         }
     }

@@ -11,6 +11,8 @@ pub mod operations;
 pub mod process;
 pub mod progress;
 pub mod repository;
+pub mod service;
 pub mod site;
 pub mod storage;
 pub mod store;
+pub mod worker;

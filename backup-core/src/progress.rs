@@ -109,7 +109,11 @@ impl Monitor for NoMonitor {}
 /// A flag that asks an operation to stop. Clones share it. Operations look at it between pieces of work and end
 /// with [`ErrorKind::Cancelled`], at the latest before their commit point; after that it has no effect.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<AtomicBool>);
+pub struct Cancel {
+    is_set: Arc<AtomicBool>,
+    /// Set for all of its children at once.
+    parent: Option<Arc<Self>>,
+}
 
 impl Cancel {
     /// A flag that is not set.
@@ -119,12 +123,25 @@ impl Cancel {
 
     /// Ask to stop. Cannot be taken back.
     pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
+        self.is_set.store(true, Ordering::Release);
     }
 
     /// Whether somebody asked.
     pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
+        self.is_set.load(Ordering::Acquire)
+            || self
+                .parent
+                .as_ref()
+                .is_some_and(|parent| parent.is_cancelled())
+    }
+
+    /// A flag of its own that counts as set when this one is, too.
+    #[must_use]
+    pub fn child(&self) -> Self {
+        Self {
+            is_set: Arc::default(),
+            parent: Some(Arc::new(self.clone())),
+        }
     }
 
     /// [`ErrorKind::Cancelled`] when somebody asked.

@@ -17,16 +17,13 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use url::Url;
 
-use crate::customer::{Customer, CustomerId, DatabaseName};
+use crate::customer::{Customer, CustomerId, DEFAULT_SERVER, DatabaseName};
 use crate::error::{Error, ErrorKind, Result};
 
 pub use load::{Environment, Origin};
 use template::Part;
 pub use template::{Placeholder, Template};
 pub use values::{DatabaseUrl, PasswordSource, SecretUrl};
-
-/// The hosting server of a platform that has but one.
-pub const DEFAULT_SERVER: &str = "default";
 
 /// The whole configuration. Read it with [`Config::load`]; it does not change afterwards.
 #[derive(Debug, Clone, Deserialize)]

@@ -15,9 +15,9 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
 
+use crate::catalog::Source;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::catalog::Source;
 use crate::progress::Phase;
 use crate::repository::BackupType;
 

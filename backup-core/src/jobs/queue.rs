@@ -16,7 +16,8 @@ use secrecy::ExposeSecret;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::config::{DEFAULT_SERVER, QueueConfig, SecretUrl};
+use crate::config::{QueueConfig, SecretUrl};
+use crate::customer::DEFAULT_SERVER;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The longest that a wake-up may hold up who sends it.

@@ -7,10 +7,11 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use jiff::Zoned;
+use jiff::{Timestamp, Zoned};
 use serde::Serialize;
 
 use super::{Engine, Noting, require_note};
+use crate::catalog::BackupEntry;
 use crate::customer::{Customer, CustomerId};
 use crate::database::{self, Dump};
 use crate::error::{Error, ErrorKind, Result};
@@ -34,6 +35,8 @@ pub struct BackupRequest {
 pub struct BackupReport {
     /// The new snapshot.
     pub snapshot_id: SnapshotId,
+    /// When it was made.
+    pub time: Timestamp,
     /// What it holds.
     pub backup_type: BackupType,
     /// Regular files, the dump not counted.
@@ -46,6 +49,25 @@ pub struct BackupReport {
     pub database_bytes: u64,
     /// What somebody should know although the backup is good.
     pub warnings: Vec<String>,
+}
+
+impl BackupReport {
+    /// The new backup as a list of backups has it.
+    pub fn entry(&self, note: Option<String>) -> BackupEntry {
+        BackupEntry {
+            id: self.snapshot_id,
+            time: self.time,
+            backup_type: self.backup_type,
+            note,
+            bytes: Some(self.bytes),
+            bytes_added: Some(self.bytes_added),
+            database_bytes: self
+                .backup_type
+                .has_database()
+                .then_some(self.database_bytes),
+            files: Some(self.files),
+        }
+    }
 }
 
 impl Engine {
@@ -94,6 +116,7 @@ impl Engine {
         let (dump, stream) = dump.unzip();
         let parent = previous.filter(|_| has_files);
         let archive = self.archive_request(customer, request, site.as_ref(), stream, parent)?;
+        let time = archive.time.timestamp();
         let archived = repository.archive(lock, archive, control);
         // The dump's own failure says more than that of the reader it fed.
         let uncommitted = match (archived, dump) {
@@ -112,6 +135,7 @@ impl Engine {
         }
         Ok(BackupReport {
             snapshot_id: archived.snapshot,
+            time,
             backup_type: request.backup_type,
             files: archived.files,
             bytes: archived.bytes,
@@ -119,6 +143,30 @@ impl Engine {
             database_bytes: archived.stream_bytes,
             warnings: noting.warnings(),
         })
+    }
+
+    /// One of a customer's manual backups, as the repository itself has it; None where there is none of this id that is his.
+    pub fn find_manual(
+        &self,
+        customer: CustomerId,
+        id: &SnapshotId,
+    ) -> Result<Option<BackupEntry>> {
+        let Some(snapshot) = self.manual()?.snapshot(id)? else {
+            return Ok(None);
+        };
+        let is_his =
+            snapshot.owner() == Some(customer) && snapshot.origin() == Some(Origin::Manual);
+        let entry = snapshot.backup_type().map(|backup_type| BackupEntry {
+            id: snapshot.id,
+            time: snapshot.time,
+            backup_type,
+            note: snapshot.note,
+            bytes: snapshot.bytes,
+            bytes_added: snapshot.bytes_added,
+            database_bytes: None,
+            files: snapshot.files,
+        });
+        Ok(entry.filter(|_| is_his))
     }
 
     /// Forget a customer's manual backups beyond the newest `retention.manual`, whatever their type; gives those that were forgotten.

@@ -185,7 +185,7 @@ impl Monitor for Noting {
 }
 
 /// A note as it may be stored: one line of text, not too long.
-fn require_note(note: &str) -> Result<()> {
+pub(crate) fn require_note(note: &str) -> Result<()> {
     const CHARACTERS_MAX: usize = 500;
     if note.chars().count() > CHARACTERS_MAX || note.chars().any(char::is_control) {
         return Err(Error::new(

@@ -15,7 +15,7 @@ use crate::config::{Config, DatabaseUrl};
 use crate::error::{Error, ErrorKind, Result};
 
 pub use migrate::Migrated;
-pub(crate) use query::{FromRow, Inserted, Transaction, Tries, Value, values};
+pub(crate) use query::{Inserted, Transaction, Tries, Value, values};
 
 /// The database. Cheap to clone; clones share their connections.
 #[derive(Debug, Clone)]

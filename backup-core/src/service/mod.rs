@@ -1,0 +1,398 @@
+//! The one façade: what a dashboard, a command line and other services do with customers' backups.
+//!
+//! It needs the database and nothing else: no repository, no password of one, no root. Only what is given an [`Engine`] touches repositories and sites.
+//! Never: an answer that tells one customer of another's backups or jobs.
+//!
+//! ```no_run
+//! # async fn example() -> backup_core::error::Result<()> {
+//! use backup_core::config::{Config, Environment};
+//! use backup_core::jobs::Created;
+//! use backup_core::operations::BackupRequest;
+//! use backup_core::repository::BackupType;
+//! use backup_core::service::BackupService;
+//!
+//! let config = Config::load(None, &Environment::of_process())?;
+//! let service = BackupService::connect(config).await?;
+//! let request = BackupRequest { backup_type: BackupType::Both, note: None };
+//! match service.create_backup("7".parse()?, &request).await? {
+//!     Created::Job(job) => println!("job {} is queued", job.id),
+//!     Created::InTheWay(job) => println!("job {} is still {}", job.id, job.status),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::catalog::{BackupEntry, BackupList, Catalog, Missing, Source, SyncReport};
+use crate::config::Config;
+use crate::customer::{Customer, CustomerId, CustomerStore};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::{
+    CancelAnswer, Claimed, Created, Job, JobId, JobStore, JobStream, JobType, NewJob, Queue,
+    Watcher,
+};
+use crate::operations::{
+    BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, require_note,
+};
+use crate::progress::Control;
+use crate::repository::{PruneReport, SnapshotId};
+use crate::store::{Migrated, Store};
+use crate::worker::{Ended, Runner, Upkeep, Worker, owner_name};
+
+/// Backups of customers, as jobs. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct BackupService {
+    config: Arc<Config>,
+    store: Store,
+    customers: CustomerStore,
+    jobs: JobStore,
+    catalog: Catalog,
+    queue: Queue,
+    watcher: Watcher,
+}
+
+/// What a job that was run on the spot gave.
+#[derive(Debug)]
+pub enum RunHere<T> {
+    /// It is done.
+    Done {
+        /// Its job.
+        job: JobId,
+        /// What was done.
+        report: T,
+    },
+    /// It was not begun: this job of the customer's has not ended yet.
+    InTheWay(Box<Job>),
+}
+
+impl BackupService {
+    /// Connect to the database. Its tables are created where there are none at all; where they are of an earlier version,
+    /// [`ErrorKind::Configuration`] asks for [`Self::migrate`].
+    pub async fn connect(config: Config) -> Result<Self> {
+        let store = Store::connect(&config).await?;
+        store.require_migrated().await?;
+        let jobs = JobStore::new(&store, config.worker.lease);
+        Ok(Self {
+            customers: CustomerStore::new(&store, &config),
+            catalog: Catalog::new(&store),
+            queue: Queue::new(&config.queue)?,
+            watcher: Watcher::new(&jobs),
+            config: Arc::new(config),
+            store,
+            jobs,
+        })
+    }
+
+    /// Create or upgrade the tables.
+    pub async fn migrate(config: &Config) -> Result<Migrated> {
+        let store = Store::connect(config).await?;
+        let migrated = store.migrate().await;
+        store.close().await;
+        migrated
+    }
+
+    /// Close the connections to the database. Without it they are closed some time after the last clone is dropped.
+    pub async fn close(&self) {
+        self.store.close().await;
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The customers.
+    pub fn customers(&self) -> &CustomerStore {
+        &self.customers
+    }
+
+    /// Queue a backup. Which worker runs it is not for the caller to say: one of the customer's hosting server.
+    ///
+    /// [`ErrorKind::NotFound`] where there is no such customer, [`ErrorKind::InvalidInput`] for a note that is none.
+    pub async fn create_backup(
+        &self,
+        customer: CustomerId,
+        request: &BackupRequest,
+    ) -> Result<Created> {
+        let customer = self.customers.get(customer).await?;
+        self.enqueue(&new_backup(&customer, request)?).await
+    }
+
+    /// Queue a restore. [`ErrorKind::NotFound`] where the catalogue knows no such backup of this customer, or it does not hold what is asked for;
+    /// whether there is one of somebody else makes no difference.
+    pub async fn restore(&self, customer: CustomerId, request: &RestoreRequest) -> Result<Created> {
+        let customer = self.customers.get(customer).await?;
+        let new = self.new_restore(&customer, request).await?;
+        self.enqueue(&new).await
+    }
+
+    /// The backups of a customer, newest first, from the catalogue alone.
+    pub async fn list(&self, customer: CustomerId) -> Result<BackupList> {
+        let daily_shown = self.config.retention.daily_shown;
+        self.catalog.list(customer, daily_shown).await
+    }
+
+    /// One backup of a customer.
+    pub async fn backup(
+        &self,
+        customer: CustomerId,
+        source: Source,
+        id: &SnapshotId,
+    ) -> Result<Option<BackupEntry>> {
+        self.catalog.find(customer, source, id).await
+    }
+
+    /// The full id of one of the customer's backups by its first digits, at least eight.
+    pub async fn resolve(
+        &self,
+        customer: CustomerId,
+        source: Source,
+        text: &str,
+    ) -> Result<SnapshotId> {
+        self.catalog.resolve(customer, source, text).await
+    }
+
+    /// A job of this customer; with None, of any.
+    pub async fn job(&self, customer: Option<CustomerId>, id: JobId) -> Result<Option<Job>> {
+        let job = self.jobs.get(id).await?;
+        Ok(job.filter(|job| customer.is_none_or(|customer| job.customer_id == customer)))
+    }
+
+    /// The newest jobs of a customer, newest first; with None, of all customers.
+    pub async fn jobs(&self, customer: Option<CustomerId>, at_most: u32) -> Result<Vec<Job>> {
+        match customer {
+            Some(customer) => self.jobs.of_customer(customer, at_most).await,
+            None => self.jobs.recent(at_most).await,
+        }
+    }
+
+    /// The customer's job that has not ended.
+    pub async fn active_job(&self, customer: CustomerId) -> Result<Option<Job>> {
+        self.jobs.active(customer).await
+    }
+
+    /// Cancel a job of this customer; with None, of any. [`ErrorKind::NotFound`] where it is not his.
+    pub async fn cancel(&self, customer: Option<CustomerId>, id: JobId) -> Result<CancelAnswer> {
+        self.require_job(customer, id).await?;
+        self.jobs.cancel(id).await
+    }
+
+    /// The states of a job of this customer (with None, of any) as they come, the last one its end. However many watch, the
+    /// database is asked once a second.
+    pub async fn progress(&self, customer: Option<CustomerId>, id: JobId) -> Result<JobStream> {
+        let job = self.require_job(customer, id).await?;
+        Ok(self.watcher.watch(job))
+    }
+
+    /// A worker for the jobs of the hosting server that the engine's configuration names.
+    pub fn worker(&self, engine: Arc<Engine>) -> Worker {
+        Worker::new(
+            engine,
+            &self.store,
+            &self.jobs,
+            &self.catalog,
+            &self.customers,
+            &self.queue,
+        )
+    }
+
+    /// Make a backup here and now, as a job that no worker can take meanwhile. Cancelling works up to the commit.
+    pub async fn backup_here(
+        &self,
+        engine: &Arc<Engine>,
+        customer: CustomerId,
+        request: &BackupRequest,
+        control: &Control,
+    ) -> Result<RunHere<BackupReport>> {
+        let customer = self.customers.get(customer).await?;
+        let new = new_backup(&customer, request)?;
+        let (job, ended) = match self.run_here(engine, &customer, &new, control).await? {
+            Ok(run) => run,
+            Err(job) => return Ok(RunHere::InTheWay(job)),
+        };
+        match ended {
+            Ended::Backup(report) => Ok(RunHere::Done {
+                job,
+                report: *report,
+            }),
+            other => Err(unexpected(job, other)),
+        }
+    }
+
+    /// Put a backup back here and now, as a job that no worker can take meanwhile. Cancelling works up to the exchange.
+    pub async fn restore_here(
+        &self,
+        engine: &Arc<Engine>,
+        customer: CustomerId,
+        request: &RestoreRequest,
+        control: &Control,
+    ) -> Result<RunHere<RestoreReport>> {
+        let customer = self.customers.get(customer).await?;
+        let new = self.new_restore(&customer, request).await?;
+        let (job, ended) = match self.run_here(engine, &customer, &new, control).await? {
+            Ok(run) => run,
+            Err(job) => return Ok(RunHere::InTheWay(job)),
+        };
+        match ended {
+            Ended::Restore(report) => Ok(RunHere::Done {
+                job,
+                report: *report,
+            }),
+            other => Err(unexpected(job, other)),
+        }
+    }
+
+    /// Bring the catalogue in step with the repositories. What an operator removed by hand is taken for removed.
+    pub async fn sync(&self, engine: &Arc<Engine>) -> Result<Vec<(&'static str, SyncReport)>> {
+        self.upkeep(engine).sync(Missing::Accept).await
+    }
+
+    /// Free the space of backups that were forgotten, in the manual repository. [`ErrorKind::Busy`] while anybody uses it, and
+    /// [`ErrorKind::Damaged`] where the catalogue knows backups that the repository does not list.
+    pub async fn prune(&self, engine: &Arc<Engine>) -> Result<PruneReport> {
+        self.upkeep(engine).prune().await
+    }
+
+    async fn enqueue(&self, new: &NewJob) -> Result<Created> {
+        let created = self.jobs.create(new).await?;
+        if let Created::Job(job) = &created {
+            tracing::info!(
+                job = %job.id, customer = %job.customer_id,
+                "{} {}: pending", job.job_type, job.backup_type
+            );
+            self.queue.wake(&new.server, job.id.get()).await;
+        }
+        Ok(created)
+    }
+
+    async fn new_restore(&self, customer: &Customer, request: &RestoreRequest) -> Result<NewJob> {
+        let found = self
+            .catalog
+            .find(customer.id, request.source, &request.snapshot)
+            .await?;
+        let no_such_backup = || {
+            Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "customer {} has no {} backup {}",
+                    customer.id, request.source, request.snapshot
+                ),
+            )
+        };
+        let entry = found.ok_or_else(no_such_backup)?;
+        let restore_type = request.restore_type.unwrap_or(entry.backup_type);
+        if !entry.backup_type.includes(restore_type) {
+            return Err(Error::new(
+                ErrorKind::NotFound,
+                format!(
+                    "the backup {} holds {}, not {restore_type}",
+                    entry.id, entry.backup_type
+                ),
+            ));
+        }
+        Ok(NewJob {
+            customer: customer.id,
+            server: customer.server.clone(),
+            job_type: JobType::Restore,
+            backup_type: restore_type,
+            snapshot: Some((request.source, request.snapshot)),
+            online: request.online,
+            note: None,
+        })
+    }
+
+    async fn require_job(&self, customer: Option<CustomerId>, id: JobId) -> Result<Job> {
+        let job = self.job(customer, id).await?;
+        job.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}")))
+    }
+
+    /// Err: the job that is in the way.
+    async fn run_here(
+        &self,
+        engine: &Arc<Engine>,
+        customer: &Customer,
+        new: &NewJob,
+        control: &Control,
+    ) -> Result<std::result::Result<(JobId, Ended), Box<Job>>> {
+        let here = &engine.config().worker.server;
+        if customer.server != *here {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "customer {} is on the server {}, and this is {here} (worker.server): run it there",
+                    customer.id, customer.server
+                ),
+            ));
+        }
+        let (created, lease) = self.jobs.create_claimed(new, &owner_name()).await?;
+        let job = match created {
+            Created::Job(job) => *job,
+            Created::InTheWay(job) => return Ok(Err(job)),
+        };
+        let claimed = Claimed {
+            job,
+            lease,
+            is_taken_over: false,
+            intended: None,
+        };
+        let id = claimed.job.id;
+        let ended = self.runner(engine).run(claimed, control).await;
+        Ok(Ok((id, ended)))
+    }
+
+    fn runner(&self, engine: &Arc<Engine>) -> Runner {
+        Runner {
+            engine: Arc::clone(engine),
+            store: self.store.clone(),
+            jobs: self.jobs.clone(),
+            catalog: self.catalog.clone(),
+            customers: self.customers.clone(),
+            is_shutting_down: Arc::default(),
+        }
+    }
+
+    fn upkeep(&self, engine: &Arc<Engine>) -> Upkeep {
+        Upkeep {
+            engine: Arc::clone(engine),
+            catalog: self.catalog.clone(),
+            requested: Arc::new(Notify::new()),
+        }
+    }
+}
+
+fn new_backup(customer: &Customer, request: &BackupRequest) -> Result<NewJob> {
+    request.note.as_deref().map_or(Ok(()), require_note)?;
+    Ok(NewJob {
+        customer: customer.id,
+        server: customer.server.clone(),
+        job_type: JobType::Backup,
+        backup_type: request.backup_type,
+        snapshot: None,
+        online: false,
+        note: request.note.clone(),
+    })
+}
+
+/// Of a job that was run here, and gave no report.
+fn unexpected(job: JobId, ended: Ended) -> Error {
+    match ended {
+        Ended::Failed(error) => error,
+        Ended::Lost => Error::new(
+            ErrorKind::Busy,
+            format!("a worker has taken job {job} over: see `jobs`"),
+        ),
+        Ended::Found(snapshot) => Error::new(
+            ErrorKind::Failed,
+            format!(
+                "the snapshot {snapshot} was written, although that seemed to fail: see `list`"
+            ),
+        ),
+        Ended::Released | Ended::Backup(_) | Ended::Restore(_) => Error::new(
+            ErrorKind::Failed,
+            format!("the job {job} was given back: see `jobs`"),
+        ),
+    }
+}

@@ -1,0 +1,230 @@
+//! Workers: take jobs of one hosting server, run them, and look after the catalogue and the repository meanwhile.
+//!
+//! A worker may die at any instruction: what it ran is taken up by another one. It takes nothing of another server, and nothing more once it is asked to end.
+//! Never: two workers that both commit for one job; a restore taken over while the process that ran it may still be at it.
+
+mod run;
+mod sentence;
+mod upkeep;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+
+use crate::catalog::Catalog;
+use crate::customer::CustomerStore;
+use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::{Failure, Job, JobStore, Queue};
+use crate::operations::Engine;
+use crate::progress::{Cancel, Control};
+use crate::site::{Claim, Site};
+use crate::store::Store;
+
+pub(crate) use run::{Ended, Runner};
+pub(crate) use upkeep::Upkeep;
+
+/// Jobs run within this time although no wake-up arrives.
+const POLL: Duration = Duration::from_secs(2);
+
+/// What a worker is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Stopping {
+    /// Carry on.
+    #[default]
+    No,
+    /// Take no more jobs, finish those that run.
+    Finish,
+    /// Stop those that run as well: backups go to another worker, restores are undone.
+    Abort,
+}
+
+/// Runs the jobs of one hosting server. Made by [`crate::service::BackupService::worker`].
+#[derive(Debug)]
+pub struct Worker {
+    runner: Runner,
+    upkeep: Upkeep,
+    queue: Queue,
+    server: String,
+    name: String,
+    concurrency: usize,
+    /// Set when running jobs shall stop.
+    abort: Cancel,
+    after_job: Arc<Notify>,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        store: &Store,
+        jobs: &JobStore,
+        catalog: &Catalog,
+        customers: &CustomerStore,
+        queue: &Queue,
+    ) -> Self {
+        let config = &engine.config().worker;
+        let after_job = Arc::new(Notify::new());
+        Self {
+            server: config.server.clone(),
+            name: owner_name(),
+            concurrency: usize::try_from(config.concurrency).unwrap_or(1),
+            queue: queue.clone(),
+            abort: Cancel::new(),
+            upkeep: Upkeep {
+                engine: Arc::clone(&engine),
+                catalog: catalog.clone(),
+                requested: Arc::clone(&after_job),
+            },
+            after_job,
+            runner: Runner {
+                engine,
+                store: store.clone(),
+                jobs: jobs.clone(),
+                catalog: catalog.clone(),
+                customers: customers.clone(),
+                is_shutting_down: Arc::new(AtomicBool::new(false)),
+            },
+        }
+    }
+
+    /// Run jobs until `stopping` asks to end, and then until the running ones have ended. A database or a Redis that is away is waited for.
+    pub async fn run(self, mut stopping: watch::Receiver<Stopping>) {
+        tracing::info!(
+            "worker {} of the server {}: up to {} jobs at once",
+            self.name,
+            self.server,
+            self.concurrency
+        );
+        let upkeep = tokio::spawn(self.upkeep.clone().run(stopping.clone()));
+        let mut running = JoinSet::new();
+        while *stopping.borrow_and_update() == Stopping::No {
+            self.take_jobs(&mut running).await;
+            let is_full = running.len() >= self.concurrency;
+            tokio::select! {
+                () = self.queue.wait(&self.server, POLL), if !is_full => {}
+                Some(ended) = running.join_next() => self.note_end(ended),
+                _ = stopping.changed() => {}
+            }
+        }
+        if !running.is_empty() {
+            tracing::info!("ending: {} jobs are still running", running.len());
+        }
+        self.finish(running, stopping).await;
+        // What it does can be broken off at any point.
+        upkeep.abort();
+        tracing::info!("worker {} ended", self.name);
+    }
+
+    async fn take_jobs(&self, running: &mut JoinSet<()>) {
+        if let Err(error) = self.end_abandoned_restores().await {
+            tracing::warn!("abandoned restores cannot be looked for: {}", error.chain());
+            return;
+        }
+        while running.len() < self.concurrency {
+            let claimed = match self.runner.jobs.claim(&self.server, &self.name).await {
+                Ok(Some(claimed)) => claimed,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::warn!("no jobs can be taken now: {}", error.chain());
+                    return;
+                }
+            };
+            let runner = self.runner.clone();
+            let control = Control {
+                cancel: self.abort.child(),
+                ..Control::default()
+            };
+            running.spawn(async move {
+                runner.run(claimed, &control).await;
+            });
+        }
+    }
+
+    fn note_end(&self, ended: Result<(), tokio::task::JoinError>) {
+        if let Err(error) = ended {
+            tracing::error!("a job broke off inside the program: {error}");
+        }
+        self.after_job.notify_one();
+    }
+
+    async fn finish(&self, mut running: JoinSet<()>, mut stopping: watch::Receiver<Stopping>) {
+        while !running.is_empty() {
+            tokio::select! {
+                Some(ended) = running.join_next() => self.note_end(ended),
+                Ok(()) = stopping.changed() => {
+                    if *stopping.borrow_and_update() == Stopping::Abort {
+                        self.runner.is_shutting_down.store(true, Ordering::Release);
+                        self.abort.cancel();
+                    }
+                }
+            }
+        }
+    }
+
+    /// Restores whose process died. While it may still be at it, it holds the customer, and the job stays as it is.
+    async fn end_abandoned_restores(&self) -> Result<()> {
+        for job in self.runner.jobs.abandoned_restores(&self.server).await? {
+            match self.claim_customer(&job).await {
+                Ok(claim) => {
+                    self.end_abandoned_restore(&job).await?;
+                    drop(claim);
+                }
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    tracing::warn!(job = %job.id, "no sign of life, but its process still holds the customer: {}", error.chain());
+                }
+                Err(error) => {
+                    tracing::error!(job = %job.id, "an interrupted restore cannot be looked at: {}", error.chain());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn end_abandoned_restore(&self, job: &Job) -> Result<()> {
+        let jobs = &self.runner.jobs;
+        if let Some(claimed) = jobs.take_over_restore(job.id, &self.name).await? {
+            let error = Error::new(
+                ErrorKind::Interrupted,
+                format!(
+                    "the restore of customer {} was interrupted: look whether his site is up and his maintenance page is off; \
+                     the next restore removes what this one staged",
+                    job.customer_id
+                ),
+            );
+            let text = error.chain();
+            self.runner
+                .fail(&claimed.job, claimed.lease, Failure::Interrupted, error)
+                .await;
+            tracing::error!(job = %job.id, "failed: {text}");
+        }
+        Ok(())
+    }
+
+    /// None where the customer has no directory any more, so that nobody can be at it.
+    async fn claim_customer(&self, job: &Job) -> Result<Option<Claim>> {
+        let customer = match self.runner.customers.get(job.customer_id).await {
+            Ok(customer) => customer,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        self.runner
+            .blocking(move |engine| match Site::open(engine.config(), &customer) {
+                Ok(site) => site.claim(true).map(Some),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
+            })
+            .await
+    }
+}
+
+/// Who has a job, for people who look at the table.
+pub(crate) fn owner_name() -> String {
+    let host = rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned();
+    let name: String = format!("{host}:{}", std::process::id());
+    name.chars().take(128).collect()
+}

@@ -1,0 +1,591 @@
+//! One job from its claim to its end.
+//!
+//! Commit points: the operation's own (the snapshot file, the exchange), which a job asks the table for ([`CommitGate`]); then one transaction that ends the job and puts the
+//! backup into the catalogue. Dying between the two loses nothing: the snapshot that was about to be written is noted, and whoever takes the job up looks for it first.
+//! Never: anything written for a job whose lease is lost, a snapshot left in the repository that no job and no list knows of.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::MissedTickBehavior;
+
+use super::sentence;
+use crate::catalog::{BackupEntry, Catalog, Source};
+use crate::customer::{Customer, CustomerStore};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::{Claimed, Failure, Fate, Job, JobStore, JobType, Kept, Lease, Progress, Tracker};
+use crate::operations::{BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest};
+use crate::progress::{Cancel, Control, Gate};
+use crate::repository::SnapshotId;
+use crate::store::Store;
+
+/// How often a backup is begun, when its workers die.
+const ATTEMPTS_MAX: u32 = 3;
+
+/// The pause before the database is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Runs jobs that were claimed.
+#[derive(Debug, Clone)]
+pub(crate) struct Runner {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) store: Store,
+    pub(crate) jobs: JobStore,
+    pub(crate) catalog: Catalog,
+    pub(crate) customers: CustomerStore,
+    /// Set when the process has to end: what is cancelled then is not the customer's wish.
+    pub(crate) is_shutting_down: Arc<AtomicBool>,
+}
+
+/// How the run of a job ended.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// A backup was made.
+    Backup(Box<BackupReport>),
+    /// A backup was put back.
+    Restore(Box<RestoreReport>),
+    /// An earlier attempt had made the backup, and was not able to say so.
+    Found(SnapshotId),
+    /// It failed, and the job says so.
+    Failed(Error),
+    /// Another worker shall run it.
+    Released,
+    /// Another worker has it.
+    Lost,
+}
+
+/// What the operation of a job gave.
+enum Work {
+    Backup(Box<BackupReport>),
+    Restore(Box<RestoreReport>),
+    Found(Box<BackupEntry>),
+}
+
+/// Why we stopped a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    Requested,
+    TimedOut,
+    Lost,
+}
+
+impl Runner {
+    /// Run a job. `control` is the caller's: its monitor is told of everything, its flag cancels.
+    pub(crate) async fn run(&self, claimed: Claimed, control: &Control) -> Ended {
+        let job = &claimed.job;
+        tracing::info!(
+            job = %job.id, customer = %job.customer_id, attempt = job.attempts,
+            "{} {}: running{}", job.job_type, job.backup_type,
+            if claimed.is_taken_over { ", taken over from a worker that died" } else { "" }
+        );
+        let ended = self.run_to_its_end(&claimed, control).await;
+        match &ended {
+            Ended::Backup(report) => {
+                tracing::info!(job = %job.id, "completed: snapshot {}", report.snapshot_id);
+            }
+            Ended::Found(snapshot) => {
+                tracing::info!(job = %job.id, "completed: an earlier attempt had written the snapshot {snapshot}");
+            }
+            Ended::Restore(report) => {
+                tracing::info!(job = %job.id, "completed: restored from the snapshot {}", report.snapshot_id);
+            }
+            Ended::Failed(error) => tracing::error!(job = %job.id, "failed: {}", error.chain()),
+            Ended::Released => tracing::info!(job = %job.id, "given back"),
+            Ended::Lost => {
+                tracing::warn!(job = %job.id, "lost to another worker; nothing of this attempt stays");
+            }
+        }
+        ended
+    }
+
+    async fn run_to_its_end(&self, claimed: &Claimed, control: &Control) -> Ended {
+        let (job, lease) = (&claimed.job, claimed.lease);
+        let customer = match self.customer(job).await {
+            Ok(customer) => customer,
+            Err(error) => return self.fail(job, lease, Failure::Error, error).await,
+        };
+        let here = &self.engine.config().worker.server;
+        if customer.server != *here {
+            tracing::warn!(job = %job.id, "customer {} is on the server {} by now", customer.id, customer.server);
+            return self.release(job, lease, &customer.server).await;
+        }
+
+        let tracker = Arc::new(Tracker::over(Arc::clone(&control.monitor)));
+        let gate = Arc::new(CommitGate::new(&self.jobs, lease, &control.cancel));
+        let watched = Control {
+            monitor: Arc::clone(&tracker) as _,
+            cancel: control.cancel.clone(),
+            gate: Some(Arc::clone(&gate) as _),
+        };
+        let work = self.start(claimed, &customer, watched);
+        let (result, why) = self.keep(job, lease, &tracker, &control.cancel, work).await;
+
+        match result {
+            Ok(Work::Backup(report)) => {
+                self.complete_backup(job, lease, &customer, report, control)
+                    .await
+            }
+            Ok(Work::Found(entry)) => {
+                let snapshot = entry.id;
+                match self.complete(job, lease, Some(*entry)).await {
+                    Ok(true) => Ended::Found(snapshot),
+                    Ok(false) => Ended::Lost,
+                    Err(error) => Ended::Failed(error),
+                }
+            }
+            Ok(Work::Restore(report)) => match self.complete(job, lease, None).await {
+                Ok(true) => Ended::Restore(report),
+                Ok(false) => Ended::Lost,
+                Err(error) => Ended::Failed(error),
+            },
+            Err(error) => self.settle_failure(claimed, &gate, why, error).await,
+        }
+    }
+
+    async fn customer(&self, job: &Job) -> Result<Customer> {
+        self.patiently(job, || self.customers.get(job.customer_id))
+            .await
+    }
+
+    /// The operation, on a thread of its own.
+    fn start(
+        &self,
+        claimed: &Claimed,
+        customer: &Customer,
+        control: Control,
+    ) -> JoinHandle<Result<Work>> {
+        let this = self.clone();
+        let claimed = claimed.clone();
+        let customer = customer.clone();
+        let runtime = Handle::current();
+        tokio::task::spawn_blocking(move || match claimed.job.job_type {
+            JobType::Backup => this.back_up(&claimed, &customer, &control, &runtime),
+            JobType::Restore => {
+                let request = restore_request(&claimed.job)?;
+                let report = this.engine.restore(&customer, &request, &control)?;
+                Ok(Work::Restore(Box::new(report)))
+            }
+        })
+    }
+
+    fn back_up(
+        &self,
+        claimed: &Claimed,
+        customer: &Customer,
+        control: &Control,
+        runtime: &Handle,
+    ) -> Result<Work> {
+        let job = &claimed.job;
+        if let Some(intended) = claimed.intended {
+            if let Some(entry) = self.engine.find_manual(customer.id, &intended)? {
+                return Ok(Work::Found(Box::new(entry)));
+            }
+            // From here on the former owner knows that nobody will look for it again.
+            if !runtime.block_on(self.jobs.drop_intended(claimed.lease))? {
+                return Err(taken_over());
+            }
+        }
+        if job.attempts > ATTEMPTS_MAX {
+            return Err(Error::new(
+                ErrorKind::Interrupted,
+                format!(
+                    "the backup was begun {ATTEMPTS_MAX} times, and each time its worker died: see the log of the workers"
+                ),
+            ));
+        }
+        let request = BackupRequest {
+            backup_type: job.backup_type,
+            note: job.note.clone(),
+        };
+        let report = self.engine.backup(customer, &request, control)?;
+        Ok(Work::Backup(Box::new(report)))
+    }
+
+    /// Keep the lease and write progress down until the operation has ended; says why we stopped it, if we did.
+    async fn keep(
+        &self,
+        job: &Job,
+        lease: Lease,
+        tracker: &Tracker,
+        cancel: &Cancel,
+        mut work: JoinHandle<Result<Work>>,
+    ) -> (Result<Work>, Option<Why>) {
+        let config = &self.engine.config().worker;
+        let limit = match job.job_type {
+            JobType::Backup => config.backup_timeout,
+            JobType::Restore => config.restore_timeout,
+        };
+        let renewal = self.jobs.lease() / 4;
+        let mut ticks = tokio::time::interval(renewal.min(Duration::from_secs(1)));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let started = Instant::now();
+        let mut why = None;
+        let mut written: Option<(Instant, Progress)> = None;
+        let mut is_away = false;
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return (done.unwrap_or_else(broke_off), why),
+                _ = ticks.tick() => {}
+            }
+            let progress = tracker.progress();
+            let is_due = written
+                .as_ref()
+                .is_none_or(|(at, known)| *known != progress || at.elapsed() >= renewal);
+            let kept = if is_due {
+                self.jobs.keep(lease, &progress).await
+            } else {
+                self.jobs.look(lease).await
+            };
+            let reason = match kept {
+                Ok(kept) => {
+                    is_away = false;
+                    if is_due {
+                        written = Some((Instant::now(), progress));
+                    }
+                    match kept {
+                        Kept::Lost => Some(Why::Lost),
+                        Kept::CancelRequested => Some(Why::Requested),
+                        Kept::Held => None,
+                    }
+                }
+                // The work goes on; before it commits, the database must have confirmed that the job is still ours.
+                Err(error) => {
+                    if !is_away {
+                        tracing::warn!(job = %job.id, "its progress cannot be written: {}", error.chain());
+                    }
+                    is_away = true;
+                    None
+                }
+            };
+            let timed_out = (started.elapsed() > limit).then_some(Why::TimedOut);
+            if let Some(reason) = reason.or(timed_out)
+                && (why.is_none() || reason == Why::Lost)
+            {
+                if why != Some(reason) {
+                    tracing::info!(job = %job.id, "stopping: {}", match reason {
+                        Why::Requested => "it was cancelled",
+                        Why::TimedOut => "it takes longer than it may",
+                        Why::Lost => "another worker has it",
+                    });
+                }
+                why = Some(reason);
+                cancel.cancel();
+            }
+        }
+    }
+
+    async fn complete_backup(
+        &self,
+        job: &Job,
+        lease: Lease,
+        customer: &Customer,
+        mut report: Box<BackupReport>,
+        control: &Control,
+    ) -> Ended {
+        let made = report.snapshot_id;
+        match self
+            .complete(job, lease, Some(report.entry(job.note.clone())))
+            .await
+        {
+            Ok(true) => {}
+            Ok(false) => return Ended::Lost,
+            // The snapshot is noted in the job: who takes it up finds it.
+            Err(error) => return Ended::Failed(error),
+        }
+        if let Err(error) = self.forget_beyond_retention(customer, made).await {
+            let warning = format!("older backups could not be removed: {}", error.chain());
+            tracing::warn!(job = %job.id, "{warning}");
+            control.monitor.warning(&warning);
+            report.warnings.push(warning);
+        }
+        Ended::Backup(report)
+    }
+
+    /// The job's end: its row and the catalogue's in one transaction. False where another worker has ended it otherwise; then the snapshot is gone.
+    async fn complete(&self, job: &Job, lease: Lease, entry: Option<BackupEntry>) -> Result<bool> {
+        let repository = match &entry {
+            Some(_) => Some(self.blocking(|engine| Ok(engine.manual()?.id())).await?),
+            None => None,
+        };
+        let recorded = entry.as_ref().zip(repository.as_deref());
+        loop {
+            let done = self
+                .patiently(job, || self.try_complete(job, lease, recorded))
+                .await?;
+            if done {
+                return Ok(true);
+            }
+            let Some(entry) = &entry else {
+                return Ok(false);
+            };
+            match self
+                .patiently(job, || self.jobs.fate(lease, entry.id))
+                .await?
+            {
+                Fate::Used => return Ok(true),
+                Fate::Undecided => tokio::time::sleep(PAUSE).await,
+                Fate::Unwanted => {
+                    let unwanted = entry.id;
+                    self.blocking(move |engine| engine.manual()?.forget(&[unwanted]))
+                        .await?;
+                    return Ok(false);
+                }
+            }
+        }
+    }
+
+    async fn try_complete(
+        &self,
+        job: &Job,
+        lease: Lease,
+        recorded: Option<(&BackupEntry, &str)>,
+    ) -> Result<bool> {
+        let mut transaction = self.store.begin().await?;
+        let snapshot = recorded.map(|(entry, _)| entry.id);
+        if !self
+            .jobs
+            .complete(&mut transaction, lease, snapshot)
+            .await?
+        {
+            return Ok(false);
+        }
+        if let Some((entry, repository)) = recorded {
+            self.catalog
+                .record(
+                    &mut transaction,
+                    repository,
+                    job.customer_id,
+                    Source::Manual,
+                    entry,
+                )
+                .await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
+    }
+
+    async fn forget_beyond_retention(&self, customer: &Customer, made: SnapshotId) -> Result<()> {
+        let id = customer.id;
+        let (repository, forgotten) = self
+            .blocking(move |engine| {
+                let forgotten = engine.forget_beyond_retention(id, made)?;
+                Ok((engine.manual()?.id(), forgotten))
+            })
+            .await?;
+        self.catalog.remove(&repository, &forgotten).await
+    }
+
+    async fn settle_failure(
+        &self,
+        claimed: &Claimed,
+        gate: &CommitGate,
+        why: Option<Why>,
+        error: Error,
+    ) -> Ended {
+        let (job, lease) = (&claimed.job, claimed.lease);
+        if let Some(intended) = gate.intended() {
+            // The one write of the commit failed: it may have arrived all the same.
+            let customer = job.customer_id;
+            match self
+                .blocking(move |engine| engine.find_manual(customer, &intended))
+                .await
+            {
+                Ok(Some(entry)) => {
+                    return match self.complete(job, lease, Some(entry)).await {
+                        Ok(true) => Ended::Found(intended),
+                        Ok(false) => Ended::Lost,
+                        Err(error) => Ended::Failed(error),
+                    };
+                }
+                Ok(None) => {}
+                // Nobody can tell now. The job keeps its note; whoever takes it up looks again.
+                Err(unknown) => {
+                    return Ended::Failed(error.context(format!(
+                        "whether the snapshot {intended} was written cannot be told now ({}): it will be looked for",
+                        unknown.chain()
+                    )));
+                }
+            }
+        }
+        let is_undecided = claimed.intended.is_some()
+            && matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Busy)
+            && job.attempts <= ATTEMPTS_MAX;
+        match (error.kind(), why) {
+            (_, Some(Why::Lost)) => Ended::Lost,
+            _ if is_undecided => self.release(job, lease, &job.server).await,
+            (ErrorKind::Cancelled, Some(Why::TimedOut)) => {
+                let error = Error::caused(ErrorKind::Timeout, "it took longer than it may", error);
+                self.fail(job, lease, Failure::Timeout, error).await
+            }
+            (ErrorKind::Cancelled, _) if self.is_shutting_down.load(Ordering::Acquire) => {
+                match job.job_type {
+                    JobType::Backup => self.release(job, lease, &job.server).await,
+                    JobType::Restore => self.fail(job, lease, Failure::Interrupted, error).await,
+                }
+            }
+            (ErrorKind::Cancelled, _) => self.fail(job, lease, Failure::Cancelled, error).await,
+            (ErrorKind::Interrupted, _) => self.fail(job, lease, Failure::Interrupted, error).await,
+            (ErrorKind::Stuck, _) => self.fail(job, lease, Failure::Stuck, error).await,
+            (ErrorKind::Timeout, _) => self.fail(job, lease, Failure::Timeout, error).await,
+            _ => self.fail(job, lease, Failure::Error, error).await,
+        }
+    }
+
+    /// End a job that failed.
+    pub(crate) async fn fail(
+        &self,
+        job: &Job,
+        lease: Lease,
+        failure: Failure,
+        error: Error,
+    ) -> Ended {
+        let sentence = sentence::of(job.job_type, failure, &error);
+        match self
+            .patiently(job, || self.jobs.fail(lease, failure, &sentence))
+            .await
+        {
+            Ok(true) => Ended::Failed(error),
+            Ok(false) => Ended::Lost,
+            Err(unwritten) => Ended::Failed(error.context(unwritten.chain())),
+        }
+    }
+
+    async fn release(&self, job: &Job, lease: Lease, server: &str) -> Ended {
+        match self
+            .patiently(job, || self.jobs.release(lease, server))
+            .await
+        {
+            Ok(true) => Ended::Released,
+            Ok(false) => Ended::Lost,
+            Err(error) => Ended::Failed(error),
+        }
+    }
+
+    /// Again and again while the database is away; the end of a job must not be lost.
+    async fn patiently<T, F>(&self, job: &Job, mut act: impl FnMut() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T>>,
+    {
+        let mut is_told = false;
+        loop {
+            match act().await {
+                Err(error)
+                    if is_passing(&error) && !self.is_shutting_down.load(Ordering::Acquire) =>
+                {
+                    if !is_told {
+                        tracing::warn!(job = %job.id, "waiting for the database: {}", error.chain());
+                    }
+                    is_told = true;
+                    tokio::time::sleep(PAUSE).await;
+                }
+                other => return other,
+            }
+        }
+    }
+
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let engine = Arc::clone(&self.engine);
+        tokio::task::spawn_blocking(move || act(&engine))
+            .await
+            .unwrap_or_else(broke_off)
+    }
+}
+
+/// Asks the table for the right to commit, and waits while the database is away.
+struct CommitGate {
+    runtime: Handle,
+    jobs: JobStore,
+    lease: Lease,
+    cancel: Cancel,
+    intended: Mutex<Option<SnapshotId>>,
+}
+
+impl CommitGate {
+    fn new(jobs: &JobStore, lease: Lease, cancel: &Cancel) -> Self {
+        Self {
+            runtime: Handle::current(),
+            jobs: jobs.clone(),
+            lease,
+            cancel: cancel.clone(),
+            intended: Mutex::default(),
+        }
+    }
+
+    /// The snapshot for which the right was given.
+    fn intended(&self) -> Option<SnapshotId> {
+        *self.intended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Gate for CommitGate {
+    fn before_commit(&self, snapshot: Option<&str>) -> Result<()> {
+        let intended = snapshot.map(str::parse).transpose()?;
+        let mut is_told = false;
+        loop {
+            let asked = self.jobs.begin_commit(self.lease, snapshot);
+            match self.runtime.block_on(asked) {
+                Ok(Kept::Held) => {
+                    *self.intended.lock().unwrap_or_else(PoisonError::into_inner) = intended;
+                    return Ok(());
+                }
+                Ok(Kept::CancelRequested) => {
+                    return Err(Error::new(ErrorKind::Cancelled, "the job was cancelled"));
+                }
+                Ok(Kept::Lost) => return Err(taken_over()),
+                Err(error) if is_passing(&error) && !self.cancel.is_cancelled() => {
+                    if !is_told {
+                        tracing::warn!(job = %self.lease.job(), "waiting with the commit for the database: {}", error.chain());
+                    }
+                    is_told = true;
+                    std::thread::sleep(PAUSE);
+                }
+                Err(error) => {
+                    return Err(error.context("the right to commit could not be had"));
+                }
+            }
+        }
+    }
+}
+
+fn restore_request(job: &Job) -> Result<RestoreRequest> {
+    let snapshot = job.snapshot_id.as_deref().map(str::parse).transpose()?;
+    let (Some(snapshot), Some(source)) = (snapshot, job.source) else {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            format!("the job {} does not say what to restore", job.id),
+        ));
+    };
+    Ok(RestoreRequest {
+        snapshot,
+        source,
+        restore_type: Some(job.backup_type),
+        online: job.online,
+    })
+}
+
+/// Whether the database may answer if it is asked again.
+pub(super) fn is_passing(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Busy)
+}
+
+fn taken_over() -> Error {
+    Error::new(
+        ErrorKind::Cancelled,
+        "another worker has taken the job over",
+    )
+}
+
+fn broke_off<T>(error: JoinError) -> Result<T> {
+    Err(Error::caused(
+        ErrorKind::Failed,
+        "the operation broke off inside the program",
+        error,
+    ))
+}

@@ -1,0 +1,77 @@
+//! What a customer is told of a job that failed: plain sentences made of nothing but the kinds of things.
+//!
+//! Never anything of an error's own text: that has paths, hosts and SQL in it, and goes to the log.
+
+use crate::error::Error;
+use crate::jobs::{Failure, JobType};
+
+/// The sentence for `customer_backup_jobs.error_message`.
+pub(super) fn of(job_type: JobType, failure: Failure, error: &Error) -> String {
+    let reason = match (failure, job_type) {
+        (Failure::Cancelled, _) => "It was cancelled.",
+        (Failure::Timeout, _) => "It took longer than it may and was stopped.",
+        (Failure::Interrupted, JobType::Backup) => {
+            "It was interrupted several times on our side and was given up."
+        }
+        (Failure::Interrupted, JobType::Restore) => {
+            return "It was interrupted on our side before it was done. Our team has been told and looks after your shop.".into();
+        }
+        (Failure::Stuck | Failure::Error, _) => error.customer_message(),
+    };
+    let left = match (failure, job_type) {
+        (Failure::Stuck, _) => return reason.into(),
+        (_, JobType::Backup) => "Your shop and your other backups are as they were.",
+        (_, JobType::Restore) => "Your shop is as it was before.",
+    };
+    format!("{reason} {left}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorKind;
+
+    #[test]
+    fn a_customer_is_told_nothing_of_the_machines() {
+        let kinds = [
+            ErrorKind::InvalidInput,
+            ErrorKind::Configuration,
+            ErrorKind::NotFound,
+            ErrorKind::Busy,
+            ErrorKind::Refused,
+            ErrorKind::Unreachable,
+            ErrorKind::NoSpace,
+            ErrorKind::Timeout,
+            ErrorKind::Cancelled,
+            ErrorKind::Damaged,
+            ErrorKind::Interrupted,
+            ErrorKind::Stuck,
+            ErrorKind::Failed,
+        ];
+        let failures = [
+            Failure::Cancelled,
+            Failure::Timeout,
+            Failure::Interrupted,
+            Failure::Stuck,
+            Failure::Error,
+        ];
+        for kind in kinds {
+            let error = Error::caused(
+                kind,
+                "cannot read /var/customers/customer-7/secret on 10.0.0.5: SELECT password",
+                "access denied for root@db",
+            );
+            for failure in failures {
+                for job_type in [JobType::Backup, JobType::Restore] {
+                    let sentence = of(job_type, failure, &error);
+                    // A column that an earlier deployment made may have no more.
+                    assert!(sentence.len() <= 255, "{sentence}");
+                    assert!(sentence.ends_with('.'), "{sentence}");
+                    for word in ["/", "10.", "SELECT", "password", "root", "customer"] {
+                        assert!(!sentence.contains(word), "{sentence}");
+                    }
+                }
+            }
+        }
+    }
+}

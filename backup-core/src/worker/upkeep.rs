@@ -1,0 +1,159 @@
+//! What a worker does beside its jobs: bring the catalogue in step with the repositories, and prune in a quiet hour.
+//!
+//! All of it can be broken off and repeated. Never: a failure here in the way of a job.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{Timestamp, ToSpan, Zoned};
+use tokio::sync::{Notify, watch};
+
+use super::Stopping;
+use crate::catalog::{Catalog, Missing, SyncReport};
+use crate::error::{Error, ErrorKind, Result};
+use crate::operations::Engine;
+use crate::repository::PruneReport;
+
+/// For how long after `worker.prune_at` a prune is tried.
+const PRUNE_WINDOW_HOURS: i64 = 1;
+
+/// Looks after catalogue and repositories.
+#[derive(Debug, Clone)]
+pub(crate) struct Upkeep {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) catalog: Catalog,
+    /// Told when a job has ended.
+    pub(crate) requested: Arc<Notify>,
+}
+
+impl Upkeep {
+    pub(super) async fn run(self, mut stopping: watch::Receiver<Stopping>) {
+        let every = self.engine.config().worker.sync_every;
+        while *stopping.borrow_and_update() == Stopping::No {
+            if let Err(error) = self.sync(Missing::Remember).await {
+                tracing::warn!(
+                    "the catalogue is not brought in step now: {}",
+                    error.chain()
+                );
+            }
+            self.prune_if_due().await;
+            tokio::select! {
+                () = tokio::time::sleep(every.min(self.until_prune())) => {}
+                () = self.requested.notified() => {}
+                _ = stopping.changed() => {}
+            }
+        }
+    }
+
+    /// Bring the catalogue in step with all repositories. The first failure is given, after all were tried.
+    pub(crate) async fn sync(&self, missing: Missing) -> Result<Vec<(&'static str, SyncReport)>> {
+        let manual = self.sync_manual(missing).await;
+        let daily = self.sync_daily(missing).await;
+        let mut reports = vec![("manual", manual?)];
+        reports.extend(daily?.map(|report| ("daily", report)));
+        Ok(reports)
+    }
+
+    async fn sync_manual(&self, missing: Missing) -> Result<SyncReport> {
+        let engine = Arc::clone(&self.engine);
+        let repository = blocking(move || engine.manual()).await?;
+        self.catalog.sync_manual(&repository, missing).await
+    }
+
+    async fn sync_daily(&self, missing: Missing) -> Result<Option<SyncReport>> {
+        let engine = Arc::clone(&self.engine);
+        let Some(repository) = blocking(move || engine.daily()).await? else {
+            return Ok(None);
+        };
+        let config = self.engine.config();
+        self.catalog
+            .sync_daily(&repository, config, missing)
+            .await
+            .map(Some)
+    }
+
+    /// Remove what no snapshot needs from the manual repository.
+    pub(crate) async fn prune(&self) -> Result<PruneReport> {
+        let engine = Arc::clone(&self.engine);
+        let repository = blocking(move || engine.manual()).await?;
+        let id = repository.id();
+        let known = self.catalog.known(&id).await?;
+        let report = blocking(move || repository.prune(&known)).await?;
+        self.catalog.note_pruned(&id).await?;
+        Ok(report)
+    }
+
+    async fn prune_if_due(&self) {
+        let Some(since) = self.prune_window() else {
+            return;
+        };
+        match self.try_prune(since).await {
+            Ok(None) => {}
+            Ok(Some(report)) => tracing::info!(
+                "pruned: {} packs removed, {} bytes freed",
+                report.packs_removed,
+                report.bytes_before.saturating_sub(report.bytes_after)
+            ),
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                tracing::info!("not pruned now: {}", error.chain());
+            }
+            Err(error) => tracing::error!("the repository is not pruned: {}", error.chain()),
+        }
+    }
+
+    async fn try_prune(&self, since: Timestamp) -> Result<Option<PruneReport>> {
+        let engine = Arc::clone(&self.engine);
+        let repository = blocking(move || engine.manual()).await?;
+        let last = self.catalog.pruned_at(&repository.id()).await?;
+        if last.is_some_and(|at| at >= since) {
+            return Ok(None);
+        }
+        self.prune().await.map(Some)
+    }
+
+    /// When today's quiet hour began, if it is now.
+    fn prune_window(&self) -> Option<Timestamp> {
+        let at = self.engine.config().worker.prune_at?;
+        let now = Zoned::now();
+        // The hour may begin before midnight and end after it.
+        [now.date(), now.date().yesterday().ok()?]
+            .into_iter()
+            .filter_map(|day| day.to_datetime(at).to_zoned(now.time_zone().clone()).ok())
+            .find(|begin| {
+                *begin <= now
+                    && begin
+                        .checked_add(PRUNE_WINDOW_HOURS.hours())
+                        .is_ok_and(|end| now < end)
+            })
+            .map(|begin| begin.timestamp())
+    }
+
+    fn until_prune(&self) -> Duration {
+        let Some(at) = self.engine.config().worker.prune_at else {
+            return Duration::MAX;
+        };
+        let now = Zoned::now();
+        let begin = |day: jiff::civil::Date| {
+            day.to_datetime(at)
+                .to_zoned(now.time_zone().clone())
+                .ok()
+                .filter(|begin| *begin > now)
+        };
+        begin(now.date())
+            .or_else(|| begin(now.date().tomorrow().ok()?))
+            .and_then(|begin| Duration::try_from(now.duration_until(&begin)).ok())
+            .unwrap_or(Duration::MAX)
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    act: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    tokio::task::spawn_blocking(act).await.unwrap_or_else(|e| {
+        Err(Error::caused(
+            ErrorKind::Failed,
+            "it broke off inside the program",
+            e,
+        ))
+    })
+}
