@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
+use backup_core::catalog;
 use backup_core::customer::{CustomerId, DatabaseName};
+use backup_core::jobs::JobId;
 use backup_core::repository::BackupType;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
@@ -27,6 +29,16 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Answer HTTP requests; with --worker, and without a configuration file always, run jobs as well
+    Serve {
+        /// Run the jobs of this server, too
+        #[arg(long)]
+        worker: bool,
+    },
+    /// Run the jobs of this server until SIGTERM: then finish the running ones and take no more
+    Worker,
+    /// Create or upgrade the tables in the platform's database
+    Migrate,
     /// Create the repositories that do not exist yet
     Init,
     /// Back up a customer's files and database
@@ -38,6 +50,18 @@ pub enum Command {
         /// The customer's number
         customer: CustomerId,
     },
+    /// List the newest jobs
+    Jobs {
+        /// Of this customer only
+        customer: Option<CustomerId>,
+    },
+    /// Cancel a job that waits, or that runs and has not come to its commit yet
+    Cancel {
+        /// The job's number
+        job: JobId,
+    },
+    /// Bring the catalogue in step with the repositories
+    Sync,
     /// Free the space of backups that were forgotten; nothing else may use the repository meanwhile
     Prune,
     /// Check that the repositories are whole
@@ -117,7 +141,7 @@ impl From<Part> for BackupType {
     }
 }
 
-impl From<Source> for backup_core::operations::Source {
+impl From<Source> for catalog::Source {
     fn from(source: Source) -> Self {
         match source {
             Source::Manual => Self::Manual,
@@ -172,6 +196,14 @@ mod tests {
         Cli::command().debug_assert();
         for line in [
             "init",
+            "migrate",
+            "serve",
+            "serve --worker",
+            "worker",
+            "jobs",
+            "jobs 7",
+            "cancel 12",
+            "sync",
             "backup 7",
             "backup 7 --type db --note x",
             "--config /etc/x.toml --json list 7",
@@ -207,6 +239,10 @@ mod tests {
             "customer add --db-user u",
             "customer add --web-port 0",
             "customer add --db-name a/b",
+            "jobs all",
+            "cancel",
+            "cancel x",
+            "cancel -1",
             "frobnicate",
         ] {
             let error = parse(line).expect_err(line);

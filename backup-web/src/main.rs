@@ -27,13 +27,13 @@ fn main() -> ExitCode {
         }
     };
     let output = Output::new(cli.json);
-    start_logging();
+    start_logging(&cli.command);
     allow_many_open_files();
     run(cli, output).unwrap_or_else(|error| output.failure(&error))
 }
 
 fn run(cli: Cli, output: Output) -> Result<ExitCode> {
-    let cancel = signals::cancel_on_signals(answer_to_signals(&cli.command))?;
+    let signals::Asked { cancel, stopping } = signals::listen(answer_to_signals(&cli.command))?;
     let config = Config::load(cli.config.as_deref(), &Environment::of_process())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -41,13 +41,21 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         .build()
         .map_err(|e| Error::io("cannot start the runtime", e))?;
     match cli.command {
+        Command::Serve { worker } => {
+            commands::serve::run(config, worker, &runtime, stopping, &cancel)
+        }
+        Command::Worker => commands::worker::run(config, &runtime, stopping, &cancel),
+        Command::Migrate => commands::migrate::run(&config, output, &runtime),
         Command::Init => commands::init::run(&config, output, &cancel),
         Command::Backup(args) => commands::backup::run(config, args, output, &runtime, &cancel),
         Command::Restore(args) => commands::restore::run(config, args, output, &runtime, &cancel),
         Command::List { customer } => {
             commands::list::run(config, customer, output, &runtime, &cancel)
         }
-        Command::Prune => commands::prune::run(config, output, &cancel),
+        Command::Jobs { customer } => commands::jobs::run(config, customer, output, &runtime),
+        Command::Cancel { job } => commands::cancel::run(config, job, output, &runtime),
+        Command::Sync => commands::sync::run(config, output, &runtime, &cancel),
+        Command::Prune => commands::prune::run(config, output, &runtime, &cancel),
         Command::Check { read_data } => commands::check::run(config, read_data, output, &cancel),
         Command::Unlock => commands::unlock::run(config, output, &cancel),
         Command::Doctor => commands::doctor::run(&config, output, &runtime, &cancel),
@@ -64,8 +72,13 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
 fn answer_to_signals(command: &Command) -> Answer {
     match command {
         Command::Backup(_) | Command::Restore(_) | Command::Doctor => Answer::Cancels,
-        Command::Init
+        Command::Serve { .. } | Command::Worker => Answer::Finishes,
+        Command::Migrate
+        | Command::Init
         | Command::List { .. }
+        | Command::Jobs { .. }
+        | Command::Cancel { .. }
+        | Command::Sync
         | Command::Prune
         | Command::Check { .. }
         | Command::Unlock
@@ -86,15 +99,19 @@ fn allow_many_open_files() {
 }
 
 /// The log goes to standard error; `RUST_LOG` says how much of it.
-fn start_logging() {
+fn start_logging(command: &Command) {
     // What rustic_core warns of and carries on with, our own code judges and reports.
-    const USUAL: &str = "warn,rustic_core=error";
+    let usual = match command {
+        Command::Serve { .. } | Command::Worker => "info,rustic_core=error,sqlx=warn,russh=warn",
+        // What fails is told as the command's own result.
+        _ => "warn,rustic_core=error,backup_core::worker::run=off",
+    };
     let filter = match std::env::var("RUST_LOG") {
         Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted).unwrap_or_else(|e| {
             output::message(&format!("warning: RUST_LOG is not understood: {e}"));
-            EnvFilter::new(USUAL)
+            EnvFilter::new(usual)
         }),
-        _ => EnvFilter::new(USUAL),
+        _ => EnvFilter::new(usual),
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)

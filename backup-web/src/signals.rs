@@ -2,8 +2,10 @@
 
 use backup_core::error::{Error, Result};
 use backup_core::progress::Cancel;
+use backup_core::worker::Stopping;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use tokio::sync::watch;
 
 use crate::output;
 
@@ -14,15 +16,27 @@ pub enum Answer {
     Cancels,
     /// It waits out no outage of a backup server any more, but never looks otherwise. It may hold a lock or be in the middle of a change.
     CarriesOn,
+    /// It takes no more jobs and finishes the running ones; asked again, it stops them, too.
+    Finishes,
 }
 
-/// From now on SIGINT and SIGTERM set the flag and are answered as the command really behaves, as often as they come. SIGHUP does
+/// How a command learns of signals.
+#[derive(Debug)]
+pub struct Asked {
+    /// To end what runs.
+    pub cancel: Cancel,
+    /// To take no more jobs.
+    pub stopping: watch::Receiver<Stopping>,
+}
+
+/// From now on SIGINT and SIGTERM are answered as the command really behaves, as often as they come. SIGHUP does
 /// nothing: other backup programs send it to learn whether the owner of a lock lives.
-pub fn cancel_on_signals(answer: Answer) -> Result<Cancel> {
+pub fn listen(answer: Answer) -> Result<Asked> {
+    let (stopping, receiver) = watch::channel(Stopping::No);
     let cancel = Cancel::new();
+    let flag = cancel.clone();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|e| Error::io("cannot listen to signals", e))?;
-    let flag = cancel.clone();
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
@@ -30,14 +44,27 @@ pub fn cancel_on_signals(answer: Answer) -> Result<Cancel> {
                 if signal == SIGHUP {
                     continue;
                 }
+                let is_first = *stopping.borrow() == Stopping::No;
                 output::message(match answer {
                     Answer::CarriesOn => "this command cannot be cancelled: it ends by itself",
-                    Answer::Cancels if flag.is_cancelled() => "still cancelling: cleaning up…",
-                    Answer::Cancels => "cancelling…",
+                    Answer::Cancels if is_first => "cancelling…",
+                    Answer::Cancels => "still cancelling: cleaning up…",
+                    Answer::Finishes if is_first => {
+                        "ending: finishing the running jobs (once more to stop them)…"
+                    }
+                    Answer::Finishes => "stopping the running jobs…",
                 });
-                flag.cancel();
+                if answer == Answer::Finishes && is_first {
+                    stopping.send_replace(Stopping::Finish);
+                } else {
+                    stopping.send_replace(Stopping::Abort);
+                    flag.cancel();
+                }
             }
         })
         .map_err(|e| Error::io("cannot start a thread", e))?;
-    Ok(cancel)
+    Ok(Asked {
+        cancel,
+        stopping: receiver,
+    })
 }

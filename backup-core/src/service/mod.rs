@@ -245,9 +245,13 @@ impl BackupService {
         }
     }
 
-    /// Bring the catalogue in step with the repositories. What an operator removed by hand is taken for removed.
-    pub async fn sync(&self, engine: &Arc<Engine>) -> Result<Vec<(&'static str, SyncReport)>> {
-        self.upkeep(engine).sync(Missing::Accept).await
+    /// Bring the catalogue in step with the repositories; what was done, by their names in the configuration.
+    pub async fn sync(
+        &self,
+        engine: &Arc<Engine>,
+        missing: Missing,
+    ) -> Result<Vec<(&'static str, SyncReport)>> {
+        self.upkeep(engine).sync(missing).await
     }
 
     /// Free the space of backups that were forgotten, in the manual repository. [`ErrorKind::Busy`] while anybody uses it, and

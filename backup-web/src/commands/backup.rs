@@ -4,20 +4,20 @@ use std::process::ExitCode;
 
 use backup_core::config::Config;
 use backup_core::error::Result;
-use backup_core::operations::{BackupReport, BackupRequest, Engine};
-use backup_core::progress::{Cancel, Phase};
+use backup_core::operations::{BackupReport, BackupRequest};
+use backup_core::progress::Cancel;
 use indicatif::HumanBytes;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
+use super::Parts;
 use crate::args::BackupArgs;
 use crate::output::Output;
 
 /// The report as the contract has it.
 #[derive(Serialize)]
 struct Document<'a> {
-    /// There are no jobs behind this command.
-    job_id: Option<u64>,
+    job_id: u64,
     #[serde(flatten)]
     report: &'a BackupReport,
 }
@@ -29,33 +29,27 @@ pub fn run(
     runtime: &Runtime,
     cancel: &Cancel,
 ) -> Result<ExitCode> {
-    let customer = super::find_customer(&config, args.customer, runtime)?;
     let request = BackupRequest {
         backup_type: args.part.into(),
         note: args.note,
     };
-    let report = {
+    let parts = Parts::connect(config, runtime, cancel)?;
+    let (job_id, report) = {
         let control = super::control(cancel);
-        let engine = Engine::new(config, cancel);
-        let mut report = engine.backup(&customer, &request, &control)?;
-        control.monitor.phase(Phase::CleaningUp);
-        // The backup is good whatever becomes of the older ones.
-        if let Err(error) = engine.forget_beyond_retention(customer.id, report.snapshot_id) {
-            let warning = format!("older backups could not be removed: {}", error.chain());
-            control.monitor.warning(&warning);
-            report.warnings.push(warning);
-        }
-        report
+        let run = parts
+            .service
+            .backup_here(&parts.engine, args.customer, &request, &control);
+        super::done(runtime.block_on(run)?)?
     };
     let document = Document {
-        job_id: None,
+        job_id,
         report: &report,
     };
     output.result(&document, || {
         format!(
             "backup {} of customer {}: {}, {} files, {} in all, {} new in the repository",
             &report.snapshot_id.to_string()[..8],
-            customer.id,
+            args.customer,
             report.backup_type,
             report.files,
             HumanBytes(report.bytes),

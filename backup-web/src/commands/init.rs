@@ -13,13 +13,7 @@ use serde_json::json;
 use crate::output::Output;
 
 pub fn run(config: &Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
-    let password_file = create_password(config, cancel)?;
-    let mut done = Vec::new();
-    for (name, repository) in super::repositories(config) {
-        let created = init_repository(repository, cancel)
-            .map_err(|e| e.context(format!("the {name} repository could not be created")))?;
-        done.push((name, &repository.location, created));
-    }
+    let (password_file, done) = create_missing(config, cancel)?;
     let document: Vec<_> = done
         .iter()
         .map(|(name, location, created)| {
@@ -46,6 +40,24 @@ pub fn run(config: &Config, output: Output, cancel: &Cancel) -> Result<ExitCode>
         text
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// Which repositories there are, and whether they were created.
+type Created<'a> = Vec<(&'static str, &'a str, bool)>;
+
+/// Create what does not exist yet: also the path of the password file if it was made.
+pub fn create_missing<'a>(
+    config: &'a Config,
+    cancel: &Cancel,
+) -> Result<(Option<PathBuf>, Created<'a>)> {
+    let password_file = create_password(config, cancel)?;
+    let mut done = Vec::new();
+    for (name, repository) in super::repositories(config) {
+        let created = init_repository(repository, cancel)
+            .map_err(|e| e.context(format!("the {name} repository could not be created")))?;
+        done.push((name, repository.location.as_str(), created));
+    }
+    Ok((password_file, done))
 }
 
 /// The path of the password file if it was made.

@@ -2,15 +2,16 @@
 
 use std::process::ExitCode;
 
+use backup_core::catalog::BackupEntry;
 use backup_core::config::Config;
 use backup_core::customer::CustomerId;
 use backup_core::error::Result;
-use backup_core::operations::{BackupEntry, Engine};
 use backup_core::progress::Cancel;
 use indicatif::HumanBytes;
 use jiff::tz::TimeZone;
 use tokio::runtime::Runtime;
 
+use super::Parts;
 use crate::output::Output;
 
 pub fn run(
@@ -20,8 +21,10 @@ pub fn run(
     runtime: &Runtime,
     cancel: &Cancel,
 ) -> Result<ExitCode> {
-    let customer = super::find_customer(&config, customer, runtime)?;
-    let list = Engine::new(config, cancel).list(&customer)?;
+    let parts = Parts::connect(config, runtime, cancel)?;
+    runtime.block_on(parts.service.customers().get(customer))?;
+    parts.refresh();
+    let list = runtime.block_on(parts.service.list(customer))?;
     output.result(&list, || {
         let mut text = String::new();
         for (title, entries) in [
@@ -35,7 +38,7 @@ pub fn run(
             }
         }
         if text.is_empty() {
-            text.push_str(&format!("customer {} has no backups", customer.id));
+            text.push_str(&format!("customer {customer} has no backups"));
         }
         text
     });

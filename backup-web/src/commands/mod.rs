@@ -1,30 +1,98 @@
 //! The commands, one file each.
 
 pub mod backup;
+pub mod cancel;
 pub mod check;
 pub mod customer;
 pub mod doctor;
 pub mod init;
+pub mod jobs;
 pub mod list;
+pub mod migrate;
 pub mod prune;
 pub mod restore;
+pub mod serve;
+pub mod sync;
 pub mod unlock;
+pub mod worker;
 
+use std::sync::Arc;
+
+use backup_core::catalog::Missing;
 use backup_core::config::{Config, RepositoryConfig};
-use backup_core::customer::{Customer, CustomerId, CustomerStore};
-use backup_core::error::Result;
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::jobs::Job;
+use backup_core::operations::Engine;
 use backup_core::progress::{Cancel, Control};
-use backup_core::store::Store;
+use backup_core::service::{BackupService, RunHere};
 use tokio::runtime::Runtime;
 
-/// The customer of a command.
-fn find_customer(config: &Config, id: CustomerId, runtime: &Runtime) -> Result<Customer> {
+/// The façade and an engine, for as long as a command runs.
+struct Parts<'a> {
+    runtime: &'a Runtime,
+    service: BackupService,
+    engine: Arc<Engine>,
+}
+
+impl<'a> Parts<'a> {
+    fn connect(config: Config, runtime: &'a Runtime, cancel: &Cancel) -> Result<Self> {
+        let engine = Arc::new(Engine::new(config.clone(), cancel));
+        let service = runtime.block_on(BackupService::connect(config))?;
+        Ok(Self {
+            runtime,
+            service,
+            engine,
+        })
+    }
+
+    /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.
+    fn refresh(&self) {
+        let synced = self.service.sync(&self.engine, Missing::Remember);
+        if let Err(error) = self.runtime.block_on(synced) {
+            crate::output::message(&format!(
+                "warning: the repositories cannot be looked at, this is what was known before: {}",
+                error.chain()
+            ));
+        }
+    }
+}
+
+impl Drop for Parts<'_> {
+    fn drop(&mut self) {
+        self.runtime.block_on(self.service.close());
+    }
+}
+
+/// What needs the database alone.
+fn with_service<T>(
+    config: Config,
+    runtime: &Runtime,
+    act: impl AsyncFnOnce(&BackupService) -> Result<T>,
+) -> Result<T> {
     runtime.block_on(async {
-        let store = Store::connect(config).await?;
-        let customer = CustomerStore::new(&store, config).get(id).await;
-        store.close().await;
-        customer
+        let service = BackupService::connect(config).await?;
+        let result = act(&service).await;
+        service.close().await;
+        result
     })
+}
+
+/// What a job that was run on the spot gave.
+fn done<T>(run: RunHere<T>) -> Result<(u64, T)> {
+    match run {
+        RunHere::Done { job, report } => Ok((job.get(), report)),
+        RunHere::InTheWay(job) => Err(in_the_way(&job)),
+    }
+}
+
+fn in_the_way(job: &Job) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "customer {} has a job already that has not ended: {} job {}, {}; wait for it, or `cancel {}`",
+            job.customer_id, job.job_type, job.id, job.status, job.id
+        ),
+    )
 }
 
 /// Progress on the terminal, cancelled by signals.

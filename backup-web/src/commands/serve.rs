@@ -1,0 +1,85 @@
+//! `serve`: whether the service is there, over HTTP, and jobs where it is asked to.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use backup_core::config::{Config, Origin};
+use backup_core::error::{Error, Result};
+use backup_core::operations::Engine;
+use backup_core::progress::Cancel;
+use backup_core::service::BackupService;
+use backup_core::worker::Stopping;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+use super::init;
+use super::worker::connect_patiently;
+
+pub fn run(
+    config: Config,
+    with_worker: bool,
+    runtime: &Runtime,
+    stopping: watch::Receiver<Stopping>,
+    cancel: &Cancel,
+) -> Result<ExitCode> {
+    let is_embedded = config.origin == Origin::Embedded;
+    if is_embedded {
+        init::create_missing(&config, cancel)?;
+    }
+    let runs_jobs = with_worker || is_embedded;
+    let engine = Arc::new(Engine::new(config.clone(), cancel));
+    runtime.block_on(async {
+        let Some(service) = connect_patiently(config, stopping.clone()).await? else {
+            return Ok(ExitCode::SUCCESS);
+        };
+        let worker = runs_jobs.then(|| tokio::spawn(service.worker(engine).run(stopping.clone())));
+        listen(&service, stopping).await?;
+        if let Some(worker) = worker
+            && let Err(error) = worker.await
+        {
+            tracing::error!("the worker broke off inside the program: {error}");
+        }
+        service.close().await;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn listen(service: &BackupService, mut stopping: watch::Receiver<Stopping>) -> Result<()> {
+    let address = service.config().server.listen;
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|e| Error::io(format!("cannot listen on {address} (server.listen)"), e))?;
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!("listening on http://{address}");
+    }
+    let router = Router::new()
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(readyz))
+        .with_state(service.clone());
+    axum::serve(listener, router)
+        .with_graceful_shutdown(async move {
+            // An error means that nobody can ask any more.
+            let _ = stopping.wait_for(|asked| *asked != Stopping::No).await;
+        })
+        .await
+        .map_err(|e| Error::io("the server ended", e))
+}
+
+/// Whether requests can be answered: the database is there.
+async fn readyz(State(service): State<BackupService>) -> (StatusCode, &'static str) {
+    match service.jobs(None, 1).await {
+        Ok(_) => (StatusCode::OK, "ok\n"),
+        Err(error) => {
+            tracing::warn!("not ready: {}", error.chain());
+            (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "the database cannot be reached\n",
+            )
+        }
+    }
+}
