@@ -5,6 +5,7 @@
 //! customer for a snapshot that the last listing did not have.
 
 mod contents;
+mod sync;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use crate::repository::{BackupType, Origin, SnapshotId};
 use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents, is_daily};
+pub use sync::{Missing, SyncReport};
 
 /// What the columns of a note hold.
 const NOTE_CHARACTERS_MAX: usize = 500;
