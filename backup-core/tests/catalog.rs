@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backup_core::catalog::{BackupEntry, BackupList, Catalog, Missing, Source, SyncReport};
@@ -18,6 +18,7 @@ use backup_core::repository::{BackupType, Repository, SnapshotId};
 use backup_core::storage::{self, FileId, FileKind, Location, SftpOptions, Storage};
 use backup_core::store::Store;
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use xtask::mariadb::MariaDb;
 use xtask::restic::Restic;
 use xtask::testbed::TestBed;
@@ -219,11 +220,29 @@ fn open(path: &Path) -> (Arc<Repository>, Arc<Reads>) {
     (Arc::new(repository.unwrap()), reads)
 }
 
-/// What a storage was asked for.
-#[derive(Debug, Default)]
+/// What a storage was asked for, and what is to happen meanwhile.
+#[derive(Default)]
 struct Reads {
     snapshots: AtomicUsize,
     others: AtomicUsize,
+    after_listing: Meanwhile,
+    after_reading: Meanwhile,
+}
+
+/// What somebody else does, once, right after the snapshots were listed or one was read.
+type Meanwhile = Mutex<Option<Box<dyn FnOnce() + Send>>>;
+
+impl std::fmt::Debug for Reads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Reads")
+    }
+}
+
+fn happen(meanwhile: &Meanwhile) {
+    let what = meanwhile.lock().unwrap().take();
+    if let Some(what) = what {
+        what();
+    }
 }
 
 impl Reads {
@@ -258,11 +277,19 @@ impl Storage for Counted {
         self.inner.create()
     }
     fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>> {
-        self.inner.list(kind)
+        let listed = self.inner.list(kind);
+        if kind == FileKind::Snapshot {
+            happen(&self.reads.after_listing);
+        }
+        listed
     }
     fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes> {
         self.count(kind);
-        self.inner.read(kind, id)
+        let read = self.inner.read(kind, id);
+        if kind == FileKind::Snapshot {
+            happen(&self.reads.after_reading);
+        }
+        read
     }
     fn read_range(&self, kind: FileKind, id: &FileId, offset: u64, length: u64) -> Result<Bytes> {
         self.count(kind);
@@ -473,6 +500,50 @@ async fn what_was_removed_is_hidden_at_once_and_forgotten_when_that_is_accepted(
         world.manual.bring_back(&gone);
         assert_eq!(world.sync_manual(Missing::Remember).await.added, 1);
         assert_eq!(ids(&world.list(1).await.manual), [stays, gone]);
+        world.store.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_while_the_repository_is_listed_is_not_taken_for_removed() {
+    on_both(async |world| {
+        let old = world.back_up(&["customer-1", "manual", "files"]);
+        let new = world.back_up(&["customer-1", "manual", "files"]);
+        world.manual.take_away(&new);
+        let there = world.manual.snapshot_file(&new);
+        let away = world.manual.path.join(new.to_string());
+        let (another, _) = open(&world.manual.path);
+        let (catalog, runtime) = (world.catalog.clone(), Handle::current());
+        *world.manual.reads.after_listing.lock().unwrap() = Some(Box::new(move || {
+            fs::rename(away, there).unwrap();
+            let synced = runtime.block_on(catalog.sync_manual(&another, Missing::Remember));
+            assert_eq!(synced.unwrap().added, 2);
+        }));
+        let report = world.sync_manual(Missing::Accept).await;
+        assert_eq!(report, SyncReport::default());
+        assert_eq!(ids(&world.list(1).await.manual), [new, old]);
+        world.store.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_forgotten_while_it_is_taken_in_does_not_stay() {
+    on_both(async |world| {
+        let gone = world.back_up(&["customer-1", "manual", "files"]);
+        let file = world.manual.snapshot_file(&gone);
+        let (catalog, runtime) = (world.catalog.clone(), Handle::current());
+        let repository_id = world.manual.repository.id();
+        *world.manual.reads.after_reading.lock().unwrap() = Some(Box::new(move || {
+            fs::remove_file(file).unwrap();
+            let removed = runtime.block_on(catalog.remove(&repository_id, &[gone]));
+            removed.unwrap();
+        }));
+        let report = world.sync_manual(Missing::Remember).await;
+        assert_eq!(report, SyncReport::default());
+        assert_eq!(world.list(1).await, BackupList::default());
+        assert!(world.known(&world.manual).await.is_empty());
         world.store.close().await;
     })
     .await;
