@@ -108,6 +108,19 @@ async fn try_record(
     transaction.commit().await
 }
 
+#[test]
+fn a_source_has_one_spelling() {
+    for source in [Source::Manual, Source::Daily, Source::PreRestore] {
+        let text = source.to_string();
+        assert_eq!(text.parse::<Source>().unwrap(), source);
+        let json = format!("\"{text}\"");
+        assert_eq!(serde_json::to_string(&source).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Source>(&json).unwrap(), source);
+    }
+    let error = "Daily".parse::<Source>().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backup_is_listed_as_its_job_wrote_it_down() {
     on_both(async |store| {
