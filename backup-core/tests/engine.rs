@@ -12,6 +12,7 @@ use backup_core::operations::{
 };
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{BackupType, SnapshotId};
+use backup_core::store::Store;
 use xtask::testbed::{self, TestBed};
 use xtask::tree::TreeImage;
 
@@ -42,8 +43,9 @@ impl World {
         init_repository(&config.repositories.manual, &Cancel::new()).unwrap();
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let customer = runtime.block_on(async {
-            let store = CustomerStore::connect(&config).await.unwrap();
-            store.get("7".parse().unwrap()).await.unwrap()
+            let store = Store::connect(&config).await.unwrap();
+            let customers = CustomerStore::new(&store, &config);
+            customers.get("7".parse().unwrap()).await.unwrap()
         });
         Self {
             engine: Engine::new(config, &Cancel::new()),

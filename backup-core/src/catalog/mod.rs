@@ -149,7 +149,7 @@ impl Catalog {
 
     /// All backups of a customer, without the daily ones that are older than `daily_shown`.
     pub async fn list(&self, customer: CustomerId, daily_shown: Duration) -> Result<BackupList> {
-        // What is a century ago is all there is, and the database can still subtract it.
+        // A century is all there is, and the database can subtract it.
         const MILLISECONDS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1000;
         let daily_shown = u64::try_from(daily_shown.as_millis()).unwrap_or(u64::MAX);
         let values = values![customer.get(), daily_shown.min(MILLISECONDS_MAX)];
@@ -216,7 +216,6 @@ impl Catalog {
     /// Write a backup down in the transaction that ends its job.
     ///
     /// A sync may have taken the same snapshot in just before; what its own job knows of it says more.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the room of jobs comes next"))]
     pub(crate) async fn record(
         &self,
         transaction: &mut Transaction,

@@ -99,15 +99,16 @@ impl Catalog {
             .copied()
             .filter(|id| !listed.contains(id))
             .collect();
-        self.hide(&repository_id, &lacking).await?;
+        let shown = |id: &SnapshotId| known.get(id) == Some(&Known::Present);
+        let lately: Vec<SnapshotId> = lacking.iter().copied().filter(shown).collect();
+        self.hide(&repository_id, &lately).await?;
         let removed = self.drop_missing(&repository_id, &lacking, missing).await?;
         let mut report = SyncReport {
             removed,
             missing: (lacking.len() as u64).saturating_sub(removed),
             ..SyncReport::default()
         };
-        let is_new = |id: &SnapshotId| known.get(id) != Some(&Known::Present);
-        let new: Vec<SnapshotId> = listed.into_iter().filter(is_new).collect();
+        let new: Vec<SnapshotId> = listed.into_iter().filter(|id| !shown(id)).collect();
         if !new.is_empty() {
             let reader = match ownership {
                 Ownership::Tags => Reader::Tags,
@@ -156,8 +157,8 @@ impl Catalog {
     }
 
     /// Customers do not see any more what is not there.
-    async fn hide(&self, repository_id: &str, lacking: &[SnapshotId]) -> Result<()> {
-        for ids in lacking.chunks(SNAPSHOTS_A_STATEMENT) {
+    async fn hide(&self, repository_id: &str, ids: &[SnapshotId]) -> Result<()> {
+        for ids in ids.chunks(SNAPSHOTS_A_STATEMENT) {
             let mut tries = Tries::default();
             loop {
                 let hidden = self.try_hide(repository_id, ids).await;

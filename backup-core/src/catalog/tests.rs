@@ -1,13 +1,16 @@
 //! The rows, on both kinds of database.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use xtask::mariadb::MariaDb;
+use xtask::restic::Restic;
 
 use super::*;
 use crate::config::{Config, Environment, Origin as ConfigOrigin};
-use crate::repository::SnapshotId;
+use crate::repository::{Repository, SnapshotId};
+use crate::storage::{self, Location, SftpOptions};
 
 const REPOSITORY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const ELSEWHERE: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -69,13 +72,53 @@ fn entry(digits: &str, seconds_ago: i64) -> BackupEntry {
     }
 }
 
-async fn record(store: &Store, whose: u32, source: Source, entry: &BackupEntry) {
-    let mut transaction = store.begin().await.unwrap();
+async fn record(
+    store: &Store,
+    repository_id: &str,
+    whose: u32,
+    source: Source,
+    entry: &BackupEntry,
+) {
+    let mut tries = Tries::default();
+    loop {
+        let recorded = try_record(store, repository_id, whose, source, entry).await;
+        if !tries.is_to_repeat(&recorded).await {
+            return recorded.unwrap();
+        }
+    }
+}
+
+async fn try_record(
+    store: &Store,
+    repository_id: &str,
+    whose: u32,
+    source: Source,
+    entry: &BackupEntry,
+) -> Result<()> {
+    let mut transaction = store.begin().await?;
     Catalog::new(store)
-        .record(&mut transaction, REPOSITORY, customer(whose), source, entry)
-        .await
-        .unwrap();
-    transaction.commit().await.unwrap();
+        .record(
+            &mut transaction,
+            repository_id,
+            customer(whose),
+            source,
+            entry,
+        )
+        .await?;
+    transaction.commit().await
+}
+
+#[test]
+fn a_source_has_one_spelling() {
+    for source in [Source::Manual, Source::Daily, Source::PreRestore] {
+        let text = source.to_string();
+        assert_eq!(text.parse::<Source>().unwrap(), source);
+        let json = format!("\"{text}\"");
+        assert_eq!(serde_json::to_string(&source).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Source>(&json).unwrap(), source);
+    }
+    let error = "Daily".parse::<Source>().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,11 +127,11 @@ async fn a_backup_is_listed_as_its_job_wrote_it_down() {
         let catalog = Catalog::new(&store);
         let (old, new) = (entry("aa", 60), entry("bb", 1));
         let (daily, replaced) = (entry("cc", 5), entry("dd", 6));
-        record(&store, 1, Source::Manual, &old).await;
-        record(&store, 1, Source::Manual, &new).await;
-        record(&store, 1, Source::Daily, &daily).await;
-        record(&store, 1, Source::PreRestore, &replaced).await;
-        record(&store, 12, Source::Manual, &entry("ee", 1)).await;
+        record(&store, REPOSITORY, 1, Source::Manual, &old).await;
+        record(&store, REPOSITORY, 1, Source::Manual, &new).await;
+        record(&store, REPOSITORY, 1, Source::Daily, &daily).await;
+        record(&store, REPOSITORY, 1, Source::PreRestore, &replaced).await;
+        record(&store, REPOSITORY, 12, Source::Manual, &entry("ee", 1)).await;
         let expected = BackupList {
             manual: vec![new.clone(), old],
             daily: vec![daily],
@@ -110,8 +153,15 @@ async fn daily_backups_are_shown_for_their_time_and_kept_longer() {
     on_both(async |store| {
         let catalog = Catalog::new(&store);
         let old = entry("aa", 2 * 60 * 60);
-        record(&store, 1, Source::Daily, &old).await;
-        record(&store, 1, Source::Manual, &entry("bb", 2 * 60 * 60)).await;
+        record(&store, REPOSITORY, 1, Source::Daily, &old).await;
+        record(
+            &store,
+            REPOSITORY,
+            1,
+            Source::Manual,
+            &entry("bb", 2 * 60 * 60),
+        )
+        .await;
         let hour = Duration::from_secs(60 * 60);
         let list = catalog.list(customer(1), hour).await.unwrap();
         assert_eq!((list.daily.len(), list.manual.len()), (0, 1));
@@ -129,10 +179,31 @@ async fn daily_backups_are_shown_for_their_time_and_kept_longer() {
 async fn no_beginning_of_an_id_leads_to_anothers_backup() {
     on_both(async |store| {
         let catalog = Catalog::new(&store);
-        record(&store, 1, Source::Manual, &entry("aaaaaaaa1", 1)).await;
-        record(&store, 12, Source::Manual, &entry("aaaaaaaa2", 1)).await;
-        record(&store, 12, Source::Manual, &entry("aaaaaaaa3", 1)).await;
-        record(&store, 1, Source::Daily, &entry("bbbbbbbb", 1)).await;
+        record(
+            &store,
+            REPOSITORY,
+            1,
+            Source::Manual,
+            &entry("aaaaaaaa1", 1),
+        )
+        .await;
+        record(
+            &store,
+            REPOSITORY,
+            12,
+            Source::Manual,
+            &entry("aaaaaaaa2", 1),
+        )
+        .await;
+        record(
+            &store,
+            REPOSITORY,
+            12,
+            Source::Manual,
+            &entry("aaaaaaaa3", 1),
+        )
+        .await;
+        record(&store, REPOSITORY, 1, Source::Daily, &entry("bbbbbbbb", 1)).await;
         let resolve = async |whose, source, text: &str| {
             let resolved = catalog.resolve(customer(whose), source, text).await;
             resolved.map_err(|e| e.kind())
@@ -201,9 +272,9 @@ async fn what_retention_forgot_is_gone_and_missed_by_nobody() {
                 id: *id,
                 ..entry("aa", 1)
             };
-            record(&store, 1, Source::Manual, &backup).await;
+            record(&store, REPOSITORY, 1, Source::Manual, &backup).await;
         }
-        record(&store, 1, Source::Manual, &entry("bb", 1)).await;
+        record(&store, REPOSITORY, 1, Source::Manual, &entry("bb", 1)).await;
         catalog.remove(ELSEWHERE, &[]).await.unwrap();
         // One that is gone already is fine.
         for _ in 0..2 {
@@ -225,7 +296,7 @@ async fn a_note_that_another_program_wrote_may_be_too_long() {
             note: Some("ü".repeat(2_000)),
             ..entry("aa", 1)
         };
-        record(&store, 1, Source::Manual, &backup).await;
+        record(&store, REPOSITORY, 1, Source::Manual, &backup).await;
         let list = Catalog::new(&store).list(customer(1), MONTH).await.unwrap();
         assert_eq!(list.manual[0].note, Some("ü".repeat(500)));
     })
@@ -284,6 +355,62 @@ async fn one_customers_list_of_350_000_rows_is_read_by_the_primary_key() {
                 );
             }
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_its_job_knows_of_a_backup_stays_beside_any_sync() {
+    on_both(async |store| {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("repository");
+        let location: Location = path.to_str().unwrap().parse().unwrap();
+        let storage = storage::open(&location, &SftpOptions::default()).unwrap();
+        let password = "a password".to_owned().into();
+        let repository = Arc::new(Repository::init(storage, &password).unwrap());
+        let restic = Restic::new(&path, "a password").unwrap();
+        std::fs::write(scratch.path().join("x"), "something").unwrap();
+        let catalog = Catalog::new(&store);
+        for beside in [
+            "sync first",
+            "record first",
+            "at once",
+            "at once",
+            "at once",
+        ] {
+            let tags = ["customer-1", "manual", "both"];
+            let made = restic.backup([scratch.path().join("x")], &tags);
+            let backup = BackupEntry {
+                id: made.unwrap().parse().unwrap(),
+                database_bytes: Some(42),
+                ..entry("", 1)
+            };
+            let sync = async || {
+                let synced = catalog.sync_manual(&repository, Missing::Remember);
+                let report = synced.await.unwrap();
+                assert_eq!((report.removed, report.missing), (0, 0), "{beside}");
+            };
+            let record =
+                async || record(&store, &repository.id(), 1, Source::Manual, &backup).await;
+            match beside {
+                "sync first" => {
+                    sync().await;
+                    record().await;
+                }
+                "record first" => {
+                    record().await;
+                    sync().await;
+                }
+                _ => {
+                    tokio::join!(sync(), record());
+                }
+            }
+            let found = catalog.find(customer(1), Source::Manual, &backup.id).await;
+            assert_eq!(found.unwrap(), Some(backup), "{beside}");
+        }
+        let list = catalog.list(customer(1), MONTH).await.unwrap();
+        assert_eq!(list.manual.len(), 5);
+        assert_eq!(catalog.known(&repository.id()).await.unwrap().len(), 5);
     })
     .await;
 }

@@ -80,8 +80,8 @@ fn entry(snapshot: &Snapshot, backup_type: BackupType, bytes: Option<u64>) -> Ba
         backup_type,
         note: snapshot.note.clone(),
         bytes,
-        bytes_added: None,
+        bytes_added: bytes.and(snapshot.bytes_added),
         database_bytes: None,
-        files: None,
+        files: bytes.and(snapshot.files),
     }
 }
