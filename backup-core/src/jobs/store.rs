@@ -9,6 +9,8 @@ use jiff::Timestamp;
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 
+#[cfg(doc)]
+use super::owner_of_this_process;
 use super::{Failure, Job, JobId, JobStatus, JobType, Progress};
 use crate::catalog::Source;
 use crate::customer::CustomerId;
@@ -121,14 +123,7 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     CAST(backup_type AS CHAR) AS backup_type, CAST(snapshot_id AS CHAR) AS snapshot_id, CAST(status AS CHAR) AS status,
     CAST(error_message AS CHAR) AS error_message, CAST(created_at AS CHAR) AS created_at, CAST(completed_at AS CHAR) AS completed_at,
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
-    files_done, bytes_per_second, started_at, finished_at";
-
-/// A job that waits, or a backup whose owner has not been heard of for a whole lease: it starts over.
-const CAN_BE_CLAIMED: &str = "(status = 'pending' OR (status = 'running' AND job_type = 'backup' AND COALESCE(lease_until, 0) < {now}))";
-
-/// A restore whose owner has not been heard of for a whole lease.
-const IS_ABANDONED_RESTORE: &str =
-    "status = 'running' AND job_type = 'restore' AND COALESCE(lease_until, 0) < {now}";
+    files_done, bytes_per_second, started_at, finished_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
 
 /// What a lease writes under.
 const IS_HELD: &str = "id = ? AND attempts = ? AND status = 'running'";
@@ -152,7 +147,7 @@ impl JobStore {
         self.insert(new, None).await
     }
 
-    /// Create a job that the caller runs himself, from now on. `owner` is for people.
+    /// Create a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him.
     pub async fn create_claimed(&self, new: &NewJob, owner: &str) -> Result<(Created, Lease)> {
         let created = self.insert(new, Some(owner)).await?;
         let (Created::Job(job) | Created::InTheWay(job)) = &created;
@@ -211,10 +206,15 @@ impl JobStore {
         ))
     }
 
-    /// Take the oldest job of a hosting server that waits, or a backup whose owner died. `owner` is for people.
+    /// Take a backup whose owner died, else the oldest job of a hosting server that waits. `owner` is the caller, as [`owner_of_this_process`] names him.
     pub async fn claim(&self, server: &str, owner: &str) -> Result<Option<Claimed>> {
-        for row in self.candidates(server, CAN_BE_CLAIMED).await? {
-            if let Some(claimed) = self.take(row, CAN_BE_CLAIMED, owner).await? {
+        const PENDING: &str = "WHERE server = ? AND status = 'pending' ORDER BY id LIMIT 16";
+        let abandoned = self.abandoned_rows("WHERE server = ? AND status = 'running'", server);
+        let mut candidates = abandoned.await?;
+        candidates.retain(|row| row.job_type == JobType::Backup.as_str());
+        candidates.extend(self.raw(PENDING, values![server]).await?);
+        for row in candidates {
+            if let Some(claimed) = self.take(row, owner).await? {
                 return Ok(Some(claimed));
             }
             // Somebody was faster.
@@ -222,40 +222,51 @@ impl JobStore {
         Ok(None)
     }
 
-    /// Running restores of a hosting server whose owners have not been heard of for a whole lease.
+    /// Running restores of a hosting server whose owners died.
     pub async fn abandoned_restores(&self, server: &str) -> Result<Vec<Job>> {
-        let rows = self.candidates(server, IS_ABANDONED_RESTORE).await?;
+        let which = "WHERE server = ? AND status = 'running' AND job_type = 'restore'";
+        let rows = self.abandoned_rows(which, server).await?;
         rows.into_iter().map(JobRow::understand).collect()
     }
 
-    /// Take such a restore over. Only whoever has made sure that no process works on it any more may do so. None: somebody was faster.
-    pub async fn take_over_restore(&self, id: JobId, owner: &str) -> Result<Option<Claimed>> {
-        let query = format!(
-            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE id = ? AND {IS_ABANDONED_RESTORE}"
-        );
-        match self.store.row(&query, values![id.get()]).await? {
-            Some(row) => self.take(row, IS_ABANDONED_RESTORE, owner).await,
+    /// Take a running job over whose owner died. A restore may only be taken by whoever has made sure that no process works on it any
+    /// more. None: its owner lives, or somebody was faster.
+    pub async fn take_over(&self, id: JobId, owner: &str) -> Result<Option<Claimed>> {
+        let which = "WHERE id = ? AND status = 'running'";
+        match self.abandoned_rows(which, id.get()).await?.pop() {
+            Some(row) => self.take(row, owner).await,
             None => Ok(None),
         }
     }
 
-    async fn candidates(&self, server: &str, condition: &str) -> Result<Vec<JobRow>> {
-        let query = format!(
-            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE server = ? AND {condition} ORDER BY id LIMIT 16"
-        );
-        self.store.rows(&query, values![server]).await
+    /// Those running jobs whose owners have been silent for a whole lease, or are dead for sure.
+    async fn abandoned_rows(&self, which: &str, value: impl Into<Value>) -> Result<Vec<JobRow>> {
+        let mut rows = self.raw(which, &[value.into()]).await?;
+        rows.retain(|row| {
+            row.is_expired != 0
+                || row
+                    .lease_owner
+                    .as_deref()
+                    .is_some_and(super::owner::is_dead)
+        });
+        Ok(rows)
     }
 
-    /// Compare and set: only as it was read.
-    async fn take(&self, row: JobRow, condition: &str, owner: &str) -> Result<Option<Claimed>> {
-        let update = format!(
-            "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {{now}} + ?,
-                 started_at = COALESCE(started_at, {{now}}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
-                 bytes_per_second = NULL, status = 'running'
-             WHERE id = ? AND attempts = ? AND {condition}"
-        );
-        let values = values![owner, self.lease_milliseconds(), row.id, row.attempts];
-        if self.store.execute(&update, values).await? == 0 {
+    /// Compare and set: only as it was read, for every attempt has another number.
+    async fn take(&self, row: JobRow, owner: &str) -> Result<Option<Claimed>> {
+        const UPDATE: &str = "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {now} + ?,
+                started_at = COALESCE(started_at, {now}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
+                bytes_per_second = NULL, status = 'running'
+            WHERE id = ? AND attempts = ? AND status = ? AND (status = 'pending' OR lease_owner IS NULL OR lease_owner = ?)";
+        let values = values![
+            owner,
+            self.lease_milliseconds(),
+            row.id,
+            row.attempts,
+            row.status.clone(),
+            row.lease_owner.clone(),
+        ];
+        if self.store.execute(UPDATE, values).await? == 0 {
             return Ok(None);
         }
         let intended = row.intended();
@@ -458,9 +469,13 @@ impl JobStore {
     }
 
     async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
-        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
-        let rows: Vec<JobRow> = self.store.rows(&query, values).await?;
+        let rows = self.raw(which, values).await?;
         rows.into_iter().map(JobRow::understand).collect()
+    }
+
+    async fn raw(&self, which: &str, values: &[Value]) -> Result<Vec<JobRow>> {
+        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
+        self.store.rows(&query, values).await
     }
 
     fn lease_milliseconds(&self) -> u64 {
@@ -496,6 +511,8 @@ struct JobRow {
     bytes_per_second: Option<i64>,
     started_at: Option<i64>,
     finished_at: Option<i64>,
+    lease_owner: Option<String>,
+    is_expired: i64,
 }
 
 impl JobRow {

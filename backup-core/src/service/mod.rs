@@ -31,8 +31,8 @@ use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Claimed, Created, Job, JobId, JobStore, JobStream, JobType, NewJob, Queue,
-    Watcher,
+    CancelAnswer, Claimed, Created, Job, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
+    Queue, Watcher, owner_of_this_process,
 };
 use crate::operations::{
     BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, require_note,
@@ -40,7 +40,7 @@ use crate::operations::{
 use crate::progress::Control;
 use crate::repository::{PruneReport, SnapshotId};
 use crate::store::{Migrated, Store};
-use crate::worker::{Ended, Runner, Upkeep, Worker, owner_name};
+use crate::worker::{Ended, Runner, Upkeep, Worker};
 
 /// Backups of customers, as jobs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -331,7 +331,18 @@ impl BackupService {
                 ),
             ));
         }
-        let (created, lease) = self.jobs.create_claimed(new, &owner_name()).await?;
+        let owner = owner_of_this_process();
+        let runner = self.runner(engine);
+        let (mut created, mut lease) = self.jobs.create_claimed(new, &owner).await?;
+        if let Created::InTheWay(job) = &created
+            && job.status == JobStatus::Running
+        {
+            // There may be no worker that would find that its process is dead.
+            match runner.end_abandoned(job, &owner).await {
+                Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
+                _ => (created, lease) = self.jobs.create_claimed(new, &owner).await?,
+            }
+        }
         let job = match created {
             Created::Job(job) => *job,
             Created::InTheWay(job) => return Ok(Err(job)),
@@ -343,7 +354,7 @@ impl BackupService {
             intended: None,
         };
         let id = claimed.job.id;
-        let ended = self.runner(engine).run(claimed, control).await;
+        let ended = runner.run(claimed, control).await;
         Ok(Ok((id, ended)))
     }
 

@@ -16,11 +16,10 @@ use tokio::task::JoinSet;
 
 use crate::catalog::Catalog;
 use crate::customer::CustomerStore;
-use crate::error::{Error, ErrorKind, Result};
-use crate::jobs::{Failure, Job, JobStore, Queue};
+use crate::error::{ErrorKind, Result};
+use crate::jobs::{JobStore, Queue, owner_of_this_process};
 use crate::operations::Engine;
 use crate::progress::{Cancel, Control};
-use crate::site::{Claim, Site};
 use crate::store::Store;
 
 pub(crate) use run::{Ended, Runner};
@@ -68,7 +67,7 @@ impl Worker {
         let after_job = Arc::new(Notify::new());
         Self {
             server: config.server.clone(),
-            name: owner_name(),
+            name: owner_of_this_process(),
             concurrency: usize::try_from(config.concurrency).unwrap_or(1),
             queue: queue.clone(),
             abort: Cancel::new(),
@@ -166,65 +165,16 @@ impl Worker {
     /// Restores whose process died. While it may still be at it, it holds the customer, and the job stays as it is.
     async fn end_abandoned_restores(&self) -> Result<()> {
         for job in self.runner.jobs.abandoned_restores(&self.server).await? {
-            match self.claim_customer(&job).await {
-                Ok(claim) => {
-                    self.end_abandoned_restore(&job).await?;
-                    drop(claim);
-                }
+            match self.runner.end_abandoned(&job, &self.name).await {
                 Err(error) if error.kind() == ErrorKind::Busy => {
                     tracing::warn!(job = %job.id, "no sign of life, but its process still holds the customer: {}", error.chain());
                 }
                 Err(error) => {
                     tracing::error!(job = %job.id, "an interrupted restore cannot be looked at: {}", error.chain());
                 }
+                Ok(()) => {}
             }
         }
         Ok(())
     }
-
-    async fn end_abandoned_restore(&self, job: &Job) -> Result<()> {
-        let jobs = &self.runner.jobs;
-        if let Some(claimed) = jobs.take_over_restore(job.id, &self.name).await? {
-            let error = Error::new(
-                ErrorKind::Interrupted,
-                format!(
-                    "the restore of customer {} was interrupted: look whether his site is up and his maintenance page is off; \
-                     the next restore removes what this one staged",
-                    job.customer_id
-                ),
-            );
-            let text = error.chain();
-            self.runner
-                .fail(&claimed.job, claimed.lease, Failure::Interrupted, error)
-                .await;
-            tracing::error!(job = %job.id, "failed: {text}");
-        }
-        Ok(())
-    }
-
-    /// None where the customer has no directory any more, so that nobody can be at it.
-    async fn claim_customer(&self, job: &Job) -> Result<Option<Claim>> {
-        let customer = match self.runner.customers.get(job.customer_id).await {
-            Ok(customer) => customer,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
-        self.runner
-            .blocking(move |engine| match Site::open(engine.config(), &customer) {
-                Ok(site) => site.claim(true).map(Some),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(error),
-            })
-            .await
-    }
-}
-
-/// Who has a job, for people who look at the table.
-pub(crate) fn owner_name() -> String {
-    let host = rustix::system::uname()
-        .nodename()
-        .to_string_lossy()
-        .into_owned();
-    let name: String = format!("{host}:{}", std::process::id());
-    name.chars().take(128).collect()
 }

@@ -20,6 +20,7 @@ use crate::jobs::{Claimed, Failure, Fate, Job, JobStore, JobType, Kept, Lease, P
 use crate::operations::{BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest};
 use crate::progress::{Cancel, Control, Gate};
 use crate::repository::SnapshotId;
+use crate::site::{Claim, Site};
 use crate::store::Store;
 
 /// How often a backup is begun, when its workers die.
@@ -143,6 +144,59 @@ impl Runner {
             },
             Err(error) => self.settle_failure(claimed, &gate, why, error).await,
         }
+    }
+
+    /// End a job whose process died, without running it again: a backup that is there after all is completed, all else has failed.
+    /// [`ErrorKind::Busy`] where the process may still be at it.
+    pub(crate) async fn end_abandoned(&self, job: &Job, owner: &str) -> Result<()> {
+        let _claim = match job.job_type {
+            JobType::Backup => None,
+            JobType::Restore => self.claim_customer(job).await?,
+        };
+        let Some(claimed) = self.jobs.take_over(job.id, owner).await? else {
+            return Ok(());
+        };
+        if let Some(intended) = claimed.intended {
+            let customer = job.customer_id;
+            let found = self
+                .blocking(move |engine| engine.find_manual(customer, &intended))
+                .await?;
+            if found.is_some() {
+                self.complete(&claimed.job, claimed.lease, found).await?;
+                tracing::info!(job = %job.id, "completed: its worker had died after writing the snapshot {intended}");
+                return Ok(());
+            }
+        }
+        let error = Error::new(
+            ErrorKind::Interrupted,
+            match job.job_type {
+                JobType::Backup => "the backup was interrupted: its process died".to_owned(),
+                JobType::Restore => format!(
+                    "the restore of customer {} was interrupted, for its process died: look whether his site is up and his maintenance \
+                     page is off; the next restore removes what this one staged",
+                    job.customer_id
+                ),
+            },
+        );
+        tracing::error!(job = %job.id, "failed: {}", error.chain());
+        self.fail(&claimed.job, claimed.lease, Failure::Interrupted, error)
+            .await;
+        Ok(())
+    }
+
+    /// None where the customer has no directory any more, so that nobody can be at it.
+    async fn claim_customer(&self, job: &Job) -> Result<Option<Claim>> {
+        let customer = match self.customers.get(job.customer_id).await {
+            Ok(customer) => customer,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        self.blocking(move |engine| match Site::open(engine.config(), &customer) {
+            Ok(site) => site.claim(true).map(Some),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        })
+        .await
     }
 
     async fn customer(&self, job: &Job) -> Result<Customer> {
@@ -436,13 +490,7 @@ impl Runner {
     }
 
     /// End a job that failed.
-    pub(crate) async fn fail(
-        &self,
-        job: &Job,
-        lease: Lease,
-        failure: Failure,
-        error: Error,
-    ) -> Ended {
+    async fn fail(&self, job: &Job, lease: Lease, failure: Failure, error: Error) -> Ended {
         let sentence = sentence::of(job.job_type, failure, &error);
         match self
             .patiently(job, || self.jobs.fail(lease, failure, &sentence))
@@ -487,7 +535,7 @@ impl Runner {
         }
     }
 
-    pub(super) async fn blocking<T: Send + 'static>(
+    async fn blocking<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {

@@ -23,7 +23,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
     runtime.block_on(parts.service.customers().get(customer))?;
-    parts.refresh();
+    parts.refresh()?;
     let list = runtime.block_on(parts.service.list(customer))?;
     output.result(&list, || {
         let mut text = String::new();

@@ -27,6 +27,8 @@ use backup_core::progress::{Cancel, Control};
 use backup_core::service::{BackupService, RunHere};
 use tokio::runtime::Runtime;
 
+use crate::output;
+
 /// The façade and an engine, for as long as a command runs.
 struct Parts<'a> {
     runtime: &'a Runtime,
@@ -46,13 +48,23 @@ impl<'a> Parts<'a> {
     }
 
     /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.
-    fn refresh(&self) {
+    fn refresh(&self) -> Result<()> {
         let synced = self.service.sync(&self.engine, Missing::Remember);
-        if let Err(error) = self.runtime.block_on(synced) {
-            crate::output::message(&format!(
-                "warning: the repositories cannot be looked at, this is what was known before: {}",
-                error.chain()
-            ));
+        match self.runtime.block_on(synced) {
+            Ok(reports) => {
+                for warning in reports.iter().flat_map(|(_, report)| &report.warnings) {
+                    output::message(&format!("warning: {warning}"));
+                }
+                Ok(())
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Busy) => {
+                output::message(&format!(
+                    "warning: the repositories cannot be looked at, this is what was known before: {}",
+                    error.chain()
+                ));
+                Ok(())
+            }
+            Err(error) => Err(error),
         }
     }
 }

@@ -29,7 +29,8 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
-    parts.refresh();
+    runtime.block_on(parts.service.customers().get(args.customer))?;
+    parts.refresh()?;
     let source = args.source.into();
     let resolved = parts.service.resolve(args.customer, source, &args.snapshot);
     let request = RestoreRequest {
