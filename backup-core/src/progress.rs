@@ -3,8 +3,9 @@
 //! The ground floor: it knows nothing of what runs. A monitor may never slow an operation down or fail it.
 
 use std::fmt;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 
@@ -85,6 +86,21 @@ impl Cancel {
     /// Whether somebody asked.
     pub fn is_cancelled(&self) -> bool {
         self.0.load(Ordering::Acquire)
+    }
+
+    /// Lock a mutex that somebody may hold for long; [`ErrorKind::Cancelled`] when asked to stop before it is free.
+    pub(crate) fn lock<'a, T>(&self, mutex: &'a Mutex<T>) -> Result<MutexGuard<'a, T>> {
+        const POLL: Duration = Duration::from_millis(50);
+        loop {
+            match mutex.try_lock() {
+                Ok(guard) => return Ok(guard),
+                Err(TryLockError::Poisoned(guard)) => return Ok(guard.into_inner()),
+                Err(TryLockError::WouldBlock) => {
+                    self.check()?;
+                    std::thread::sleep(POLL);
+                }
+            }
+        }
     }
 
     /// [`ErrorKind::Cancelled`] when somebody asked.

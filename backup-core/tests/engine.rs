@@ -3,9 +3,10 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use backup_core::config::{Config, Environment};
-use backup_core::customer::{Customer, CustomerStore};
+use backup_core::customer::{Customer, CustomerId, CustomerStore};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::operations::{
     BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, Source, init_repository,
@@ -13,6 +14,7 @@ use backup_core::operations::{
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{BackupType, SnapshotId};
 use backup_core::store::Store;
+use xtask::proxy::Proxy;
 use xtask::testbed::{self, TestBed};
 use xtask::tree::TreeImage;
 
@@ -41,12 +43,7 @@ impl World {
             .collect();
         let config = Config::load(Some(&bed.config_file()), &environment).unwrap();
         init_repository(&config.repositories.manual, &Cancel::new()).unwrap();
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let customer = runtime.block_on(async {
-            let store = Store::connect(&config).await.unwrap();
-            let customers = CustomerStore::new(&store, &config);
-            customers.get("7".parse().unwrap()).await.unwrap()
-        });
+        let customer = customer(&config, 7);
         Self {
             engine: Engine::new(config, &Cancel::new()),
             customer,
@@ -56,11 +53,28 @@ impl World {
     }
 
     fn back_up(&self, control: &Control) -> Result<BackupReport> {
-        let request = BackupRequest {
-            backup_type: BackupType::Both,
-            note: None,
-        };
-        self.engine.backup(&self.customer, &request, control)
+        back_up(&self.engine, &self.customer, control)
+    }
+
+    /// Another engine, which reaches the repository through a proxy.
+    fn engine_through(&self, proxy: &Proxy) -> Engine {
+        let sshd = self.bed.sshd();
+        let known_hosts = self.bed.scratch().join("known_hosts");
+        let line = format!("[127.0.0.1]:{} {}", proxy.port(), sshd.host_key().unwrap());
+        std::fs::write(&known_hosts, line).unwrap();
+        let location = sshd.location_at(proxy.port(), &self.bed.manual_repository());
+        let environment: Environment = [
+            ("DB_PASSWORD", self.bed.platform_password()),
+            ("BACKUP__REPOSITORIES__MANUAL__LOCATION", &location),
+            (
+                "BACKUP__REPOSITORIES__MANUAL__KNOWN_HOSTS",
+                known_hosts.to_str().unwrap(),
+            ),
+        ]
+        .into_iter()
+        .collect();
+        let config = Config::load(Some(&self.bed.config_file()), &environment).unwrap();
+        Engine::new(config, &Cancel::new())
     }
 
     fn restore(
@@ -103,12 +117,29 @@ impl World {
         assert_eq!(
             self.bed
                 .mariadb()
-                .sql("SHOW DATABASES LIKE 'customer\\_%'")
+                .sql("SHOW DATABASES LIKE 'customer\\_7%'")
                 .unwrap(),
             "customer_7\n"
         );
         assert!(names(&self.bed.manual_repository().join("locks")).is_empty());
     }
+}
+
+fn customer(config: &Config, id: u32) -> Customer {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = Store::connect(config).await.unwrap();
+        let customers = CustomerStore::new(&store, config);
+        customers.get(CustomerId::new(id).unwrap()).await.unwrap()
+    })
+}
+
+fn back_up(engine: &Engine, customer: &Customer, control: &Control) -> Result<BackupReport> {
+    let request = BackupRequest {
+        backup_type: BackupType::Both,
+        note: None,
+    };
+    engine.backup(customer, &request, control)
 }
 
 struct Evidence {
@@ -257,4 +288,124 @@ fn a_restore_that_cannot_be_undone_asks_for_an_operator() {
     assert_eq!(error.kind(), ErrorKind::Stuck);
     assert!(error.to_string().contains("operator"), "{error}");
     assert!(error.customer_message().contains("our team has been told"));
+}
+
+/// Counts bytes of all phases.
+#[derive(Default)]
+struct Bytes(AtomicU64);
+
+impl Monitor for Bytes {
+    fn bytes_done(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !condition() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A large file of noise in a customer's site.
+fn add_noise(customer: &testbed::Customer) {
+    let mut noise = vec![0; 40 << 20];
+    rand::fill(&mut noise[..]);
+    std::fs::write(customer.site().join("noise"), noise).unwrap();
+}
+
+#[test]
+fn one_that_is_cancelled_waits_out_no_outage_and_the_others_do() {
+    let world = World::new(&[]);
+    let eight = world.bed.add_customer(8).unwrap();
+    let customer_8 = customer(world.engine.config(), 8);
+    add_noise(&world.there);
+    let made = world.back_up(&Control::default()).unwrap();
+    let proxy = Proxy::start(world.bed.sshd().port()).unwrap();
+    let engine = world.engine_through(&proxy);
+    for is_restore in [false, true] {
+        add_noise(&world.there);
+        add_noise(&eight);
+        let before = world.evidence();
+        let snapshots = engine.manual().unwrap().snapshot_ids().unwrap();
+        let watched = || {
+            let bytes = Arc::new(Bytes::default());
+            let control = Control {
+                monitor: Arc::clone(&bytes) as _,
+                ..Control::default()
+            };
+            (bytes, control)
+        };
+        let ((bytes_7, control_7), (bytes_8, control_8)) = (watched(), watched());
+        proxy.set_bytes_per_second(Some(8 << 20));
+        let survivor = std::thread::scope(|scope| {
+            let cancelled = scope.spawn(|| {
+                if is_restore {
+                    let request = RestoreRequest {
+                        snapshot: made.snapshot_id,
+                        source: Source::Manual,
+                        restore_type: None,
+                        online: false,
+                    };
+                    let restored = engine.restore(&world.customer, &request, &control_7);
+                    restored.map(drop)
+                } else {
+                    back_up(&engine, &world.customer, &control_7).map(drop)
+                }
+            });
+            let survivor = scope.spawn(|| back_up(&engine, &customer_8, &control_8));
+            wait_until("both are on their way", || {
+                let done = |bytes: &Bytes| bytes.0.load(Ordering::Relaxed);
+                done(&bytes_7) > 4 << 20 && done(&bytes_8) > 4 << 20
+            });
+            proxy.refuse(true);
+            proxy.cut();
+            control_7.cancel.cancel();
+            let since = Instant::now();
+            let error = cancelled.join().unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
+            // Far less than the five minutes that an outage is waited out.
+            assert!(since.elapsed() < Duration::from_secs(60), "{error:?}");
+            assert!(!survivor.is_finished());
+            proxy.set_bytes_per_second(None);
+            proxy.refuse(false);
+            survivor.join().unwrap().unwrap()
+        });
+        let mut expected = snapshots;
+        expected.insert(survivor.snapshot_id);
+        assert_eq!(engine.manual().unwrap().snapshot_ids().unwrap(), expected);
+        let locks = world.bed.manual_repository().join("locks");
+        wait_until("no lock is left", || names(&locks).is_empty());
+        world.assert_unchanged(&before);
+    }
+    drop(engine);
+    world.bed.restic().unwrap().check_read_data().unwrap();
+}
+
+#[test]
+fn one_that_needs_the_repository_first_can_be_cancelled_while_it_is_away() {
+    let world = World::new(&[]);
+    let proxy = Proxy::start(world.bed.sshd().port()).unwrap();
+    let engine = world.engine_through(&proxy);
+    proxy.refuse(true);
+    let controls = [Control::default(), Control::default()];
+    std::thread::scope(|scope| {
+        let [first, second] = &controls;
+        let run = |control| back_up(&engine, &world.customer, control);
+        let first_run = scope.spawn(move || run(first));
+        let second_run = scope.spawn(move || run(second));
+        wait_until("somebody tries to connect", || {
+            proxy.connections_accepted() > 0
+        });
+        let since = Instant::now();
+        first.cancel.cancel();
+        let error = first_run.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
+        assert!(since.elapsed() < Duration::from_secs(60), "{error:?}");
+        assert!(!second_run.is_finished());
+        proxy.refuse(false);
+        second_run.join().unwrap().unwrap();
+    });
+    assert_eq!(engine.manual().unwrap().snapshot_ids().unwrap().len(), 1);
 }

@@ -1115,6 +1115,9 @@ impl Storage for Counted {
     fn remove(&self, kind: FileKind, id: &FileId) -> Result<()> {
         self.inner.remove(kind, id)
     }
+    fn with_stop(&self, stop: &Cancel) -> Arc<dyn Storage> {
+        self.inner.with_stop(stop)
+    }
 }
 
 #[test]

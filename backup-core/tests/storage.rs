@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use backup_core::error::{Error, ErrorKind};
+use backup_core::progress::Cancel;
 use backup_core::storage::{self, FileId, FileKind, Location, SftpOptions, Storage};
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -577,6 +578,45 @@ fn a_server_that_comes_back_in_time_is_waited_for() {
         }
     });
     assert_eq!(storage.list(FileKind::Index).unwrap().len(), 10);
+}
+
+#[test]
+fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
+    let network = Network::start(Duration::from_secs(5 * 60));
+    let stop = Cancel::new();
+    let stoppable = network.storage.with_stop(&stop);
+    // It is the same storage, by the same connections.
+    let connections = network.proxy.connections_accepted();
+    stoppable
+        .write(FileKind::Index, &id(1), &[content(1, 1000)])
+        .unwrap();
+    assert_same(
+        &network.storage.read(FileKind::Index, &id(1)).unwrap(),
+        &content(1, 1000),
+    );
+    let proxy = &network.proxy;
+    assert!(proxy.connections_accepted() <= connections + 1);
+
+    let read = |storage: &Arc<dyn Storage>| storage.read(FileKind::Index, &id(1));
+    std::thread::scope(|scope| {
+        proxy.refuse(true);
+        proxy.cut();
+        let tried = proxy.connections_accepted();
+        let stopped = scope.spawn(|| read(&stoppable));
+        let waiting = scope.spawn(|| read(&network.storage));
+        wait_until("they have tried", || {
+            proxy.connections_accepted() > tried + 2
+        });
+        stop.cancel();
+        let error = stopped.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
+        assert!(!waiting.is_finished());
+        proxy.refuse(false);
+        waiting.join().unwrap().unwrap();
+    });
+    // What meets no outage is done all the same: a lock can be removed.
+    stoppable.remove(FileKind::Index, &id(1)).unwrap();
+    assert!(network.storage.list(FileKind::Index).unwrap().is_empty());
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl Engine {
             self.require_site_dirs(site)?;
         }
 
-        let repository = self.manual()?;
+        let repository = self.manual_for(&control.cancel)?;
         let lock = repository.lock_shared()?;
         let previous = newest_with_files(&repository, customer.id)?;
         // Read the index before the dump starts: a server gives up on a dump that nobody reads.

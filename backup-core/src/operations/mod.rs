@@ -34,7 +34,7 @@ pub struct Engine {
 }
 
 /// A repository once it was opened.
-type Kept = Mutex<Option<Arc<Repository>>>;
+type Kept = Mutex<Option<Repository>>;
 
 impl Engine {
     /// Nothing is opened or looked at yet. Once `stop` is set (the process is to end), no outage of a repository is waited
@@ -55,15 +55,42 @@ impl Engine {
 
     /// The repository of the backups that customers make.
     pub fn manual(&self) -> Result<Arc<Repository>> {
-        open_once(&self.manual, &self.config.repositories.manual, &self.stop)
+        self.manual_for(&Cancel::new())
+    }
+
+    /// As [`Self::manual`], for one operation: once `cancel` is set, it waits out no outage.
+    fn manual_for(&self, cancel: &Cancel) -> Result<Arc<Repository>> {
+        self.open_once(&self.manual, &self.config.repositories.manual, cancel)
     }
 
     /// The repository of the platform's daily backups; None where none is configured.
     pub fn daily(&self) -> Result<Option<Arc<Repository>>> {
+        self.daily_for(&Cancel::new())
+    }
+
+    fn daily_for(&self, cancel: &Cancel) -> Result<Option<Arc<Repository>>> {
         let config = self.config.repositories.daily.as_ref();
         config
-            .map(|config| open_once(&self.daily, config, &self.stop))
+            .map(|config| self.open_once(&self.daily, config, cancel))
             .transpose()
+    }
+
+    fn open_once(
+        &self,
+        kept: &Kept,
+        config: &RepositoryConfig,
+        cancel: &Cancel,
+    ) -> Result<Arc<Repository>> {
+        let mut kept = cancel.lock(kept)?;
+        if let Some(repository) = kept.as_ref() {
+            return Ok(repository.with_stop(cancel));
+        }
+        let storage = open_storage_for(config, &self.stop, cancel)?;
+        let password = config.read_password()?;
+        let repository = Repository::open_with_stop(storage, &password, cancel)?;
+        let opened = repository.with_stop(cancel);
+        *kept = Some(repository);
+        Ok(opened)
     }
 
     /// The customer's database server, seen by the account that dumps and restores.
@@ -94,22 +121,17 @@ impl Engine {
     }
 }
 
-fn open_once(kept: &Kept, config: &RepositoryConfig, stop: &Cancel) -> Result<Arc<Repository>> {
-    let mut kept = kept.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(repository) = kept.as_ref() {
-        return Ok(Arc::clone(repository));
-    }
-    let repository = Arc::new(Repository::open(
-        open_storage(config, stop)?,
-        &config.read_password()?,
-    )?);
-    *kept = Some(Arc::clone(&repository));
-    Ok(repository)
-}
-
 /// Reach the storage of a configured repository, whether or not there is a repository yet. Once `stop` is set, no outage is
 /// waited out any more.
 pub fn open_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Arc<dyn Storage>> {
+    open_storage_for(config, stop, &Cancel::new())
+}
+
+fn open_storage_for(
+    config: &RepositoryConfig,
+    stop: &Cancel,
+    stop_opening: &Cancel,
+) -> Result<Arc<dyn Storage>> {
     let location: Location = config.location.parse()?;
     let options = SftpOptions {
         ssh_key: config.ssh_key.clone(),
@@ -117,6 +139,7 @@ pub fn open_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Arc<dyn 
         connections: usize::try_from(config.connections).unwrap_or(1),
         retry_for: config.retry_for,
         stop: stop.clone(),
+        stop_opening: stop_opening.clone(),
     };
     storage::open(&location, &options)
 }

@@ -151,8 +151,8 @@ impl Engine {
     ) -> Result<Found> {
         let not_found = || no_such_backup(customer.id, &request.snapshot.to_string());
         let repository = match request.source {
-            Source::Manual | Source::PreRestore => self.manual()?,
-            Source::Daily => self.daily()?.ok_or_else(|| {
+            Source::Manual | Source::PreRestore => self.manual_for(&control.cancel)?,
+            Source::Daily => self.daily_for(&control.cancel)?.ok_or_else(|| {
                 Error::new(
                     ErrorKind::Configuration,
                     "no daily backups are configured: set repositories.daily",

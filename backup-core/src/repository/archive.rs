@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
 
 use jiff::Zoned;
 use rustic_core::repofile::{SnapshotFile, Tree};
@@ -20,8 +23,12 @@ use super::locks::Lock;
 use super::source::{Findings, MixedSource, StreamSource, TreeSource};
 use super::{Repository, SnapshotId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::{Control, Phase};
+use crate::progress::{Cancel, Control, Phase};
 use crate::storage::FileKind;
+
+/// What a cancelled run may take to finish the pieces that it is at: enough where the storage answers.
+const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
+const CANCEL_POLL: Duration = Duration::from_millis(50);
 
 /// What to save, and how the snapshot is to be labelled.
 #[derive(Debug)]
@@ -86,10 +93,18 @@ impl Repository {
         let index = self.fresh_index()?;
         let draft = draft(&request)?;
         let options = options(request.parent.as_ref());
-        let source = MixedSource::new(request.tree, request.stream, control.clone())?;
+        let source = Arc::new(MixedSource::new(
+            request.tree,
+            request.stream,
+            control.clone(),
+        )?);
 
-        let watch = self.bridge.watch_indexes();
-        let result = run_rustic(&index, &options, &source, draft, &request.paths);
+        let watch = index.watch();
+        let run = {
+            let (index, source) = (index.clone(), Arc::clone(&source));
+            move || run_rustic(&index, &options, &source, draft, &request.paths)
+        };
+        let (result, lock) = self.run_apart(lock, run, &control.cancel)?;
         let findings = source.take_findings();
         let mut snapshot = judge(result, &findings, control)?;
         if let Some(summary) = &mut snapshot.summary {
@@ -110,6 +125,44 @@ impl Repository {
         })
     }
 
+    /// Run the archiver on a thread of its own. All archive runs share the index, and with it the storage that does not know of this run's
+    /// cancellation: so during an outage a cancelled run is left to itself. It reads nothing any more, and holds the lock until it ends.
+    fn run_apart<T: Send + 'static>(
+        &self,
+        lock: Lock,
+        run: impl FnOnce() -> T + Send + 'static,
+        cancel: &Cancel,
+    ) -> Result<(T, Lock)> {
+        let (sender, receiver) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("archive".into())
+            .spawn(move || {
+                let result = run();
+                // The lock goes back, or is released here where nobody waits any more.
+                let _ = sender.send((result, lock));
+            })
+            .map_err(|error| Error::io("cannot start the thread that saves", error))?;
+        let mut cancelled = None;
+        loop {
+            match receiver.recv_timeout(CANCEL_POLL) {
+                Ok(done) => return Ok(done),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Error::new(ErrorKind::Failed, "saving the files broke off"));
+                }
+                Err(RecvTimeoutError::Timeout) if !cancel.is_cancelled() => {}
+                Err(RecvTimeoutError::Timeout) => {
+                    if cancelled.get_or_insert_with(Instant::now).elapsed() > CANCEL_PATIENCE {
+                        self.shared.stragglers.add(thread);
+                        return Err(Error::new(
+                            ErrorKind::Cancelled,
+                            "the backup was cancelled while its repository was away",
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
     /// rustic stores a stream with the size 0, which the restic program would restore as an empty file. So the trees on the way to
     /// it are written again with the true size, in a pack of their own.
     fn with_true_sizes(
@@ -122,7 +175,7 @@ impl Repository {
         if true_sizes.is_empty() {
             return Ok(snapshot);
         }
-        let index = ExtendedIndex::new(index, &self.sealer, &watch.written())?;
+        let index = ExtendedIndex::new(index, &self.shared.sealer, &watch.written())?;
         let mut correction = Correction {
             repository: self,
             index: &index,
@@ -135,7 +188,7 @@ impl Repository {
 
     /// One pack of trees and the index file that makes it known.
     fn write_tree_pack(&self, trees: &[(Id, Vec<u8>)]) -> Result<()> {
-        let pack = self.sealer.seal_tree_pack(trees)?;
+        let pack = self.shared.sealer.seal_tree_pack(trees)?;
         self.storage
             .write(FileKind::Pack, &pack.id, &[pack.content])?;
         let blobs: Vec<_> = pack
@@ -152,6 +205,7 @@ impl Repository {
             })
             .collect();
         let (id, content) = self
+            .shared
             .sealer
             .seal_json(&json!({"packs": [{"id": pack.id.to_string(), "blobs": blobs}]}))?;
         self.storage.write(FileKind::Index, &id, &[content])
@@ -169,11 +223,13 @@ impl Uncommitted<'_> {
     /// The gate is told the id before the write, so that also one whose outcome nobody learns (a crash, a cut connection) can be looked for.
     /// Cancelling has no effect any more once the gate was asked.
     pub fn commit(self, control: &Control) -> Result<Archived> {
-        let (id, content) = self.repository.sealer.seal_json(&self.snapshot)?;
+        let (id, content) = self.repository.shared.sealer.seal_json(&self.snapshot)?;
         self.lock.require_held()?;
         control.cancel.check()?;
         control.before_commit(Some(&id.to_string()))?;
+        // By the storage that knows of no cancellation: nobody shall be left with half an answer.
         self.repository
+            .shared
             .storage
             .write(FileKind::Snapshot, &id, &[content])
             .map_err(|error| {
@@ -326,9 +382,11 @@ struct Correction<'a> {
 
 impl Correction<'_> {
     fn tree(&mut self, id: TreeId, changes: &BTreeMap<OsString, Change>) -> Result<TreeId> {
-        let mut tree =
-            self.index
-                .read_tree(&*self.repository.storage, &self.repository.sealer, &id)?;
+        let mut tree = self.index.read_tree(
+            &*self.repository.storage,
+            &self.repository.shared.sealer,
+            &id,
+        )?;
         for (name, change) in changes {
             self.apply(&mut tree, name, change)?;
         }

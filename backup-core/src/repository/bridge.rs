@@ -4,7 +4,7 @@
 //! write is answered here without being done: a snapshot becomes visible only by [`super::archive::Uncommitted::commit`].
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use rustic_core::{
@@ -19,7 +19,7 @@ use crate::storage::{FileId, FileKind, Storage};
 /// rustic's view of a storage.
 #[derive(Debug)]
 pub(super) struct Bridge {
-    storage: Arc<dyn Storage>,
+    storage: RwLock<Arc<dyn Storage>>,
     written: Mutex<Written>,
 }
 
@@ -76,9 +76,18 @@ impl Drop for IndexWatch<'_> {
 impl Bridge {
     pub(super) fn new(storage: Arc<dyn Storage>) -> Self {
         Self {
-            storage,
+            storage: RwLock::new(storage),
             written: Mutex::default(),
         }
+    }
+
+    /// From now on by way of this storage.
+    pub(super) fn use_storage(&self, storage: Arc<dyn Storage>) {
+        *self.storage.write().unwrap_or_else(PoisonError::into_inner) = storage;
+    }
+
+    fn storage(&self) -> Arc<dyn Storage> {
+        Arc::clone(&self.storage.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn watch_indexes(&self) -> IndexWatch<'_> {
@@ -96,11 +105,11 @@ impl Bridge {
 
 impl ReadBackend for Bridge {
     fn location(&self) -> String {
-        self.storage.location().to_owned()
+        self.storage().location().to_owned()
     }
 
     fn list_with_size(&self, tpe: FileType) -> RusticResult<Vec<(Id, u32)>> {
-        let files = self.storage.list(kind(tpe)).map_err(into_rustic)?;
+        let files = self.storage().list(kind(tpe)).map_err(into_rustic)?;
         files
             .into_iter()
             .map(|(id, size)| match u32::try_from(size) {
@@ -114,7 +123,7 @@ impl ReadBackend for Bridge {
     }
 
     fn read_full(&self, tpe: FileType, id: &Id) -> RusticResult<Bytes> {
-        self.storage
+        self.storage()
             .read(kind(tpe), &file_id(id))
             .map_err(into_rustic)
     }
@@ -127,7 +136,7 @@ impl ReadBackend for Bridge {
         offset: u32,
         length: u32,
     ) -> RusticResult<Bytes> {
-        self.storage
+        self.storage()
             .read_range(kind(tpe), &file_id(id), offset.into(), length.into())
             .map_err(into_rustic)
     }
@@ -139,7 +148,7 @@ impl ReadBackend for Bridge {
 
 impl WriteBackend for Bridge {
     fn create(&self) -> RusticResult<()> {
-        self.storage.create().map_err(into_rustic)
+        self.storage().create().map_err(into_rustic)
     }
 
     fn write_bytes(
@@ -153,7 +162,7 @@ impl WriteBackend for Bridge {
             return Ok(());
         }
         let content = content.into_vec();
-        self.storage
+        self.storage()
             .write(kind(tpe), &file_id(id), &content)
             .map_err(into_rustic)?;
         if tpe == FileType::Index {
@@ -166,7 +175,7 @@ impl WriteBackend for Bridge {
     }
 
     fn remove(&self, tpe: FileType, id: &Id, _cacheable: bool) -> RusticResult<()> {
-        self.storage
+        self.storage()
             .remove(kind(tpe), &file_id(id))
             .map_err(into_rustic)
     }

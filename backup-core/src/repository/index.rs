@@ -12,7 +12,7 @@ use bytes::Bytes;
 use rustic_core::repofile::{IndexFile, Tree};
 use rustic_core::{Id, IndexedFullStatus, PackedId, TreeId};
 
-use super::bridge::from_rustic;
+use super::bridge::{Bridge, IndexWatch, from_rustic};
 use super::seal::Sealer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, FileKind, Storage};
@@ -46,6 +46,8 @@ impl Location {
 pub(super) struct Index {
     files: BTreeSet<FileId>,
     repository: Arc<Indexed>,
+    /// What rustic reads and writes by.
+    bridge: Arc<Bridge>,
 }
 
 impl std::fmt::Debug for Index {
@@ -55,10 +57,11 @@ impl std::fmt::Debug for Index {
 }
 
 impl Index {
-    pub(super) fn new(files: BTreeSet<FileId>, repository: Indexed) -> Self {
+    pub(super) fn new(files: BTreeSet<FileId>, repository: Indexed, bridge: Arc<Bridge>) -> Self {
         Self {
             files,
             repository: Arc::new(repository),
+            bridge,
         }
     }
 
@@ -69,6 +72,11 @@ impl Index {
 
     pub(super) fn repository(&self) -> &Indexed {
         &self.repository
+    }
+
+    /// See what index files are written by way of it from now on.
+    pub(super) fn watch(&self) -> IndexWatch<'_> {
+        self.bridge.watch_indexes()
     }
 
     /// Where a blob of the kind that the id's type says lies.

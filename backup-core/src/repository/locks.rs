@@ -15,6 +15,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::seal::Sealer;
+use super::stragglers::Stragglers;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, FileKind, Storage};
 
@@ -106,9 +107,18 @@ pub struct Lock {
     refresher: Option<JoinHandle<()>>,
 }
 
+/// Who removes a lock when its own operation is not to wait for that any more.
+#[derive(Debug, Clone)]
+pub(super) struct Patient {
+    /// Waits an outage out.
+    pub(super) storage: Arc<dyn Storage>,
+    pub(super) stragglers: Stragglers,
+}
+
 #[derive(Debug)]
 struct Held {
     storage: Arc<dyn Storage>,
+    patient: Patient,
     sealer: Arc<Sealer>,
     exclusive: bool,
     current: Mutex<Current>,
@@ -138,6 +148,7 @@ impl Lock {
     /// Take a lock, or fail with [`ErrorKind::Busy`] naming who is in the way.
     pub(super) fn acquire(
         storage: &Arc<dyn Storage>,
+        patient: Patient,
         sealer: &Arc<Sealer>,
         exclusive: bool,
     ) -> Result<Self> {
@@ -146,6 +157,7 @@ impl Lock {
         let mut lock = Self {
             held: Arc::new(Held {
                 storage: Arc::clone(storage),
+                patient,
                 sealer: Arc::clone(sealer),
                 exclusive,
                 current: Mutex::new(Current::now(id)),
@@ -203,12 +215,28 @@ impl Drop for Lock {
             let _ = refresher.join();
         }
         let id = self.held.current().id;
-        if let Err(error) = self.held.storage.remove(FileKind::Lock, &id) {
-            tracing::warn!(
-                "the lock {id} could not be removed and stays until it is stale: {}",
-                error.chain()
-            );
+        match self.held.storage.remove(FileKind::Lock, &id) {
+            Err(error) if error.kind() == ErrorKind::Cancelled => {
+                let Patient {
+                    storage,
+                    stragglers,
+                } = self.held.patient.clone();
+                let removed = stragglers.run(move || {
+                    warn_if_left(&id, storage.remove(FileKind::Lock, &id));
+                });
+                warn_if_left(&id, removed);
+            }
+            removed => warn_if_left(&id, removed),
         }
+    }
+}
+
+fn warn_if_left(id: &FileId, removed: Result<()>) {
+    if let Err(error) = removed {
+        tracing::warn!(
+            "the lock {id} could not be removed and stays until it is stale: {}",
+            error.chain()
+        );
     }
 }
 

@@ -65,9 +65,9 @@ impl Repository {
             .keep_delete(jiff::Span::new());
         options.max_repack = LimitOption::Unlimited;
         let failed = |error| from_rustic("the repository could not be pruned", error);
-        let plan = guarded(|| self.opened.prune_plan(&options))?.map_err(failed)?;
+        let plan = guarded(|| self.shared.opened.prune_plan(&options))?.map_err(failed)?;
         lock.require_held()?;
-        guarded(|| self.opened.prune(&options, plan))?.map_err(failed)?;
+        guarded(|| self.shared.opened.prune(&options, plan))?.map_err(failed)?;
         let packs_after = self.pack_sizes()?;
         Ok(PruneReport {
             bytes_before: packs_before.values().sum(),
@@ -89,7 +89,7 @@ impl Repository {
         let options = CheckOptions::default()
             .trust_cache(true)
             .read_data(read_data);
-        let results = guarded(|| self.opened.check_with_trees(options, trees))?
+        let results = guarded(|| self.shared.opened.check_with_trees(options, trees))?
             .map_err(|error| from_rustic("the repository could not be checked", error))?;
         let damaged = self.damaged_snapshots();
         let mut report = CheckReport {

@@ -15,6 +15,7 @@ mod restore;
 mod seal;
 mod snapshot;
 mod source;
+mod stragglers;
 mod stream;
 mod tree;
 
@@ -30,6 +31,7 @@ use rustic_core::{
 use secrecy::{ExposeSecret, SecretString};
 
 pub use archive::{ArchiveRequest, Archived, Uncommitted};
+use locks::Patient;
 pub use locks::{Lock, LockInfo};
 pub use maintenance::{CheckReport, PruneReport};
 pub use restore::RestorePlan;
@@ -38,10 +40,12 @@ pub use source::{StreamSource, TreeSource};
 pub use tree::EntryKind;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
 use crate::storage::{FileId, FileKind, Storage};
 use bridge::{Bridge, from_rustic};
 use index::Index;
 use seal::Sealer;
+use stragglers::Stragglers;
 
 /// Large enough for fast uploads, small enough that nobody needs much memory to restore.
 const PACK_BYTES: u64 = 16 * 1024 * 1024;
@@ -49,13 +53,24 @@ const PACK_BYTES: u64 = 16 * 1024 * 1024;
 /// An open repository. Opening costs a third of a second of key derivation, so keep it; it may be used from many threads at once.
 /// All methods block; call them from a thread that may.
 pub struct Repository {
+    /// With the flag that [`Self::with_stop`] gave.
     storage: Arc<dyn Storage>,
-    bridge: Arc<Bridge>,
+    stop: Cancel,
+    shared: Arc<Shared>,
+}
+
+/// What all uses of one open repository have in common.
+struct Shared {
+    /// Without the flag of any one operation.
+    storage: Arc<dyn Storage>,
     sealer: Arc<Sealer>,
     opened: rustic_core::Repository<OpenStatus>,
     index: Mutex<Option<Index>>,
+    /// Held by whoever reads the index: one reads it for all.
+    reading: Mutex<()>,
     /// Snapshot files never change: each is read once.
     snapshots: Mutex<Snapshots>,
+    stragglers: Stragglers,
 }
 
 /// What is known of the snapshot files.
@@ -108,8 +123,7 @@ impl Repository {
             .set_datapack_size(pack_size)
             .set_datapack_growfactor(0u32)
             .set_treepack_growfactor(0u32);
-        let bridge = Arc::new(Bridge::new(Arc::clone(&storage)));
-        let rustic = connect(&bridge)?;
+        let rustic = connect(&Arc::new(Bridge::new(Arc::clone(&storage))))?;
         let failed = |error| {
             from_rustic(
                 format!("cannot create a repository at {}", storage.location()),
@@ -119,7 +133,7 @@ impl Repository {
         let opened =
             guarded(|| rustic.init(&credentials(password), &KeyOptions::default(), &config))?
                 .map_err(failed)?;
-        Self::assemble(storage, bridge, opened)
+        Self::assemble(storage, opened)
     }
 
     /// Whether there is a repository at this storage.
@@ -135,7 +149,17 @@ impl Repository {
     ///
     /// Fails with [`ErrorKind::NotFound`] where there is none and [`ErrorKind::Refused`] for a wrong password.
     pub fn open(storage: Arc<dyn Storage>, password: &SecretString) -> Result<Self> {
-        if !Self::exists(&*storage)? {
+        Self::open_with_stop(storage, password, &Cancel::new())
+    }
+
+    /// As [`Self::open`], for one operation: once `stop` is set, no outage is waited out. What was opened knows nothing of it.
+    pub fn open_with_stop(
+        storage: Arc<dyn Storage>,
+        password: &SecretString,
+        stop: &Cancel,
+    ) -> Result<Self> {
+        let stoppable = storage.with_stop(stop);
+        if !Self::exists(&*stoppable)? {
             return Err(Error::new(
                 ErrorKind::NotFound,
                 format!(
@@ -144,7 +168,7 @@ impl Repository {
                 ),
             ));
         }
-        let bridge = Arc::new(Bridge::new(Arc::clone(&storage)));
+        let bridge = Arc::new(Bridge::new(stoppable));
         let rustic = connect(&bridge)?;
         let opened = guarded(|| rustic.open(&credentials(password)))?.map_err(|error| {
             let wrong_password = error.is_incorrect_password();
@@ -161,30 +185,45 @@ impl Repository {
                 error
             }
         })?;
-        Self::assemble(storage, bridge, opened)
+        bridge.use_storage(Arc::clone(&storage));
+        Self::assemble(storage, opened)
     }
 
     fn assemble(
         storage: Arc<dyn Storage>,
-        bridge: Arc<Bridge>,
         opened: rustic_core::Repository<OpenStatus>,
     ) -> Result<Self> {
         let key = opened.key();
         let sealer = Arc::new(Sealer::new(&key.encrypt, &key.mac.k, &key.mac.r)?);
         Ok(Self {
-            storage,
-            bridge,
-            sealer,
-            opened,
-            index: Mutex::new(None),
-            snapshots: Mutex::default(),
+            storage: Arc::clone(&storage),
+            stop: Cancel::new(),
+            shared: Arc::new(Shared {
+                storage,
+                sealer,
+                opened,
+                index: Mutex::new(None),
+                reading: Mutex::default(),
+                snapshots: Mutex::default(),
+                stragglers: Stragglers::default(),
+            }),
+        })
+    }
+
+    /// The same open repository, for one operation: once `stop` is set, it does not wait out an outage of the storage any more, but fails
+    /// with [`ErrorKind::Cancelled`]; others that use the repository do. Takes the place of an earlier such flag and costs nothing.
+    pub fn with_stop(&self, stop: &Cancel) -> Arc<Self> {
+        Arc::new(Self {
+            storage: self.shared.storage.with_stop(stop),
+            stop: stop.clone(),
+            shared: Arc::clone(&self.shared),
         })
     }
 
     /// The id that the repository got when it was made: the same by whatever way it is reached, and another one for a repository that was
     /// made anew in its place.
     pub fn id(&self) -> String {
-        self.opened.config().id.to_hex().as_str().to_owned()
+        self.shared.opened.config().id.to_hex().as_str().to_owned()
     }
 
     /// Where it is, as an operator wrote it.
@@ -194,23 +233,31 @@ impl Repository {
 
     /// Take the lock under which one reads and adds. Fails with [`ErrorKind::Busy`] beside an exclusive one.
     pub fn lock_shared(&self) -> Result<Lock> {
-        Lock::acquire(&self.storage, &self.sealer, false)
+        self.lock(false)
     }
 
     /// Take the lock under which one removes packs. Fails with [`ErrorKind::Busy`] beside any other.
     pub fn lock_exclusive(&self) -> Result<Lock> {
-        Lock::acquire(&self.storage, &self.sealer, true)
+        self.lock(true)
+    }
+
+    fn lock(&self, exclusive: bool) -> Result<Lock> {
+        let patient = Patient {
+            storage: Arc::clone(&self.shared.storage),
+            stragglers: self.shared.stragglers.clone(),
+        };
+        Lock::acquire(&self.storage, patient, &self.shared.sealer, exclusive)
     }
 
     /// All locks that are held, ours and others'.
     pub fn locks(&self) -> Result<Vec<LockInfo>> {
-        let locks = locks::list(&*self.storage, &self.sealer)?;
+        let locks = locks::list(&*self.storage, &self.shared.sealer)?;
         locks.into_iter().map(|(_, info)| info).collect()
     }
 
     /// Remove the locks whose owners are gone, and those that nobody can read; describes those that were removed.
     pub fn unlock(&self) -> Result<Vec<String>> {
-        locks::remove_stale(&*self.storage, &self.sealer)
+        locks::remove_stale(&*self.storage, &self.shared.sealer)
     }
 
     /// All snapshots, oldest first. Only those not seen before are read. One that is damaged must not keep everybody from his backups:
@@ -294,14 +341,15 @@ impl Repository {
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let file: SnapshotFile = self.sealer.open_json(&sealed).map_err(|error| {
+        let file: SnapshotFile = self.shared.sealer.open_json(&sealed).map_err(|error| {
             error.context(format!("the snapshot {id} cannot be read: run `check`"))
         })?;
         Ok(Some(Snapshot::new(*id, file)))
     }
 
     fn known_snapshots(&self) -> MutexGuard<'_, Snapshots> {
-        self.snapshots
+        self.shared
+            .snapshots
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
@@ -322,24 +370,47 @@ impl Repository {
             .into_iter()
             .map(|(id, _)| id)
             .collect();
-        let mut kept = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(index) = kept.as_ref()
-            && index.is_made_from(&files)
-        {
-            return Ok(index.clone());
+        if let Some(index) = self.shared.index_made_from(&files) {
+            return Ok(index);
+        }
+        let _reading = self.stop.lock(&self.shared.reading)?;
+        if let Some(index) = self.shared.index_made_from(&files) {
+            return Ok(index);
         }
         // rustic consumes what it indexes; with the master key in hand another opening costs two small reads.
-        let rustic = connect(&self.bridge)?;
-        let key = Credentials::Masterkey(self.opened.key());
+        let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage)));
+        let rustic = connect(&bridge)?;
+        let key = Credentials::Masterkey(self.shared.opened.key());
         let indexed = guarded(|| {
             rustic
                 .open(&key)
                 .and_then(rustic_core::Repository::to_indexed)
         })?
         .map_err(|error| from_rustic("the index of the repository cannot be read", error))?;
-        let index = Index::new(files, indexed);
-        *kept = Some(index.clone());
+        // Others will use it, and whoever read it may be told to stop: that is nothing to them.
+        bridge.use_storage(Arc::clone(&self.shared.storage));
+        let index = Index::new(files, indexed, bridge);
+        *self.shared.kept_index() = Some(index.clone());
         Ok(index)
+    }
+}
+
+impl Shared {
+    fn kept_index(&self) -> MutexGuard<'_, Option<Index>> {
+        self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn index_made_from(&self, files: &BTreeSet<FileId>) -> Option<Index> {
+        let kept = self.kept_index();
+        kept.as_ref()
+            .filter(|index| index.is_made_from(files))
+            .cloned()
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.stragglers.join();
     }
 }
 

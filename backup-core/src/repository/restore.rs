@@ -350,7 +350,7 @@ impl Staged<'_> {
             .files_done(self.plan.files.saturating_sub(unfinished));
         blobs::fetch(
             &*repository.storage,
-            &repository.sealer,
+            &repository.shared.sealer,
             contents,
             &control.cancel,
             |target, plain| {

@@ -103,12 +103,18 @@ impl Repository {
     fn fetch_in_order(&self, batch: Vec<Wanted<usize>>, cancel: &Cancel) -> Result<Vec<u8>> {
         let parts: Vec<std::sync::Mutex<Vec<u8>>> =
             batch.iter().map(|_| std::sync::Mutex::default()).collect();
-        blobs::fetch(&*self.storage, &self.sealer, batch, cancel, |at, plain| {
-            *parts[*at]
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) = plain.to_vec();
-            Ok(())
-        })?;
+        blobs::fetch(
+            &*self.storage,
+            &self.shared.sealer,
+            batch,
+            cancel,
+            |at, plain| {
+                *parts[*at]
+                    .lock()
+                    .unwrap_or_else(std::sync::PoisonError::into_inner) = plain.to_vec();
+                Ok(())
+            },
+        )?;
         let parts: Vec<Vec<u8>> = parts
             .into_iter()
             .map(|part| {

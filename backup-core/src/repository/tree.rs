@@ -142,9 +142,13 @@ impl Repository {
                 purpose: at,
             });
         }
-        blobs::fetch(&*self.storage, &self.sealer, wanted, cancel, |at, json| {
-            visit(*at, parse_tree(json)?)
-        })
+        blobs::fetch(
+            &*self.storage,
+            &self.shared.sealer,
+            wanted,
+            cancel,
+            |at, json| visit(*at, parse_tree(json)?),
+        )
     }
 }
 

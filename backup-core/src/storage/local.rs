@@ -7,18 +7,20 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind as IoKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 
 use super::{FileId, FileKind, Location, Storage, all_directories, describe, temporary};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
 
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 
 /// A repository in a local directory.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct LocalStorage {
     location: Location,
     root: PathBuf,
@@ -209,6 +211,11 @@ impl Storage for LocalStorage {
                 error,
             )),
         }
+    }
+
+    /// There are no outages that could be waited out.
+    fn with_stop(&self, _stop: &Cancel) -> Arc<dyn Storage> {
+        Arc::new(self.clone())
     }
 }
 

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
 
 pub use location::Location;
 pub use sftp::SftpOptions;
@@ -176,6 +177,10 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
 
     /// Remove a file. One that is already gone is fine.
     fn remove(&self, kind: FileKind, id: &FileId) -> Result<()>;
+
+    /// The same storage by the same connections, for one operation: once `stop` is set, a call that meets an outage does not wait it out,
+    /// but fails with [`ErrorKind::Cancelled`]. A call that meets none is done all the same, so that what was begun can be tidied up.
+    fn with_stop(&self, stop: &Cancel) -> Arc<dyn Storage>;
 }
 
 #[cfg(test)]

@@ -58,6 +58,8 @@ pub struct SftpOptions {
     /// Once it is set, a passing fault is not waited out any more: a call that meets one fails with
     /// [`ErrorKind::Cancelled`]. A call that meets none is done all the same: what was begun can be tidied up.
     pub stop: Cancel,
+    /// The same, but for the opening of the storage alone: whoever needs it first may be told to stop.
+    pub stop_opening: Cancel,
 }
 
 impl Default for SftpOptions {
@@ -68,20 +70,25 @@ impl Default for SftpOptions {
             connections: 2,
             retry_for: Duration::from_secs(5 * 60),
             stop: Cancel::new(),
+            stop_opening: Cancel::new(),
         }
     }
 }
 
 /// A repository on an SFTP server.
+#[derive(Clone)]
 pub(super) struct SftpStorage {
     location: Location,
     root: String,
     pool: Arc<Pool>,
     retry_for: Duration,
-    stop: Cancel,
-    /// None only while it is dropped.
-    runtime: Option<Runtime>,
+    /// Any of them ends the waiting.
+    stops: Vec<Cancel>,
+    runtime: Arc<Threads>,
 }
+
+/// The threads that the connections live on, until nobody uses the storage any more.
+struct Threads(Option<Runtime>);
 
 impl SftpStorage {
     /// Connect once, so that what is wrong for good shows at once.
@@ -124,11 +131,18 @@ impl SftpStorage {
             root: place.path.clone(),
             pool: Arc::new(Pool::new(target, options.connections)),
             retry_for: options.retry_for,
-            stop: options.stop.clone(),
-            runtime: Some(runtime),
+            stops: vec![options.stop.clone()],
+            runtime: Arc::new(Threads(Some(runtime))),
         };
-        storage.run(format!("cannot reach {location}"), |_| async { Ok(()) })?;
+        let opening = storage.stoppable(&options.stop_opening);
+        opening.run(format!("cannot reach {location}"), |_| async { Ok(()) })?;
         Ok(storage)
+    }
+
+    fn stoppable(&self, stop: &Cancel) -> Self {
+        let mut storage = self.clone();
+        storage.stops.push(stop.clone());
+        storage
     }
 
     fn directory(&self, kind: FileKind, id: &FileId) -> String {
@@ -146,14 +160,14 @@ impl SftpStorage {
         W: Fn(Arc<Session>) -> F + Send + Sync + 'static,
         F: Future<Output = Result<T, Fault>> + Send,
     {
-        let Some(runtime) = &self.runtime else {
+        let Some(runtime) = &self.runtime.0 else {
             return Err(Error::new(ErrorKind::Failed, purpose));
         };
-        let (pool, retry_for, stop) = (self.pool.clone(), self.retry_for, self.stop.clone());
+        let (pool, retry_for, stops) = (self.pool.clone(), self.retry_for, self.stops.clone());
         let (sender, receiver) = mpsc::sync_channel(1);
         // On the runtime's own threads: the caller's may be any, also one of another runtime.
         runtime.spawn(async move {
-            let outcome = retry(&pool, retry_for, &stop, work).await;
+            let outcome = retry(&pool, retry_for, &stops, work).await;
             // The receiver waits below for as long as we run.
             let _ = sender.send(outcome);
         });
@@ -167,7 +181,7 @@ impl SftpStorage {
     }
 }
 
-async fn retry<T, W, F>(pool: &Pool, retry_for: Duration, stop: &Cancel, work: W) -> Result<T>
+async fn retry<T, W, F>(pool: &Pool, retry_for: Duration, stops: &[Cancel], work: W) -> Result<T>
 where
     W: Fn(Arc<Session>) -> F,
     F: Future<Output = Result<T, Fault>>,
@@ -180,7 +194,7 @@ where
             Err(Fault::Permanent(error)) => return Err(error),
             Err(Fault::Passing(error)) => error,
         };
-        if stop.is_cancelled() {
+        if any_is_set(stops) {
             return Err(Error::caused(
                 ErrorKind::Cancelled,
                 format!("cancelled while {} was away", pool.target().server()),
@@ -209,15 +223,19 @@ where
         let pause_now = pause
             .mul_f64(rand::random_range(0.75..1.25))
             .min(deadline - now);
-        wait(pause_now, stop).await;
+        wait(pause_now, stops).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
     }
 }
 
+fn any_is_set(stops: &[Cancel]) -> bool {
+    stops.iter().any(Cancel::is_cancelled)
+}
+
 /// A pause that ends when somebody asks to stop.
-async fn wait(pause: Duration, stop: &Cancel) {
+async fn wait(pause: Duration, stops: &[Cancel]) {
     let end = Instant::now() + pause;
-    while !stop.is_cancelled() && Instant::now() < end {
+    while !any_is_set(stops) && Instant::now() < end {
         sleep_until(end.min(Instant::now() + STOP_POLL)).await;
     }
 }
@@ -381,6 +399,10 @@ impl Storage for SftpStorage {
             },
         )
     }
+
+    fn with_stop(&self, stop: &Cancel) -> Arc<dyn Storage> {
+        Arc::new(self.stoppable(stop))
+    }
 }
 
 impl fmt::Debug for SftpStorage {
@@ -391,9 +413,9 @@ impl fmt::Debug for SftpStorage {
     }
 }
 
-impl Drop for SftpStorage {
+impl Drop for Threads {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
+        if let Some(runtime) = self.0.take() {
             // Also from an async task, where waiting for its threads would panic.
             runtime.shutdown_background();
         }
