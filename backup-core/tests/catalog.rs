@@ -301,6 +301,9 @@ impl Storage for Counted {
     fn remove(&self, kind: FileKind, id: &FileId) -> Result<()> {
         self.inner.remove(kind, id)
     }
+    fn with_stop(&self, stop: &Cancel) -> Arc<dyn Storage> {
+        self.inner.with_stop(stop)
+    }
 }
 
 fn config(scratch: &Path, url: &str) -> Config {
