@@ -1,10 +1,9 @@
-//! What the product does, as procedures that read as their steps: back up a customer, restore a customer, list what there is.
+//! What the product does, as procedures that read as their steps: back up a customer, restore a customer.
 //!
 //! Each procedure names its commit point. Before it a failure leaves no trace; whatever the way out, maintenance is off, what was
 //! stopped is started, and what was staged is gone.
 
 mod backup;
-mod list;
 mod restore;
 
 use std::sync::{Arc, Mutex, PoisonError};

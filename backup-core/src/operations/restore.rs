@@ -104,44 +104,6 @@ impl Engine {
         }
     }
 
-    /// The full id of one of the customer's backups by the first digits of it, at least eight.
-    ///
-    /// Looks among this customer's backups only, so that no beginning of an id leads to another's.
-    pub fn resolve(&self, customer: &Customer, source: Source, text: &str) -> Result<SnapshotId> {
-        if let Ok(id) = text.parse() {
-            return Ok(id);
-        }
-        let is_beginning = (8..64).contains(&text.len())
-            && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if !is_beginning {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                "a backup is named by its id as `list` shows it: 64 hexadecimal digits, or at least the first 8",
-            ));
-        }
-        let list = self.list(customer)?;
-        let entries = match source {
-            Source::Manual => list.manual,
-            Source::Daily => list.daily,
-            Source::PreRestore => list.pre_restore,
-        };
-        let mut matching = entries
-            .iter()
-            .map(|entry| entry.id)
-            .filter(|id| id.to_string().starts_with(text));
-        match (matching.next(), matching.next()) {
-            (Some(id), None) => Ok(id),
-            (None, _) => Err(no_such_backup(customer.id, text)),
-            (Some(_), Some(_)) => Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "several backups of customer {} begin with {text}: give more digits",
-                    customer.id
-                ),
-            )),
-        }
-    }
-
     /// The first step: the backup is this customer's and holds what was asked for. Nothing is changed.
     fn find(
         &self,
