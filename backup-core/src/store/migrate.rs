@@ -6,7 +6,7 @@
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
 
-use super::{Pool, Store, explain, is_missing_table};
+use super::{Pool, Store, explain, is_denied, is_missing_table};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Of our own: the platform may use sqlx, too.
@@ -137,6 +137,17 @@ impl Store {
 
     fn migration_failed(&self, error: MigrateError) -> Error {
         match error {
+            MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) if is_denied(&e) => {
+                Error::caused(
+                    ErrorKind::Refused,
+                    format!(
+                        "the account may not create and alter tables in {}: run `shophosting-backup migrate` once with one that has CREATE, \
+                         ALTER, INDEX, SELECT, INSERT, UPDATE and DELETE there; the rest of the time none needs the first three",
+                        self.shown
+                    ),
+                    e,
+                )
+            }
             MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => {
                 explain(&self.shown, e)
             }
