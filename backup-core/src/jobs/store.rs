@@ -138,15 +138,15 @@ impl JobStore {
         self.insert(new, None).await
     }
 
-    /// Create a job that the caller runs himself, from now on. `owner` is for people.
+    /// Create a job that the caller runs himself, from now on. `owner` is for people. With a job in the way, the lease holds nothing.
     pub async fn create_claimed(&self, new: &NewJob, owner: &str) -> Result<(Created, Lease)> {
         let created = self.insert(new, Some(owner)).await?;
-        let (Created::Job(job) | Created::InTheWay(job)) = &created;
-        let lease = Lease {
-            job: job.id,
-            attempt: 1,
+        let (job, attempt) = match &created {
+            Created::Job(job) => (job.id, 1),
+            // No running job is at this attempt.
+            Created::InTheWay(job) => (job.id, 0),
         };
-        Ok((created, lease))
+        Ok((created, Lease { job, attempt }))
     }
 
     async fn insert(&self, new: &NewJob, owner: Option<&str>) -> Result<Created> {
