@@ -199,37 +199,55 @@ impl JobStore {
 
     /// Take the oldest job of a hosting server that waits, or whose owner died. `owner` is for people.
     pub async fn claim(&self, server: &str, owner: &str) -> Result<Option<Claimed>> {
+        const AT_ONCE: usize = 16;
         let candidates = format!(
-            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE server = ? AND {CAN_BE_TAKEN} ORDER BY id LIMIT 16"
+            "SELECT {COLUMNS} FROM customer_backup_jobs WHERE server = ? AND {CAN_BE_TAKEN} ORDER BY id LIMIT {AT_ONCE}"
         );
+        // Of a job that its owner gave back since it was seen, the attempt is the same.
         let claim = format!(
             "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {{now}} + ?,
                  started_at = COALESCE(started_at, {{now}}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
                  bytes_per_second = NULL, status = 'running'
-             WHERE id = ? AND attempts = ? AND {CAN_BE_TAKEN}"
+             WHERE id = ? AND attempts = ? AND server = ? AND status = ? AND {CAN_BE_TAKEN}"
         );
-        let rows: Vec<JobRow> = self.store.rows(&candidates, values![server]).await?;
-        for row in rows {
-            let (id, attempts) = (row.id, row.attempts);
-            let claimed = values![owner, self.lease_milliseconds(), id, attempts];
-            if self.store.execute(&claim, claimed).await? == 0 {
+        loop {
+            let rows: Vec<JobRow> = self.store.rows(&candidates, values![server]).await?;
+            let seen = rows.len();
+            for row in rows {
+                let values = values![
+                    owner,
+                    self.lease_milliseconds(),
+                    row.id,
+                    row.attempts,
+                    server,
+                    row.status.as_str(),
+                ];
+                if self.store.execute(&claim, values).await? > 0 {
+                    return self.claimed(&row).await.map(Some);
+                }
                 // Somebody was faster.
-                continue;
             }
-            let intended = row.intended();
-            let is_taken_over = row.status == JobStatus::Running.as_str();
-            let job = self.require(row.number()?).await?;
-            return Ok(Some(Claimed {
-                lease: Lease {
-                    job: job.id,
-                    attempt: u32::try_from(attempts.saturating_add(1)).unwrap_or(u32::MAX),
-                },
-                job,
-                is_taken_over,
-                intended,
-            }));
+            if seen < AT_ONCE {
+                return Ok(None);
+            }
         }
-        Ok(None)
+    }
+
+    /// What a claim got, when `before` is what it was.
+    async fn claimed(&self, before: &JobRow) -> Result<Claimed> {
+        let lease = Lease {
+            job: before.number()?,
+            attempt: u32::try_from(before.attempts.saturating_add(1)).unwrap_or(u32::MAX),
+        };
+        let rows = self.select("WHERE id = ?", values![before.id]).await?;
+        let row = rows.into_iter().next().ok_or_else(|| no_job(lease.job))?;
+        Ok(Claimed {
+            lease,
+            is_taken_over: before.status == JobStatus::Running.as_str(),
+            // As its last owner left it, who may have been at work since it was seen.
+            intended: row.intended(),
+            job: row.understand()?,
+        })
     }
 
     /// Renew the lease and write the progress down; says whether to go on.
@@ -354,14 +372,14 @@ impl JobStore {
 
     /// A job by its number.
     pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
-        let jobs = self.select("WHERE id = ?", values![id.get()]).await?;
+        let jobs = self.jobs("WHERE id = ?", values![id.get()]).await?;
         Ok(jobs.into_iter().next())
     }
 
     /// The customer's job that has not ended.
     pub async fn active(&self, customer: CustomerId) -> Result<Option<Job>> {
         let jobs = self
-            .select("WHERE active_customer = ?", values![customer.get()])
+            .jobs("WHERE active_customer = ?", values![customer.get()])
             .await?;
         Ok(jobs.into_iter().next())
     }
@@ -369,25 +387,27 @@ impl JobStore {
     /// The newest jobs of a customer, newest first.
     pub async fn of_customer(&self, customer: CustomerId, at_most: u32) -> Result<Vec<Job>> {
         let newest = "WHERE customer_id = ? ORDER BY id DESC LIMIT ?";
-        self.select(newest, values![customer.get(), at_most]).await
+        self.jobs(newest, values![customer.get(), at_most]).await
     }
 
     /// The newest jobs of all customers, newest first.
     pub async fn recent(&self, at_most: u32) -> Result<Vec<Job>> {
-        self.select("ORDER BY id DESC LIMIT ?", values![at_most])
+        self.jobs("ORDER BY id DESC LIMIT ?", values![at_most])
             .await
     }
 
     async fn require(&self, id: JobId) -> Result<Job> {
-        self.get(id)
-            .await?
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}")))
+        self.get(id).await?.ok_or_else(|| no_job(id))
     }
 
-    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
-        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
-        let rows: Vec<JobRow> = self.store.rows(&query, values).await?;
+    async fn jobs(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
+        let rows = self.select(which, values).await?;
         rows.into_iter().map(JobRow::understand).collect()
+    }
+
+    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<JobRow>> {
+        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
+        self.store.rows(&query, values).await
     }
 
     fn lease_milliseconds(&self) -> u64 {
@@ -490,6 +510,10 @@ impl JobRow {
             phase: self.phase.as_deref().and_then(Phase::from_word),
         })
     }
+}
+
+fn no_job(id: JobId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no job {id}"))
 }
 
 /// Of the platform's columns: a text without a zone, in UTC.
