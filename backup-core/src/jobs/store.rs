@@ -356,18 +356,27 @@ impl JobStore {
             WHERE id = ? AND status = 'pending'";
         const RUNNING: &str = "UPDATE customer_backup_jobs SET cancel_requested = 1
             WHERE id = ? AND status = 'running' AND committing = 0";
-        let pending = values![CANCELLED, id.get()];
-        if self.store.execute(PENDING, pending).await? > 0 {
-            return Ok(CancelAnswer::Cancelled);
+        // Its owner may give it back between the two.
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let pending = values![CANCELLED, id.get()];
+            if self.store.execute(PENDING, pending).await? > 0 {
+                return Ok(CancelAnswer::Cancelled);
+            }
+            if self.store.execute(RUNNING, values![id.get()]).await? > 0 {
+                return Ok(CancelAnswer::Requested);
+            }
+            let job = self.require(id).await?;
+            match job.status {
+                JobStatus::Completed | JobStatus::Failed => return Ok(CancelAnswer::Ended),
+                JobStatus::Running if !job.cancellable => return Ok(CancelAnswer::TooLate),
+                JobStatus::Running | JobStatus::Pending => {}
+            }
         }
-        if self.store.execute(RUNNING, values![id.get()]).await? > 0 {
-            return Ok(CancelAnswer::Requested);
-        }
-        let job = self.require(id).await?;
-        Ok(match job.status {
-            JobStatus::Completed | JobStatus::Failed => CancelAnswer::Ended,
-            JobStatus::Pending | JobStatus::Running => CancelAnswer::TooLate,
-        })
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("the job {id} is taken up and given back all the time: try again"),
+        ))
     }
 
     /// A job by its number.
