@@ -530,3 +530,83 @@ fn understand_time(text: &str) -> Option<Timestamp> {
     let time: DateTime = text.parse().ok()?;
     Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Environment, Origin};
+
+    /// The public ways are tested from outside, on both kinds of database; only the library itself completes a job.
+    async fn jobs(dir: &tempfile::TempDir, lease: Duration) -> JobStore {
+        let text = format!(
+            "[database]\nurl = 'sqlite://{}/b.db'\n[repositories.manual]\nlocation = '/r'\npassword_file = '/p'\n",
+            dir.path().display()
+        );
+        let config = Config::read(Origin::File("test".into()), &text, &Environment::default());
+        let store = Store::connect(&config.unwrap()).await.unwrap();
+        JobStore::new(&store, lease)
+    }
+
+    fn a_backup() -> NewJob {
+        NewJob {
+            customer: CustomerId::new(7).unwrap(),
+            server: "default".into(),
+            job_type: JobType::Backup,
+            backup_type: BackupType::Both,
+            snapshot: None,
+            online: false,
+            note: None,
+        }
+    }
+
+    async fn complete(jobs: &JobStore, lease: Lease, snapshot: Option<SnapshotId>) -> bool {
+        let mut transaction = jobs.store.begin().await.unwrap();
+        let done = jobs.complete(&mut transaction, lease, snapshot).await;
+        transaction.commit().await.unwrap();
+        done.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_is_completed_once_and_by_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = jobs(&dir, Duration::ZERO).await;
+        let (_, old) = jobs.create_claimed(&a_backup(), "old").await.unwrap();
+        let new = loop {
+            // Over as soon as the clock has moved on.
+            if let Some(claimed) = jobs.claim("default", "new").await.unwrap() {
+                break claimed.lease;
+            }
+        };
+        let snapshot: SnapshotId = "ab".repeat(32).parse().unwrap();
+        assert!(!complete(&jobs, old, Some(snapshot)).await);
+        let running = jobs.require(new.job).await.unwrap();
+        assert_eq!(
+            (running.status, running.snapshot_id),
+            (JobStatus::Running, None)
+        );
+
+        assert!(complete(&jobs, new, Some(snapshot)).await);
+        let ended = jobs.require(new.job).await.unwrap();
+        assert_eq!(ended.status, JobStatus::Completed);
+        assert_eq!(ended.snapshot_id, Some(snapshot.to_string()));
+        assert!(ended.completed_at >= ended.started_at && ended.error_message.is_none());
+        for lease in [old, new] {
+            assert!(!complete(&jobs, lease, None).await);
+            assert!(!jobs.fail(lease, Failure::Error, "Late.").await.unwrap());
+        }
+        assert_eq!(jobs.cancel(new.job).await.unwrap(), CancelAnswer::Ended);
+        assert_eq!(jobs.require(new.job).await.unwrap(), ended);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_dropped_completes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = jobs(&dir, Duration::from_secs(60)).await;
+        let (_, lease) = jobs.create_claimed(&a_backup(), "me").await.unwrap();
+        let mut transaction = jobs.store.begin().await.unwrap();
+        assert!(jobs.complete(&mut transaction, lease, None).await.unwrap());
+        drop(transaction);
+        assert_eq!(jobs.look(lease).await.unwrap(), Kept::Held);
+        assert!(complete(&jobs, lease, None).await);
+    }
+}
