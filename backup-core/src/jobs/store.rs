@@ -125,6 +125,8 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
     files_done, bytes_per_second, started_at, finished_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
 
+const IS_RUNNING_ON: &str = "WHERE server = ? AND status = 'running'";
+
 /// What a lease writes under.
 const IS_HELD: &str = "id = ? AND attempts = ? AND status = 'running'";
 
@@ -147,15 +149,16 @@ impl JobStore {
         self.insert(new, None).await
     }
 
-    /// Create a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him.
+    /// Create a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him. With a job in
+    /// the way, the lease holds nothing.
     pub async fn create_claimed(&self, new: &NewJob, owner: &str) -> Result<(Created, Lease)> {
         let created = self.insert(new, Some(owner)).await?;
-        let (Created::Job(job) | Created::InTheWay(job)) = &created;
-        let lease = Lease {
-            job: job.id,
-            attempt: 1,
+        let (job, attempt) = match &created {
+            Created::Job(job) => (job.id, 1),
+            // No running job is at this attempt.
+            Created::InTheWay(job) => (job.id, 0),
         };
-        Ok((created, lease))
+        Ok((created, Lease { job, attempt }))
     }
 
     async fn insert(&self, new: &NewJob, owner: Option<&str>) -> Result<Created> {
@@ -206,26 +209,37 @@ impl JobStore {
         ))
     }
 
-    /// Take a backup whose owner died, else the oldest job of a hosting server that waits. `owner` is the caller, as [`owner_of_this_process`] names him.
+    /// Take a backup whose owner died, else the oldest job of a hosting server that waits. `owner` is the caller, as
+    /// [`owner_of_this_process`] names him.
     pub async fn claim(&self, server: &str, owner: &str) -> Result<Option<Claimed>> {
-        const PENDING: &str = "WHERE server = ? AND status = 'pending' ORDER BY id LIMIT 16";
-        let abandoned = self.abandoned_rows("WHERE server = ? AND status = 'running'", server);
-        let mut candidates = abandoned.await?;
-        candidates.retain(|row| row.job_type == JobType::Backup.as_str());
-        candidates.extend(self.raw(PENDING, values![server]).await?);
-        for row in candidates {
-            if let Some(claimed) = self.take(row, owner).await? {
+        const AT_ONCE: usize = 16;
+        let pending =
+            format!("WHERE server = ? AND status = 'pending' ORDER BY id LIMIT {AT_ONCE}");
+        for row in self.abandoned(IS_RUNNING_ON, server).await? {
+            if row.job_type == JobType::Backup.as_str()
+                && let Some(claimed) = self.take(&row, owner).await?
+            {
                 return Ok(Some(claimed));
             }
-            // Somebody was faster.
         }
-        Ok(None)
+        loop {
+            let rows = self.select(&pending, values![server]).await?;
+            for row in &rows {
+                if let Some(claimed) = self.take(row, owner).await? {
+                    return Ok(Some(claimed));
+                }
+                // Somebody was faster.
+            }
+            if rows.len() < AT_ONCE {
+                return Ok(None);
+            }
+        }
     }
 
     /// Running restores of a hosting server whose owners died.
     pub async fn abandoned_restores(&self, server: &str) -> Result<Vec<Job>> {
-        let which = "WHERE server = ? AND status = 'running' AND job_type = 'restore'";
-        let rows = self.abandoned_rows(which, server).await?;
+        let mut rows = self.abandoned(IS_RUNNING_ON, server).await?;
+        rows.retain(|row| row.job_type == JobType::Restore.as_str());
         rows.into_iter().map(JobRow::understand).collect()
     }
 
@@ -233,54 +247,50 @@ impl JobStore {
     /// more. None: its owner lives, or somebody was faster.
     pub async fn take_over(&self, id: JobId, owner: &str) -> Result<Option<Claimed>> {
         let which = "WHERE id = ? AND status = 'running'";
-        match self.abandoned_rows(which, id.get()).await?.pop() {
+        match self.abandoned(which, id.get()).await?.first() {
             Some(row) => self.take(row, owner).await,
             None => Ok(None),
         }
     }
 
     /// Those running jobs whose owners have been silent for a whole lease, or are dead for sure.
-    async fn abandoned_rows(&self, which: &str, value: impl Into<Value>) -> Result<Vec<JobRow>> {
-        let mut rows = self.raw(which, &[value.into()]).await?;
-        rows.retain(|row| {
-            row.is_expired != 0
-                || row
-                    .lease_owner
-                    .as_deref()
-                    .is_some_and(super::owner::is_dead)
-        });
+    async fn abandoned(&self, which: &str, value: impl Into<Value>) -> Result<Vec<JobRow>> {
+        let mut rows = self.select(which, &[value.into()]).await?;
+        rows.retain(|row| row.is_expired != 0 || row.dead_owner().is_some());
         Ok(rows)
     }
 
-    /// Compare and set: only as it was read, for every attempt has another number.
-    async fn take(&self, row: JobRow, owner: &str) -> Result<Option<Claimed>> {
+    /// Compare and set: only as it was seen. A job that its owner gave back since then is at the same attempt.
+    async fn take(&self, seen: &JobRow, owner: &str) -> Result<Option<Claimed>> {
         const UPDATE: &str = "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {now} + ?,
                 started_at = COALESCE(started_at, {now}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
                 bytes_per_second = NULL, status = 'running'
-            WHERE id = ? AND attempts = ? AND status = ? AND (status = 'pending' OR lease_owner IS NULL OR lease_owner = ?)";
+            WHERE id = ? AND attempts = ? AND server = ? AND status = ?
+                AND (status = 'pending' OR lease_owner = ? OR COALESCE(lease_until, 0) < {now})";
         let values = values![
             owner,
             self.lease_milliseconds(),
-            row.id,
-            row.attempts,
-            row.status.clone(),
-            row.lease_owner.clone(),
+            seen.id,
+            seen.attempts,
+            seen.server.as_str(),
+            seen.status.as_str(),
+            seen.dead_owner(),
         ];
         if self.store.execute(UPDATE, values).await? == 0 {
             return Ok(None);
         }
-        let intended = row.intended();
-        let is_taken_over = row.status == JobStatus::Running.as_str();
-        let attempt = row.attempts.saturating_add(1);
-        let job = self.require(row.number()?).await?;
+        let lease = Lease {
+            job: seen.number()?,
+            attempt: u32::try_from(seen.attempts.saturating_add(1)).unwrap_or(u32::MAX),
+        };
+        let rows = self.select("WHERE id = ?", values![seen.id]).await?;
+        let row = rows.into_iter().next().ok_or_else(|| no_job(lease.job))?;
         Ok(Some(Claimed {
-            lease: Lease {
-                job: job.id,
-                attempt: u32::try_from(attempt).unwrap_or(u32::MAX),
-            },
-            job,
-            is_taken_over,
-            intended,
+            lease,
+            is_taken_over: seen.status == JobStatus::Running.as_str(),
+            // As its last owner left it, who may have been at work since it was seen.
+            intended: row.intended(),
+            job: row.understand()?,
         }))
     }
 
@@ -415,37 +425,45 @@ impl JobStore {
             WHERE id = ? AND status = 'pending'";
         const RUNNING: &str = "UPDATE customer_backup_jobs SET cancel_requested = 1
             WHERE id = ? AND status = 'running' AND committing = 0";
-        let pending = values![CANCELLED, id.get()];
-        if self.store.execute(PENDING, pending).await? > 0 {
-            return Ok(CancelAnswer::Cancelled);
+        // Its owner may give it back between the two.
+        const TRIES: usize = 5;
+        for _ in 0..TRIES {
+            let pending = values![CANCELLED, id.get()];
+            if self.store.execute(PENDING, pending).await? > 0 {
+                return Ok(CancelAnswer::Cancelled);
+            }
+            if self.store.execute(RUNNING, values![id.get()]).await? > 0 {
+                return Ok(CancelAnswer::Requested);
+            }
+            let job = self.require(id).await?;
+            match job.status {
+                JobStatus::Completed | JobStatus::Failed => return Ok(CancelAnswer::Ended),
+                JobStatus::Running if !job.cancellable => return Ok(CancelAnswer::TooLate),
+                JobStatus::Running | JobStatus::Pending => {}
+            }
         }
-        if self.store.execute(RUNNING, values![id.get()]).await? > 0 {
-            return Ok(CancelAnswer::Requested);
-        }
-        let job = self.require(id).await?;
-        Ok(match job.status {
-            JobStatus::Completed | JobStatus::Failed => CancelAnswer::Ended,
-            JobStatus::Pending | JobStatus::Running => CancelAnswer::TooLate,
-        })
+        Err(Error::new(
+            ErrorKind::Busy,
+            format!("the job {id} is taken up and given back all the time: try again"),
+        ))
     }
 
     /// A job by its number.
     pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
-        let jobs = self.select("WHERE id = ?", values![id.get()]).await?;
+        let jobs = self.jobs("WHERE id = ?", values![id.get()]).await?;
         Ok(jobs.into_iter().next())
     }
 
     pub(super) async fn get_some(&self, ids: &[JobId]) -> Result<Vec<Job>> {
         let places = vec!["?"; ids.len()].join(", ");
         let values: Vec<Value> = ids.iter().map(|id| Value::from(id.get())).collect();
-        self.select(&format!("WHERE id IN ({places})"), &values)
-            .await
+        self.jobs(&format!("WHERE id IN ({places})"), &values).await
     }
 
     /// The customer's job that has not ended.
     pub async fn active(&self, customer: CustomerId) -> Result<Option<Job>> {
         let jobs = self
-            .select("WHERE active_customer = ?", values![customer.get()])
+            .jobs("WHERE active_customer = ?", values![customer.get()])
             .await?;
         Ok(jobs.into_iter().next())
     }
@@ -453,27 +471,25 @@ impl JobStore {
     /// The newest jobs of a customer, newest first.
     pub async fn of_customer(&self, customer: CustomerId, at_most: u32) -> Result<Vec<Job>> {
         let newest = "WHERE customer_id = ? ORDER BY id DESC LIMIT ?";
-        self.select(newest, values![customer.get(), at_most]).await
+        self.jobs(newest, values![customer.get(), at_most]).await
     }
 
     /// The newest jobs of all customers, newest first.
     pub async fn recent(&self, at_most: u32) -> Result<Vec<Job>> {
-        self.select("ORDER BY id DESC LIMIT ?", values![at_most])
+        self.jobs("ORDER BY id DESC LIMIT ?", values![at_most])
             .await
     }
 
     async fn require(&self, id: JobId) -> Result<Job> {
-        self.get(id)
-            .await?
-            .ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}")))
+        self.get(id).await?.ok_or_else(|| no_job(id))
     }
 
-    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
-        let rows = self.raw(which, values).await?;
+    async fn jobs(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
+        let rows = self.select(which, values).await?;
         rows.into_iter().map(JobRow::understand).collect()
     }
 
-    async fn raw(&self, which: &str, values: &[Value]) -> Result<Vec<JobRow>> {
+    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<JobRow>> {
         let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
         self.store.rows(&query, values).await
     }
@@ -520,6 +536,13 @@ impl JobRow {
         u64::try_from(self.id)
             .map(JobId)
             .map_err(|_| self.odd("its number is negative"))
+    }
+
+    /// Its owner, if he cannot speak any more.
+    fn dead_owner(&self) -> Option<&str> {
+        self.lease_owner
+            .as_deref()
+            .filter(|owner| super::owner::is_dead(owner))
     }
 
     fn intended(&self) -> Option<SnapshotId> {
@@ -582,8 +605,92 @@ impl JobRow {
     }
 }
 
+fn no_job(id: JobId) -> Error {
+    Error::new(ErrorKind::NotFound, format!("there is no job {id}"))
+}
+
 /// Of the platform's columns: a text without a zone, in UTC.
 fn understand_time(text: &str) -> Option<Timestamp> {
     let time: DateTime = text.parse().ok()?;
     Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Environment, Origin};
+
+    /// The public ways are tested from outside, on both kinds of database; only the library itself completes a job.
+    async fn jobs(dir: &tempfile::TempDir, lease: Duration) -> JobStore {
+        let text = format!(
+            "[database]\nurl = 'sqlite://{}/b.db'\n[repositories.manual]\nlocation = '/r'\npassword_file = '/p'\n",
+            dir.path().display()
+        );
+        let config = Config::read(Origin::File("test".into()), &text, &Environment::default());
+        let store = Store::connect(&config.unwrap()).await.unwrap();
+        JobStore::new(&store, lease)
+    }
+
+    fn a_backup() -> NewJob {
+        NewJob {
+            customer: CustomerId::new(7).unwrap(),
+            server: "default".into(),
+            job_type: JobType::Backup,
+            backup_type: BackupType::Both,
+            snapshot: None,
+            online: false,
+            note: None,
+        }
+    }
+
+    async fn complete(jobs: &JobStore, lease: Lease, snapshot: Option<SnapshotId>) -> bool {
+        let mut transaction = jobs.store.begin().await.unwrap();
+        let done = jobs.complete(&mut transaction, lease, snapshot).await;
+        transaction.commit().await.unwrap();
+        done.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_job_is_completed_once_and_by_its_owner_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = jobs(&dir, Duration::ZERO).await;
+        let (_, old) = jobs.create_claimed(&a_backup(), "old").await.unwrap();
+        let new = loop {
+            // Over as soon as the clock has moved on.
+            if let Some(claimed) = jobs.claim("default", "new").await.unwrap() {
+                break claimed.lease;
+            }
+        };
+        let snapshot: SnapshotId = "ab".repeat(32).parse().unwrap();
+        assert!(!complete(&jobs, old, Some(snapshot)).await);
+        let running = jobs.require(new.job).await.unwrap();
+        assert_eq!(
+            (running.status, running.snapshot_id),
+            (JobStatus::Running, None)
+        );
+
+        assert!(complete(&jobs, new, Some(snapshot)).await);
+        let ended = jobs.require(new.job).await.unwrap();
+        assert_eq!(ended.status, JobStatus::Completed);
+        assert_eq!(ended.snapshot_id, Some(snapshot.to_string()));
+        assert!(ended.completed_at >= ended.started_at && ended.error_message.is_none());
+        for lease in [old, new] {
+            assert!(!complete(&jobs, lease, None).await);
+            assert!(!jobs.fail(lease, Failure::Error, "Late.").await.unwrap());
+        }
+        assert_eq!(jobs.cancel(new.job).await.unwrap(), CancelAnswer::Ended);
+        assert_eq!(jobs.require(new.job).await.unwrap(), ended);
+    }
+
+    #[tokio::test]
+    async fn a_transaction_that_is_dropped_completes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = jobs(&dir, Duration::from_secs(60)).await;
+        let (_, lease) = jobs.create_claimed(&a_backup(), "me").await.unwrap();
+        let mut transaction = jobs.store.begin().await.unwrap();
+        assert!(jobs.complete(&mut transaction, lease, None).await.unwrap());
+        drop(transaction);
+        assert_eq!(jobs.look(lease).await.unwrap(), Kept::Held);
+        assert!(complete(&jobs, lease, None).await);
+    }
 }

@@ -4,9 +4,11 @@
 //! never touched; its `customer_backup_jobs`, if an earlier deployment made it by hand, keeps its columns and its rows.
 
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::{AssertSqlSafe, Executor, SqlSafeStr};
+use sqlx::mysql::MySqlConnection;
+use sqlx::sqlite::SqlitePool;
+use sqlx::{AssertSqlSafe, Connection, Executor, SqlSafeStr};
 
-use super::{Pool, Store, explain, is_missing_table};
+use super::{Pool, Store, explain, is_denied, is_missing_table};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Of our own: the platform may use sqlx, too.
@@ -32,35 +34,66 @@ pub struct Migrated {
     pub to: i64,
 }
 
+/// The turn of this process to change the tables.
+enum Turn {
+    /// Has the lock, which is free when the connection ends, however that ends.
+    MySql(MySqlConnection),
+    /// The transaction of the migration will be the lock.
+    Sqlite(SqlitePool),
+}
+
 impl Store {
     /// Create the tables, or bring them to this program's version.
     ///
     /// Fails with [`ErrorKind::Configuration`] where a newer program has been at them, and with [`ErrorKind::Refused`] where the account may not.
     pub async fn migrate(&self) -> Result<Migrated> {
+        let turn = self.turn_to_migrate().await?;
+        self.migrate_in(turn).await
+    }
+
+    async fn turn_to_migrate(&self) -> Result<Turn> {
+        // MariaDB knows no endless wait, and MySQL no name of more than 64 characters.
+        const LOCK: &str = "SELECT GET_LOCK(CONCAT('backup_migrations.', SHA1(DATABASE())), 600)";
+        let pool = match &self.pool {
+            Pool::MySql(pool) => pool,
+            Pool::Sqlite(pool) => return Ok(Turn::Sqlite(pool.clone())),
+        };
+        // Not one that goes back to the pool.
+        let mut connection = pool.acquire().await.map_err(|e| self.failed(e))?.detach();
+        let locked: Option<i64> = sqlx::query_scalar(LOCK)
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|e| self.failed(e))?;
+        if locked != Some(1) {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "another process has been upgrading the tables of {} for ten minutes: see what it waits for, and try again",
+                    self.shown
+                ),
+            ));
+        }
+        Ok(Turn::MySql(connection))
+    }
+
+    async fn migrate_in(&self, turn: Turn) -> Result<Migrated> {
         let from = self.version().await?;
-        match &self.pool {
-            Pool::MySql(pool) => {
-                let mut connection = pool.acquire().await.map_err(|e| self.failed(e))?;
-                // Held by the connection: when this process dies, it is free.
-                const LOCK: &str = "SELECT GET_LOCK(CONCAT('backup_migrations.', DATABASE()), -1)";
-                const UNLOCK: &str =
-                    "SELECT RELEASE_LOCK(CONCAT('backup_migrations.', DATABASE()))";
-                connection.execute(LOCK).await.map_err(|e| self.failed(e))?;
+        match turn {
+            Turn::MySql(mut connection) => {
                 // What was interrupted is repeated.
                 let forget_interrupted = format!("DELETE FROM {TABLE} WHERE success = FALSE");
                 let forgotten = connection.execute(AssertSqlSafe(forget_interrupted)).await;
                 let result = match forgotten {
                     Err(e) if !is_missing_table(&e) => Err(e.into()),
-                    _ => migrator(MYSQL).run(&mut *connection).await,
+                    _ => migrator(MYSQL).run(&mut connection).await,
                 };
-                connection
-                    .execute(UNLOCK)
-                    .await
-                    .map_err(|e| self.failed(e))?;
                 result.map_err(|e| self.migration_failed(e))?;
+                if let Err(e) = connection.close().await {
+                    tracing::debug!("closing a connection to {}: {e}", self.shown);
+                }
             }
-            Pool::Sqlite(pool) => {
-                use_write_ahead_log(pool)
+            Turn::Sqlite(pool) => {
+                use_write_ahead_log(&pool)
                     .await
                     .map_err(|e| self.failed(e))?;
                 // One process at a time, and all of it or nothing.
@@ -86,7 +119,12 @@ impl Store {
         if self.is_migrated().await? {
             return Ok(());
         }
+        // Others that found nothing may be creating them just now.
+        let turn = self.turn_to_migrate().await?;
         let version = self.version().await?;
+        if version == self.newest() {
+            return Ok(());
+        }
         if version > self.newest() {
             return Err(Error::new(
                 ErrorKind::Configuration,
@@ -97,7 +135,7 @@ impl Store {
             ));
         }
         if version == 0 && !self.has_jobs().await? {
-            self.migrate().await?;
+            self.migrate_in(turn).await?;
             return Ok(());
         }
         Err(Error::new(
@@ -137,6 +175,17 @@ impl Store {
 
     fn migration_failed(&self, error: MigrateError) -> Error {
         match error {
+            MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) if is_denied(&e) => {
+                Error::caused(
+                    ErrorKind::Refused,
+                    format!(
+                        "the account may not create and alter tables in {}: run `shophosting-backup migrate` once with one that has CREATE, \
+                         ALTER, INDEX, SELECT, INSERT, UPDATE and DELETE there; the rest of the time none needs the first three",
+                        self.shown
+                    ),
+                    e,
+                )
+            }
             MigrateError::Execute(e) | MigrateError::ExecuteMigration(e, _) => {
                 explain(&self.shown, e)
             }
@@ -175,7 +224,7 @@ fn migrator(migrations: &'static [(i64, &'static str, &'static str)]) -> Migrato
 }
 
 /// Readers and a writer do not wait for each other. The file remembers it.
-async fn use_write_ahead_log(pool: &sqlx::SqlitePool) -> sqlx::Result<()> {
+async fn use_write_ahead_log(pool: &SqlitePool) -> sqlx::Result<()> {
     loop {
         // The one statement that does not wait for others by itself.
         match sqlx::query("PRAGMA journal_mode = WAL").execute(pool).await {

@@ -88,6 +88,9 @@ impl Store {
     }
 }
 
+const ACCESS_DENIED: [u16; 3] = [1044, 1045, 1698];
+const COMMAND_DENIED: [u16; 2] = [1142, 1143];
+
 /// What failed on the database, and what to do.
 fn explain(shown: &str, error: sqlx::Error) -> Error {
     let (kind, message) = match &error {
@@ -112,9 +115,8 @@ fn explain(shown: &str, error: sqlx::Error) -> Error {
 fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (ErrorKind, String) {
     const TOO_MANY_CONNECTIONS: [u16; 2] = [1040, 1203];
     const SHUTTING_DOWN: [u16; 3] = [1053, 1927, 1317];
-    const ACCESS_DENIED: [u16; 3] = [1044, 1045, 1698];
     const UNKNOWN_DATABASE: u16 = 1049;
-    const COMMAND_DENIED: [u16; 2] = [1142, 1143];
+    const UNKNOWN_COLUMN: u16 = 1054;
     let number = refusal
         .try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()
         .map(sqlx::mysql::MySqlDatabaseError::number);
@@ -125,7 +127,10 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
             format!("others use the same rows of {shown} all the time: try again"),
         );
     }
-    if lacks_table && refusal.message().contains("customers") {
+    let message = refusal.message();
+    // The name of the schema is in it, too.
+    let lacks_customers = message.contains(".customers'") || message.ends_with(": customers");
+    if lacks_table && lacks_customers {
         return (
             ErrorKind::Configuration,
             format!(
@@ -137,6 +142,14 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
         return (
             ErrorKind::Configuration,
             format!("{shown} lacks tables of the backups: run `shophosting-backup migrate`"),
+        );
+    }
+    if number == Some(UNKNOWN_COLUMN) {
+        return (
+            ErrorKind::Configuration,
+            format!(
+                "{shown} has tables that are not as this program knows them: run `shophosting-backup migrate`"
+            ),
         );
     }
     match number {
@@ -180,6 +193,18 @@ fn is_contention(refusal: &dyn sqlx::error::DatabaseError) -> bool {
     // SQLITE_BUSY and SQLITE_LOCKED, with their extended codes.
     let code: Option<u32> = refusal.code().and_then(|code| code.parse().ok());
     code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
+}
+
+/// Whether the account may not do that.
+fn is_denied(error: &sqlx::Error) -> bool {
+    let sqlx::Error::Database(refusal) = error else {
+        return false;
+    };
+    let mysql = refusal.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>();
+    mysql.is_some_and(|refusal| {
+        let number = refusal.number();
+        ACCESS_DENIED.contains(&number) || COMMAND_DENIED.contains(&number)
+    })
 }
 
 fn is_missing_table(error: &sqlx::Error) -> bool {

@@ -12,7 +12,7 @@ use super::Stopping;
 use crate::catalog::{Catalog, Missing, SyncReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::Engine;
-use crate::repository::PruneReport;
+use crate::repository::{PruneReport, Repository};
 
 /// For how long after `worker.prune_at` a prune is tried.
 const PRUNE_WINDOW_HOURS: i64 = 1;
@@ -48,7 +48,7 @@ impl Upkeep {
     /// Bring the catalogue in step with all repositories. The first failure is given, after all were tried.
     pub(crate) async fn sync(&self, missing: Missing) -> Result<Vec<(&'static str, SyncReport)>> {
         let manual = self.sync_manual(missing).await;
-        let daily = self.sync_daily(missing).await;
+        let daily = self.sync_daily().await;
         let mut reports = vec![("manual", manual?)];
         reports.extend(daily?.map(|report| ("daily", report)));
         Ok(reports)
@@ -60,14 +60,15 @@ impl Upkeep {
         self.catalog.sync_manual(&repository, missing).await
     }
 
-    async fn sync_daily(&self, missing: Missing) -> Result<Option<SyncReport>> {
+    /// What is missing there is of no interest to anybody: its own script forgets and prunes.
+    async fn sync_daily(&self) -> Result<Option<SyncReport>> {
         let engine = Arc::clone(&self.engine);
         let Some(repository) = blocking(move || engine.daily()).await? else {
             return Ok(None);
         };
         let config = self.engine.config();
         self.catalog
-            .sync_daily(&repository, config, missing)
+            .sync_daily(&repository, config, Missing::Accept)
             .await
             .map(Some)
     }
@@ -77,10 +78,22 @@ impl Upkeep {
         let engine = Arc::clone(&self.engine);
         let repository = blocking(move || engine.manual()).await?;
         let id = repository.id();
-        let known = self.catalog.known(&id).await?;
-        let report = blocking(move || repository.prune(&known)).await?;
+        let pruned = match self.prune_knowing(&repository, &id).await {
+            // Something may have been forgotten between the look at the catalogue and the one at the repository.
+            Err(error) if error.kind() == ErrorKind::Damaged => {
+                self.prune_knowing(&repository, &id).await
+            }
+            other => other,
+        };
+        let report = pruned?;
         self.catalog.note_pruned(&id).await?;
         Ok(report)
+    }
+
+    async fn prune_knowing(&self, repository: &Arc<Repository>, id: &str) -> Result<PruneReport> {
+        let known = self.catalog.known(id).await?;
+        let repository = Arc::clone(repository);
+        blocking(move || repository.prune(&known)).await
     }
 
     async fn prune_if_due(&self) {
