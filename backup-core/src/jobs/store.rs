@@ -179,9 +179,13 @@ impl JobStore {
             new.note.clone(),
             new.server.as_str(),
         ];
-        // The job in the way may have ended by the time that it is looked for.
+        // Between looking for the job in the way and inserting, one may come, and it may have ended when it is looked for again.
         const TRIES: usize = 5;
         for _ in 0..TRIES {
+            // The index decides. This spares it the most of the wishes that it would refuse, each of which costs locks and a number.
+            if let Some(job) = self.active(new.customer).await? {
+                return Ok(Created::InTheWay(Box::new(job)));
+            }
             let inserted = match owner {
                 None => self.store.insert(INSERT, common).await?,
                 Some(owner) => {
@@ -191,16 +195,9 @@ impl JobStore {
                         .await?
                 }
             };
-            match inserted {
-                Inserted::Done(id) => {
-                    let job = self.require(JobId(id)).await?;
-                    return Ok(Created::Job(Box::new(job)));
-                }
-                Inserted::Conflict => {
-                    if let Some(job) = self.active(new.customer).await? {
-                        return Ok(Created::InTheWay(Box::new(job)));
-                    }
-                }
+            if let Inserted::Done(id) = inserted {
+                let job = self.require(JobId(id)).await?;
+                return Ok(Created::Job(Box::new(job)));
             }
         }
         Err(Error::new(

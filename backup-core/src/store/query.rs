@@ -1,6 +1,6 @@
 //! One SQL text for both kinds of database.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sqlx::mysql::MySqlRow;
 use sqlx::sqlite::SqliteRow;
@@ -9,8 +9,9 @@ use sqlx::{AssertSqlSafe, MySql, Sqlite};
 use super::{Pool, Store, is_contention, is_missing_table};
 use crate::error::{ErrorKind, Result};
 
-/// How often one statement is tried that others were in the way of.
-const TRIES: u32 = 8;
+/// For how long a statement is tried again that others were in the way of; once more in any case. Of dozens of processes at the same rows, one
+/// may be the victim of many deadlocks in a row.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is bound to a `?`.
 #[derive(Debug, Clone)]
@@ -143,10 +144,12 @@ macro_rules! bound {
 /// Once more while others are in the way; nothing happened then.
 macro_rules! retried {
     ($run:expr) => {{
-        let mut tried = 1;
+        let (begun, mut tried) = (Instant::now(), 1);
         loop {
             match $run {
-                Err(sqlx::Error::Database(e)) if is_contention(e.as_ref()) && tried < TRIES => {
+                Err(sqlx::Error::Database(e))
+                    if is_contention(e.as_ref()) && (tried == 1 || begun.elapsed() < PATIENCE) =>
+                {
                     pause_after(tried).await;
                     tried += 1;
                 }
@@ -331,6 +334,7 @@ impl Tries {
 }
 
 async fn pause_after(tried: u32) {
-    let milliseconds = rand::random_range(1..=5 * u64::from(tried));
+    const LONGEST: u32 = 20;
+    let milliseconds = rand::random_range(1..=5 * u64::from(tried.min(LONGEST)));
     tokio::time::sleep(Duration::from_millis(milliseconds)).await;
 }
