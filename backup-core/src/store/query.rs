@@ -317,19 +317,31 @@ impl Transaction {
 }
 
 /// Tries of a transaction that others may be in the way of.
-#[derive(Debug, Default)]
-pub(crate) struct Tries(u32);
+#[derive(Debug)]
+pub(crate) struct Tries {
+    since: Instant,
+    tried: u32,
+}
+
+impl Default for Tries {
+    fn default() -> Self {
+        Self {
+            since: Instant::now(),
+            tried: 0,
+        }
+    }
+}
 
 impl Tries {
     /// Whether to begin the transaction that ended so once more. Waits a moment before it says yes.
     pub(crate) async fn is_to_repeat<T>(&mut self, result: &Result<T>) -> bool {
-        self.0 += 1;
+        self.tried += 1;
         let is_busy = matches!(result, Err(e) if e.kind() == ErrorKind::Busy);
-        if is_busy && self.0 < TRIES {
-            pause_after(self.0).await;
-            return true;
+        let is_to_repeat = is_busy && (self.tried == 1 || self.since.elapsed() < PATIENCE);
+        if is_to_repeat {
+            pause_after(self.tried).await;
         }
-        false
+        is_to_repeat
     }
 }
 

@@ -16,6 +16,7 @@ fn what_cannot_be_restored_is_refused_in_one_sentence() {
     let db = world.back_up("1 --type db");
     let files = world.back_up("1 --type files");
     let homeless = world.bed.add_customer(7).unwrap();
+    let of_homeless = world.back_up("7 --type db");
     let gone = world.bed.scratch().join("gone");
     fs::rename(&homeless.directory, &gone).unwrap();
     let unchanged = world.evidence();
@@ -60,7 +61,12 @@ fn what_cannot_be_restored_is_refused_in_one_sentence() {
             "invalid value",
         ),
         (&format!("restore 99 {db} --yes"), 1, "99"),
-        (&format!("restore 7 {db} --yes"), 1, "has no directory"),
+        (
+            &format!("restore 7 {of_homeless} --yes"),
+            1,
+            "has no directory",
+        ),
+        (&format!("restore 7 {db} --yes"), 1, "no such backup"),
         (&format!("restore 0 {db} --yes"), 2, "0"),
         (&format!("restore 1,12 {db} --yes"), 2, "1,12"),
     ] {
