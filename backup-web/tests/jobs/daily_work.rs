@@ -170,12 +170,13 @@ fn another_process_sees_a_backup_grow_and_it_is_written_down_once_a_second_at_mo
     add_noise(customer, "old", 12 * MIB);
     world.back_up(1, BackupType::Files);
     fs::remove_file(customer.site().join("old")).unwrap();
-    for number in 0..48 {
+    // More than is ever on its way to the backup server.
+    for number in 0..160 {
         add_noise(customer, &format!("noise-{number}"), MIB);
     }
     world.sql("SET GLOBAL log_output = 'TABLE'; SET GLOBAL general_log = 1");
     let proxy = world.proxy();
-    proxy.set_bytes_per_second(Some(4 * MIB));
+    proxy.set_bytes_per_second(Some(16 * MIB));
     let worker = world.worker_through(&proxy, &[("WORKER__LEASE", "60s")]);
     let job = world.queue(1, BackupType::Files);
     let mut seen: Vec<Value> = Vec::new();
