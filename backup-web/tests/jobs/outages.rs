@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use backup_core::jobs::{Job, JobStatus};
 use backup_core::repository::BackupType;
+use xtask::proxy::Proxy;
 use xtask::redis::Redis;
 
-use crate::world::{World, eventually};
+use crate::world::{MIB, World, add_noise, eventually};
 
 /// Queue backups of all customers again and again, whatever goes wrong, while `act` runs; then every job ends.
 fn under_load<T>(world: &World, act: impl FnOnce() -> T) -> T {
@@ -147,6 +148,32 @@ fn a_database_killed_and_restarted_under_load_costs_no_job_and_doubles_none() {
     }
     world.assert_truthful();
     world.assert_sound();
+}
+
+#[test]
+fn a_database_that_falls_silent_holds_no_worker_up_for_ever() {
+    let world = World::new([1]);
+    let bed = &world.product.bed;
+    let database = Proxy::start(bed.mariadb().port()).unwrap();
+    let url = format!(
+        "mysql://shophosting_app@127.0.0.1:{}/shophosting_db",
+        database.port()
+    );
+    let settings = [("DATABASE__URL", url.as_str())];
+    let storage = world.proxy();
+    storage.set_bytes_per_second(Some(2 * MIB));
+    add_noise(world.customer(1), "noise", 4 * MIB);
+    let worker = world.worker_through(&storage, &settings);
+    let job = world.queue(1, BackupType::Files);
+    world.until_running(job);
+    let sent = storage.bytes_to_target();
+    eventually("it saves", || storage.bytes_to_target() > sent + MIB);
+    // Its machine is gone without a word; another one answers at its address.
+    database.mute();
+    world.completed(job);
+    world.completed(world.queue(1, BackupType::Files));
+    world.end(worker);
+    world.assert_truthful();
 }
 
 #[test]
