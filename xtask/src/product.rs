@@ -273,6 +273,12 @@ impl Running {
         self.child.id()
     }
 
+    /// What it has printed on standard error so far.
+    pub fn log(&self) -> String {
+        let bytes = fs::read(self.directory.join("stderr")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
     /// Send it a signal.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let id = i32::try_from(self.child.id())?;

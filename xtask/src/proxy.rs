@@ -36,6 +36,8 @@ struct Shared {
     bytes_per_second: AtomicU64,
     refuse: AtomicBool,
     pause: AtomicBool,
+    /// Connections with lower numbers pass nothing on any more.
+    mute_below: AtomicUsize,
     closing: AtomicBool,
     to_target: AtomicU64,
     from_target: AtomicU64,
@@ -56,6 +58,7 @@ impl Proxy {
             bytes_per_second: AtomicU64::new(0),
             refuse: AtomicBool::new(false),
             pause: AtomicBool::new(false),
+            mute_below: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             to_target: AtomicU64::new(0),
             from_target: AtomicU64::new(0),
@@ -113,6 +116,13 @@ impl Proxy {
         self.shared.pause.store(pause, Ordering::SeqCst);
     }
 
+    /// Let nothing pass on the connections that were made so far, which stay open for ever, as when a machine loses its power; new ones
+    /// are welcome.
+    pub fn mute(&self) {
+        let made = self.connections_accepted();
+        self.shared.mute_below.store(made, Ordering::SeqCst);
+    }
+
     /// Bytes passed on to the target so far.
     pub fn bytes_to_target(&self) -> u64 {
         self.shared.to_target.load(Ordering::SeqCst)
@@ -158,6 +168,10 @@ impl Shared {
                 let _ = stream.shutdown(Shutdown::Both);
             }
         }
+    }
+
+    fn holds_back(&self, number: usize) -> bool {
+        self.pause.load(Ordering::SeqCst) || number < self.mute_below.load(Ordering::SeqCst)
     }
 
     fn closing(&self) -> bool {
@@ -242,9 +256,7 @@ fn write_when_due(
         let delay = Duration::from_micros(shared.delay_microseconds.load(Ordering::Relaxed));
         let due = (came + delay).max(free_at);
         thread::sleep(due.saturating_duration_since(Instant::now()));
-        while shared.pause.load(Ordering::SeqCst)
-            && !shared.closing()
-            && shared.open().contains_key(&number)
+        while shared.holds_back(number) && !shared.closing() && shared.open().contains_key(&number)
         {
             thread::sleep(PAUSE_POLL);
         }
@@ -358,5 +370,18 @@ mod tests {
         // Ends, one way or the other.
         let _ = stream.read_to_end(&mut back);
         assert_eq!(proxy.connections_open(), 0);
+    }
+
+    #[test]
+    fn what_is_mute_stays_open_and_silent_and_what_is_new_is_not() {
+        let proxy = echo();
+        let mut old = connect(&proxy);
+        round_trip(&mut old, b"hello");
+        proxy.mute();
+        old.write_all(b"anybody?").unwrap();
+        round_trip(&mut connect(&proxy), b"hello again");
+        old.set_nonblocking(true).unwrap();
+        let silence = old.read(&mut [0]).unwrap_err();
+        assert_eq!(silence.kind(), std::io::ErrorKind::WouldBlock);
     }
 }

@@ -603,7 +603,10 @@ impl JobRow {
 }
 
 fn no_job(id: JobId) -> Error {
-    Error::new(ErrorKind::NotFound, format!("there is no job {id}"))
+    Error::new(
+        ErrorKind::NotFound,
+        format!("there is no job {id}: `jobs` lists them"),
+    )
 }
 
 /// Of the platform's columns: a text without a zone, in UTC.

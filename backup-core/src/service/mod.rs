@@ -310,7 +310,12 @@ impl BackupService {
 
     async fn require_job(&self, customer: Option<CustomerId>, id: JobId) -> Result<Job> {
         let job = self.job(customer, id).await?;
-        job.ok_or_else(|| Error::new(ErrorKind::NotFound, format!("there is no job {id}")))
+        job.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("there is no job {id}: `jobs` lists them"),
+            )
+        })
     }
 
     /// Err: the job that is in the way.

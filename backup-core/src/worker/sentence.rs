@@ -2,7 +2,7 @@
 //!
 //! Never anything of an error's own text: that has paths, hosts and SQL in it, and goes to the log.
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::jobs::{Failure, JobType};
 
 /// The sentence for `customer_backup_jobs.error_message`.
@@ -15,6 +15,10 @@ pub(super) fn of(job_type: JobType, failure: Failure, error: &Error) -> String {
         }
         (Failure::Interrupted, JobType::Restore) => {
             return "It was interrupted on our side before it was done. Our team has been told and looks after your shop.".into();
+        }
+        // What is not found then is the shop itself.
+        (Failure::Error, JobType::Backup) if error.kind() == ErrorKind::NotFound => {
+            "Part of your shop that belongs in the backup was not found. Please contact support."
         }
         (Failure::Stuck | Failure::Error, _) => error.customer_message(),
     };
@@ -29,7 +33,6 @@ pub(super) fn of(job_type: JobType, failure: Failure, error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
 
     #[test]
     fn a_customer_is_told_nothing_of_the_machines() {
