@@ -91,7 +91,7 @@ pub fn run(binary: &Path) -> Result<()> {
                 "the first backup is not listed"
             );
             Ok(format!(
-                "{} backups, none of them of customer 12",
+                "the catalogue has {} backups, none of them of customer 12",
                 manual.len()
             ))
         },
@@ -108,6 +108,12 @@ pub fn run(binary: &Path) -> Result<()> {
     demo.product(&bed, "Restore the first backup", &restore, |_| {
         Ok(String::new())
     })?;
+    demo.product(
+        &bed,
+        "See what became of the jobs of customer 1",
+        &["jobs", "1"],
+        jobs_summary,
+    )?;
     demo.step("Prove that every file and every table is as it was", || {
         before[0].same(&Evidence::of(&bed, &shop)?)?;
         before[1]
@@ -247,6 +253,27 @@ fn backup_summary(printed: &Value) -> Result<String> {
         bytes(number("database_bytes")?),
         bytes(number("bytes_added")?),
     ))
+}
+
+/// Oldest first.
+fn jobs_summary(printed: &Value) -> Result<String> {
+    let jobs = printed["jobs"].as_array().context("there are no `jobs`")?;
+    let lines: Vec<String> = jobs
+        .iter()
+        .rev()
+        .map(|job| {
+            let id = &job["id"];
+            let [kind, status] = ["job_type", "status"].map(|key| text(job, key));
+            Ok(format!("{} {id} {}", kind?, status?))
+        })
+        .collect::<Result<_>>()?;
+    let expected = [
+        "backup 2 completed",
+        "backup 3 completed",
+        "restore 4 completed",
+    ];
+    ensure!(lines == expected, "these are the jobs: {lines:?}");
+    Ok(lines.join(", "))
 }
 
 /// What a customer's shop is, in full.
