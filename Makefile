@@ -34,6 +34,7 @@ demo: deps ## Back up a real shop, wreck it, restore it, prove that it is the sa
 	cargo build --locked -p backup-web
 	cargo run --locked --quiet -p xtask -- demo
 
-bench: deps ## Time and memory beside the stock restic; writes docs/benchmarks.md
+bench: deps ## Time and memory beside the stock restic, speed of jobs; writes docs/benchmarks*.md
 	cargo build --locked --release -p backup-web
 	cargo run --locked --quiet -p xtask -- bench
+	cargo bench --locked -p backup-core --bench jobs

@@ -8,15 +8,16 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use serde_json::{Value, json};
+use xtask::machine::bytes;
 use xtask::restic::Restic;
 use xtask::testbed::{Customer, TestBed};
 use xtask::tree::TreeImage;
 
-use crate::demo::{bytes, product_json, text};
+use crate::demo::{product_json, text};
 use crate::measure::{self, Usage};
 
 const FILES: u32 = 50_000;
@@ -352,23 +353,11 @@ fn median(mut usages: Vec<Usage>) -> Usage {
 }
 
 fn machine() -> Result<String> {
-    let cpu = fs::read_to_string("/proc/cpuinfo")?;
-    let model = cpu
-        .lines()
-        .find_map(|line| line.strip_prefix("model name"))
-        .unwrap_or(" : unknown processor");
-    let cores = std::thread::available_parallelism()?;
-    let memory = fs::read_to_string("/proc/meminfo")?;
-    let memory = memory
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    let kibibytes: u64 = memory.context("/proc/meminfo has no MemTotal")?.parse()?;
     let (version, _) = measure::run(Command::new("restic").arg("version"))?;
     let version = String::from_utf8_lossy(&version);
     Ok(format!(
-        "{cores} cores ({}), {} of memory, {}",
-        model.trim_start_matches([' ', '\t', ':']),
-        bytes(kibibytes * 1024),
+        "{}, {}",
+        xtask::machine::describe()?,
         version.split(" compiled").next().unwrap_or(&version).trim()
     ))
 }

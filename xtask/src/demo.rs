@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use xtask::machine::bytes;
 use xtask::testbed::{Customer, TestBed};
 use xtask::tree::TreeImage;
 
@@ -90,7 +91,7 @@ pub fn run(binary: &Path) -> Result<()> {
                 "the first backup is not listed"
             );
             Ok(format!(
-                "{} backups, none of them of customer 12",
+                "the catalogue has {} backups, none of them of customer 12",
                 manual.len()
             ))
         },
@@ -107,6 +108,12 @@ pub fn run(binary: &Path) -> Result<()> {
     demo.product(&bed, "Restore the first backup", &restore, |_| {
         Ok(String::new())
     })?;
+    demo.product(
+        &bed,
+        "See what became of the jobs of customer 1",
+        &["jobs", "1"],
+        jobs_summary,
+    )?;
     demo.step("Prove that every file and every table is as it was", || {
         before[0].same(&Evidence::of(&bed, &shop)?)?;
         before[1]
@@ -246,6 +253,27 @@ fn backup_summary(printed: &Value) -> Result<String> {
         bytes(number("database_bytes")?),
         bytes(number("bytes_added")?),
     ))
+}
+
+/// Oldest first.
+fn jobs_summary(printed: &Value) -> Result<String> {
+    let jobs = printed["jobs"].as_array().context("there are no `jobs`")?;
+    let lines: Vec<String> = jobs
+        .iter()
+        .rev()
+        .map(|job| {
+            let id = &job["id"];
+            let [kind, status] = ["job_type", "status"].map(|key| text(job, key));
+            Ok(format!("{} {id} {}", kind?, status?))
+        })
+        .collect::<Result<_>>()?;
+    let expected = [
+        "backup 2 completed",
+        "backup 3 completed",
+        "restore 4 completed",
+    ];
+    ensure!(lines == expected, "these are the jobs: {lines:?}");
+    Ok(lines.join(", "))
 }
 
 /// What a customer's shop is, in full.
@@ -390,14 +418,4 @@ fn print_detail(detail: &str) {
 
 fn seconds(time: Duration) -> String {
     format!("{:.2} s", time.as_secs_f64())
-}
-
-/// A number of bytes for people.
-pub fn bytes(bytes: u64) -> String {
-    match bytes {
-        0..1_000 => format!("{bytes} B"),
-        1_000..1_000_000 => format!("{:.1} kB", bytes as f64 / 1e3),
-        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
-        _ => format!("{:.2} GB", bytes as f64 / 1e9),
-    }
 }

@@ -1,0 +1,54 @@
+//! The example of the library does what it says, and the stock restic agrees.
+
+#[path = "../examples/quickstart.rs"]
+#[allow(dead_code, reason = "its `main` is not ours")]
+mod quickstart;
+
+use std::fs;
+
+use serde_json::json;
+use xtask::restic::Restic;
+use xtask::tree::assert_same_tree;
+
+#[test]
+fn the_quickstart_backs_up_and_restores_what_restic_reads_as_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = ["seq", "20000"].map(Into::into).to_vec();
+    quickstart::run(dir.path(), command).unwrap();
+
+    let page = dir.path().join("customers/customer-1/wordpress/index.php");
+    assert_eq!(fs::read_to_string(page).unwrap(), "<?php echo 'Welcome';");
+
+    let restic = Restic::new(dir.path().join("repository"), quickstart::PASSWORD).unwrap();
+    restic.check_read_data().unwrap();
+    let snapshots = restic.snapshots().unwrap();
+    let [files, both] = snapshots.as_slice() else {
+        panic!("{snapshots:?}");
+    };
+    assert!(
+        files["tags"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("customer-1"))
+    );
+    let id = both["id"].as_str().unwrap();
+    let dump = restic.dump(id, "/dump/invoices.sql").unwrap();
+    let expected: String = (1..=20_000).map(|line| format!("{line}\n")).collect();
+    assert_eq!(dump, expected.as_bytes());
+    assert_same_tree(
+        dir.path().join("invoices"),
+        dir.path().join("restored").join(id),
+    );
+}
+
+#[test]
+fn a_dump_command_that_fails_leaves_no_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = ["sh", "-c", "echo half a dump; exit 3"]
+        .map(Into::into)
+        .to_vec();
+    let error = quickstart::run(dir.path(), command).unwrap_err();
+    assert!(error.to_string().contains("exit status 3"), "{error}");
+    let snapshots = fs::read_dir(dir.path().join("repository/snapshots")).unwrap();
+    assert_eq!(snapshots.count(), 1);
+}
