@@ -189,7 +189,7 @@ fn a_killed_restore_changes_nothing_and_the_next_one_removes_what_it_left() {
             .run(&format!("restore 1 {good} --type {part} --yes"))
             .failed(1);
         assert!(
-            error.contains("restore of customer 1 is running"),
+            error.contains("customer 1 has a job already that has not ended: restore job"),
             "{error}"
         );
         assert!(world.in_maintenance(customer));
