@@ -95,6 +95,14 @@ CREATE TABLE IF NOT EXISTS backup_snapshots (
     PRIMARY KEY (repository_id, snapshot_id)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
+-- Which repository the backups of a hosting server are in.
+CREATE TABLE IF NOT EXISTS backup_repository_users (
+    server VARCHAR(64) CHARACTER SET utf8mb4 NOT NULL,
+    source VARCHAR(16) CHARACTER SET ascii NOT NULL,
+    repository_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+    PRIMARY KEY (server, source)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
 -- When a repository was last looked after, so that one worker of many does it.
 CREATE TABLE IF NOT EXISTS backup_repositories (
     repository_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,

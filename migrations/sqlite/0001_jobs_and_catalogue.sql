@@ -74,6 +74,14 @@ CREATE TABLE backup_snapshots (
     PRIMARY KEY (repository_id, snapshot_id)
 ) WITHOUT ROWID;
 
+-- Which repository the backups of a hosting server are in.
+CREATE TABLE backup_repository_users (
+    server TEXT NOT NULL,
+    source TEXT NOT NULL,
+    repository_id TEXT NOT NULL,
+    PRIMARY KEY (server, source)
+) WITHOUT ROWID;
+
 -- When a repository was last looked after, so that one worker of many does it.
 CREATE TABLE backup_repositories (
     repository_id TEXT PRIMARY KEY,

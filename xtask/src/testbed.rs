@@ -22,9 +22,10 @@ pub const PLATFORM_SCHEMA: &str = "shophosting_db";
 pub const PLATFORM_USER: &str = "shophosting_app";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 5] = [
+const PRODUCT_TABLES: [&str; 6] = [
     "backup_migrations",
     "backup_repositories",
+    "backup_repository_users",
     "backup_snapshots",
     "customer_backup_jobs",
     "customer_backups",

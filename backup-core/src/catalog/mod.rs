@@ -5,7 +5,7 @@
 //! customer for a snapshot that the last listing did not have.
 
 mod contents;
-mod prune;
+mod repositories;
 mod sync;
 #[cfg(test)]
 mod tests;

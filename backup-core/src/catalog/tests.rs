@@ -414,3 +414,30 @@ async fn what_its_job_knows_of_a_backup_stays_beside_any_sync() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backups_in_a_repository_that_nobody_has_any_more_are_shown_no_longer() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let (old, new) = ("1".repeat(64), "2".repeat(64));
+        let backup = entry("ab", 1);
+        let shown = async || {
+            let list = catalog.list(customer(1), MONTH).await.unwrap();
+            list.manual.len()
+        };
+        for server in ["north", "south"] {
+            let noted = catalog.note_use(server, Source::Manual, &old).await;
+            noted.unwrap();
+        }
+        record(&store, &old, 1, Source::Manual, &backup).await;
+        for (server, left) in [("north", 1), ("south", 0)] {
+            for _ in 0..2 {
+                let noted = catalog.note_use(server, Source::Manual, &new).await;
+                noted.unwrap();
+                assert_eq!(shown().await, left, "{server}");
+            }
+        }
+        assert_eq!(catalog.known(&old).await.unwrap().len(), 0);
+    })
+    .await;
+}

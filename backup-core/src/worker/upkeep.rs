@@ -9,7 +9,7 @@ use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
 
 use super::Stopping;
-use crate::catalog::{Catalog, Missing, SyncReport};
+use crate::catalog::{Catalog, Missing, Source, SyncReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::Engine;
 use crate::repository::{PruneReport, Repository};
@@ -57,6 +57,7 @@ impl Upkeep {
     async fn sync_manual(&self, missing: Missing) -> Result<SyncReport> {
         let engine = Arc::clone(&self.engine);
         let repository = blocking(move || engine.manual()).await?;
+        self.note_use(Source::Manual, &repository).await?;
         self.catalog.sync_manual(&repository, missing).await
     }
 
@@ -66,11 +67,19 @@ impl Upkeep {
         let Some(repository) = blocking(move || engine.daily()).await? else {
             return Ok(None);
         };
+        self.note_use(Source::Daily, &repository).await?;
         let config = self.engine.config();
         self.catalog
             .sync_daily(&repository, config, Missing::Accept)
             .await
             .map(Some)
+    }
+
+    async fn note_use(&self, source: Source, repository: &Repository) -> Result<()> {
+        let server = &self.engine.config().worker.server;
+        self.catalog
+            .note_use(server, source, &repository.id())
+            .await
     }
 
     /// Remove what no snapshot needs from the manual repository.
