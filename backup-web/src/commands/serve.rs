@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -20,6 +21,9 @@ use tokio::sync::watch;
 use super::init;
 use super::worker::connect_patiently;
 
+/// How long answers that are on their way hold the end up: whoever says nothing on his connection is not waited for.
+const GRACE: Duration = Duration::from_secs(3);
+
 pub fn run(
     config: Config,
     with_worker: bool,
@@ -37,8 +41,10 @@ pub fn run(
         let Some(service) = connect_patiently(config, stopping.clone()).await? else {
             return Ok(ExitCode::SUCCESS);
         };
+        // Before any job is taken: what cannot serve ends here.
+        let listener = bind(&service).await?;
         let worker = runs_jobs.then(|| tokio::spawn(service.worker(engine).run(stopping.clone())));
-        listen(&service, stopping).await?;
+        answer(listener, &service, stopping).await?;
         if let Some(worker) = worker
             && let Err(error) = worker.await
         {
@@ -49,7 +55,7 @@ pub fn run(
     })
 }
 
-async fn listen(service: &BackupService, mut stopping: watch::Receiver<Stopping>) -> Result<()> {
+async fn bind(service: &BackupService) -> Result<TcpListener> {
     let address = service.config().server.listen;
     let listener = TcpListener::bind(address)
         .await
@@ -57,17 +63,34 @@ async fn listen(service: &BackupService, mut stopping: watch::Receiver<Stopping>
     if let Ok(address) = listener.local_addr() {
         tracing::info!("listening on http://{address}");
     }
+    Ok(listener)
+}
+
+async fn answer(
+    listener: TcpListener,
+    service: &BackupService,
+    stopping: watch::Receiver<Stopping>,
+) -> Result<()> {
     let router = Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .with_state(service.clone());
-    axum::serve(listener, router)
-        .with_graceful_shutdown(async move {
-            // An error means that nobody can ask any more.
-            let _ = stopping.wait_for(|asked| *asked != Stopping::No).await;
-        })
-        .await
-        .map_err(|e| Error::io("the server ended", e))
+    let serving = axum::serve(listener, router)
+        .with_graceful_shutdown(end_of(stopping.clone()))
+        .into_future();
+    let overdue = async {
+        end_of(stopping).await;
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        served = serving => served.map_err(|e| Error::io("the server ended", e)),
+        () = overdue => Ok(()),
+    }
+}
+
+async fn end_of(mut stopping: watch::Receiver<Stopping>) {
+    // An error means that nobody can ask any more.
+    let _ = stopping.wait_for(|asked| *asked != Stopping::No).await;
 }
 
 /// Whether requests can be answered: the database is there.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -157,6 +157,19 @@ fn get(address: &str, path: &str) -> String {
 }
 
 #[test]
+fn a_service_that_cannot_listen_takes_no_job() {
+    let world = World::new([1]);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let job = world.queue(1, BackupType::Files);
+    let serve = world.command("--json serve --worker", &[("SERVER__LISTEN", &address)]);
+    let refused = world.product.run_command(serve).refusal(1);
+    assert!(refused.contains("server.listen"), "{refused}");
+    let waits = world.job(job);
+    assert_eq!((waits.status, waits.attempts), (JobStatus::Pending, 0));
+}
+
+#[test]
 fn the_service_runs_jobs_in_an_empty_directory_without_a_configuration() {
     let directory = tempfile::tempdir().unwrap();
     let program = || {
@@ -231,6 +244,11 @@ fn the_service_runs_jobs_in_an_empty_directory_without_a_configuration() {
         }
         client.close().await;
     });
+    // Whoever says nothing, or not all, holds nobody up.
+    let _silent = TcpStream::connect(&address).unwrap();
+    let mut slow = TcpStream::connect(&address).unwrap();
+    slow.write_all(b"GET /healthz HTTP/1.1\r\n").unwrap();
+    get(&address, "/healthz");
     let id = i32::try_from(service.id()).unwrap();
     kill_process(Pid::from_raw(id).unwrap(), Signal::TERM).unwrap();
     eventually("it ends", || service.try_wait().unwrap().is_some());
