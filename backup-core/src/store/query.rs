@@ -13,6 +13,9 @@ use crate::error::{ErrorKind, Result};
 /// may be the victim of many deadlocks in a row.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a server may take to answer one statement: one that lost its power says nothing ever again.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
 /// What is bound to a `?`.
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
@@ -192,7 +195,7 @@ impl Store {
         match &self.pool {
             Pool::MySql(pool) => {
                 let query = bound!(sqlx::query_as(AssertSqlSafe(sql)), values);
-                query.fetch_all(pool).await
+                in_time(query.fetch_all(pool)).await
             }
             Pool::Sqlite(pool) => {
                 let query = bound!(sqlx::query_as(AssertSqlSafe(sql)), values);
@@ -206,8 +209,7 @@ impl Store {
         let sql = self.dialect(sql);
         let done = match &self.pool {
             Pool::MySql(pool) => retried!(
-                bound!(sqlx::query(AssertSqlSafe(sql.clone())), values)
-                    .execute(pool)
+                in_time(bound!(sqlx::query(AssertSqlSafe(sql.clone())), values).execute(pool))
                     .await
                     .map(|done| done.rows_affected())
             ),
@@ -226,8 +228,7 @@ impl Store {
         let sql = self.dialect(sql);
         let done = match &self.pool {
             Pool::MySql(pool) => retried!(
-                bound!(sqlx::query(AssertSqlSafe(sql.clone())), values)
-                    .execute(pool)
+                in_time(bound!(sqlx::query(AssertSqlSafe(sql.clone())), values).execute(pool))
                     .await
                     .map(|done| done.last_insert_id())
             ),
@@ -253,7 +254,7 @@ impl Store {
     /// the way and nothing of it happened: begin again.
     pub(crate) async fn begin(&self) -> Result<Transaction> {
         let begun = match &self.pool {
-            Pool::MySql(pool) => pool.begin().await.map(Inner::MySql),
+            Pool::MySql(pool) => in_time(pool.begin()).await.map(Inner::MySql),
             Pool::Sqlite(pool) => pool.begin_with("BEGIN IMMEDIATE").await.map(Inner::Sqlite),
         };
         Ok(Transaction {
@@ -278,10 +279,11 @@ impl Transaction {
     pub(crate) async fn execute(&mut self, sql: &str, values: &[Value]) -> Result<u64> {
         let sql = self.store.dialect(sql);
         let done = match &mut self.inner {
-            Inner::MySql(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
-                .execute(&mut **transaction)
-                .await
-                .map(|done| done.rows_affected()),
+            Inner::MySql(transaction) => {
+                in_time(bound!(sqlx::query(AssertSqlSafe(sql)), values).execute(&mut **transaction))
+                    .await
+                    .map(|done| done.rows_affected())
+            }
             Inner::Sqlite(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
                 .execute(&mut **transaction)
                 .await
@@ -294,10 +296,11 @@ impl Transaction {
     pub(crate) async fn insert(&mut self, sql: &str, values: &[Value]) -> Result<Inserted> {
         let sql = self.store.dialect(sql);
         let done = match &mut self.inner {
-            Inner::MySql(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
-                .execute(&mut **transaction)
-                .await
-                .map(|done| done.last_insert_id()),
+            Inner::MySql(transaction) => {
+                in_time(bound!(sqlx::query(AssertSqlSafe(sql)), values).execute(&mut **transaction))
+                    .await
+                    .map(|done| done.last_insert_id())
+            }
             Inner::Sqlite(transaction) => bound!(sqlx::query(AssertSqlSafe(sql)), values)
                 .execute(&mut **transaction)
                 .await
@@ -309,7 +312,7 @@ impl Transaction {
     /// The commit point of all that was done in it.
     pub(crate) async fn commit(self) -> Result<()> {
         let done = match self.inner {
-            Inner::MySql(transaction) => transaction.commit().await,
+            Inner::MySql(transaction) => in_time(transaction.commit()).await,
             Inner::Sqlite(transaction) => transaction.commit().await,
         };
         done.map_err(|e| self.store.failed(e))
@@ -343,6 +346,13 @@ impl Tries {
         }
         is_to_repeat
     }
+}
+
+/// What comes too late counts as not coming: whether it happened is then not known.
+async fn in_time<T>(answer: impl Future<Output = sqlx::Result<T>>) -> sqlx::Result<T> {
+    tokio::time::timeout(ANSWER_LIMIT, answer)
+        .await
+        .unwrap_or(Err(sqlx::Error::PoolTimedOut))
 }
 
 async fn pause_after(tried: u32) {
