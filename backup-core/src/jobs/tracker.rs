@@ -62,6 +62,11 @@ impl Tracker {
         }
     }
 
+    /// Whether the operation does more than look.
+    pub(crate) fn has_begun(&self) -> bool {
+        !matches!(self.state().phase, None | Some(Phase::Preparing))
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,7 +19,7 @@ use crate::repository::Repository;
 use crate::storage::{self, Location, SftpOptions, Storage};
 
 pub use crate::catalog::{BackupEntry, BackupList, Source};
-pub use backup::{BackupReport, BackupRequest};
+pub use backup::{BackupReport, BackupRequest, Forgotten};
 pub use restore::{RestoreReport, RestoreRequest};
 
 /// The configuration, and the repositories that it names, opened when they are first needed and then kept.

@@ -20,7 +20,7 @@ use crate::database::{self, ImportAccount, Replaced, ReplacedState, Server, Shad
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
 use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
-use crate::site::{self, Health, Site, Staged, Staging};
+use crate::site::{self, Claim, Health, Site, Staged, Staging};
 
 /// What to restore.
 #[derive(Debug, Clone, Copy)]
@@ -62,12 +62,27 @@ impl Engine {
         request: &RestoreRequest,
         control: &Control,
     ) -> Result<RestoreReport> {
+        let claim = self.claim_for_restore(customer)?;
+        self.restore_under(&claim, customer, request, control)
+    }
+
+    /// Of one customer one restore at a time, and no backup beside it.
+    pub(crate) fn claim_for_restore(&self, customer: &Customer) -> Result<Claim> {
+        Site::open(&self.config, customer)?.claim(true)
+    }
+
+    /// [`Self::restore`] for a caller who holds the customer, and may do so for longer.
+    pub(crate) fn restore_under(
+        &self,
+        _claim: &Claim,
+        customer: &Customer,
+        request: &RestoreRequest,
+        control: &Control,
+    ) -> Result<RestoreReport> {
         let (control, noting) = Noting::under(control);
         let control = &control;
         control.monitor.phase(Phase::Preparing);
         let site = Site::open(&self.config, customer)?;
-        // Of one customer one restore at a time, and no backup beside it.
-        let _claim = site.claim(true)?;
         let found = self.find(customer, request, control)?;
         let mut restore = Restore {
             engine: self,

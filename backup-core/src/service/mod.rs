@@ -40,7 +40,7 @@ use crate::operations::{
 use crate::progress::Control;
 use crate::repository::{PruneReport, SnapshotId};
 use crate::store::{Migrated, Store};
-use crate::worker::{Ended, Runner, Upkeep, Worker};
+use crate::worker::{Ended, Runner, Upkeep, Worker, never_stopping};
 
 /// Backups of customers, as jobs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -370,7 +370,8 @@ impl BackupService {
             jobs: self.jobs.clone(),
             catalog: self.catalog.clone(),
             customers: self.customers.clone(),
-            is_shutting_down: Arc::default(),
+            stopping: never_stopping(),
+            is_patient: false,
         }
     }
 
@@ -379,6 +380,7 @@ impl BackupService {
             engine: Arc::clone(engine),
             catalog: self.catalog.clone(),
             requested: Arc::new(Notify::new()),
+            running: Arc::default(),
         }
     }
 }
@@ -399,7 +401,7 @@ fn new_backup(customer: &Customer, request: &BackupRequest) -> Result<NewJob> {
 /// Of a job that was run here, and gave no report.
 fn unexpected(job: JobId, ended: Ended) -> Error {
     match ended {
-        Ended::Failed(error) => error,
+        Ended::Failed(error) | Ended::Unwritten(error) => error,
         Ended::Lost => Error::new(
             ErrorKind::Busy,
             format!("a worker has taken job {job} over: see `jobs`"),

@@ -8,7 +8,7 @@ mod sentence;
 mod upkeep;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -52,6 +52,8 @@ pub struct Worker {
     /// Set when running jobs shall stop.
     abort: Cancel,
     after_job: Arc<Notify>,
+    /// How many jobs run.
+    running: Arc<AtomicUsize>,
 }
 
 impl Worker {
@@ -65,6 +67,7 @@ impl Worker {
     ) -> Self {
         let config = &engine.config().worker;
         let after_job = Arc::new(Notify::new());
+        let running = Arc::new(AtomicUsize::new(0));
         Self {
             server: config.server.clone(),
             name: owner_of_this_process(),
@@ -75,21 +78,27 @@ impl Worker {
                 engine: Arc::clone(&engine),
                 catalog: catalog.clone(),
                 requested: Arc::clone(&after_job),
+                running: Arc::clone(&running),
             },
             after_job,
+            running,
             runner: Runner {
                 engine,
                 store: store.clone(),
                 jobs: jobs.clone(),
                 catalog: catalog.clone(),
                 customers: customers.clone(),
-                is_shutting_down: Arc::new(AtomicBool::new(false)),
+                stopping: never_stopping(),
+                is_patient: true,
             },
         }
     }
 
     /// Run jobs until `stopping` asks to end, and then until the running ones have ended. A database or a Redis that is away is waited for.
-    pub async fn run(self, mut stopping: watch::Receiver<Stopping>) {
+    ///
+    /// A `stopping` whose sender is gone counts as [`Stopping::Finish`].
+    pub async fn run(mut self, mut stopping: watch::Receiver<Stopping>) {
+        self.runner.stopping = stopping.clone();
         tracing::info!(
             "worker {} of the server {}: up to {} jobs at once",
             self.name,
@@ -99,12 +108,12 @@ impl Worker {
         let upkeep = tokio::spawn(self.upkeep.clone().run(stopping.clone()));
         let mut running = JoinSet::new();
         while *stopping.borrow_and_update() == Stopping::No {
-            self.take_jobs(&mut running).await;
+            self.take_jobs(&mut running, &stopping).await;
             let is_full = running.len() >= self.concurrency;
             tokio::select! {
                 () = self.queue.wait(&self.server, POLL), if !is_full => {}
                 Some(ended) = running.join_next() => self.note_end(ended),
-                _ = stopping.changed() => {}
+                asked = stopping.changed() => if asked.is_err() { break },
             }
         }
         if !running.is_empty() {
@@ -116,12 +125,12 @@ impl Worker {
         tracing::info!("worker {} ended", self.name);
     }
 
-    async fn take_jobs(&self, running: &mut JoinSet<()>) {
+    async fn take_jobs(&self, running: &mut JoinSet<()>, stopping: &watch::Receiver<Stopping>) {
         if let Err(error) = self.end_abandoned_restores().await {
             tracing::warn!("abandoned restores cannot be looked for: {}", error.chain());
             return;
         }
-        while running.len() < self.concurrency {
+        while running.len() < self.concurrency && *stopping.borrow() == Stopping::No {
             let claimed = match self.runner.jobs.claim(&self.server, &self.name).await {
                 Ok(Some(claimed)) => claimed,
                 Ok(None) => return,
@@ -135,6 +144,7 @@ impl Worker {
                 cancel: self.abort.child(),
                 ..Control::default()
             };
+            self.running.fetch_add(1, Ordering::AcqRel);
             running.spawn(async move {
                 runner.run(claimed, &control).await;
             });
@@ -145,19 +155,18 @@ impl Worker {
         if let Err(error) = ended {
             tracing::error!("a job broke off inside the program: {error}");
         }
+        self.running.fetch_sub(1, Ordering::AcqRel);
         self.after_job.notify_one();
     }
 
     async fn finish(&self, mut running: JoinSet<()>, mut stopping: watch::Receiver<Stopping>) {
         while !running.is_empty() {
+            if *stopping.borrow_and_update() == Stopping::Abort {
+                self.abort.cancel();
+            }
             tokio::select! {
                 Some(ended) = running.join_next() => self.note_end(ended),
-                Ok(()) = stopping.changed() => {
-                    if *stopping.borrow_and_update() == Stopping::Abort {
-                        self.runner.is_shutting_down.store(true, Ordering::Release);
-                        self.abort.cancel();
-                    }
-                }
+                Ok(()) = stopping.changed() => {}
             }
         }
     }
@@ -177,4 +186,9 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// For what only the caller's own flag stops.
+pub(crate) fn never_stopping() -> watch::Receiver<Stopping> {
+    watch::channel(Stopping::No).1
 }

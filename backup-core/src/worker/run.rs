@@ -4,19 +4,23 @@
 //! backup into the catalogue. Dying between the two loses nothing: the snapshot that was about to be written is noted, and whoever takes the job up looks for it first.
 //! Never: anything written for a job whose lease is lost, a snapshot left in the repository that no job and no list knows of.
 
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use super::sentence;
+use super::{Stopping, sentence};
 use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
-use crate::jobs::{Claimed, Failure, Fate, Job, JobStore, JobType, Kept, Lease, Progress, Tracker};
+use crate::jobs::{
+    Claimed, Failure, Fate, Job, JobStatus, JobStore, JobType, Kept, Lease, Progress, Tracker,
+};
 use crate::operations::{BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest};
 use crate::progress::{Cancel, Control, Gate};
 use crate::repository::SnapshotId;
@@ -37,8 +41,10 @@ pub(crate) struct Runner {
     pub(crate) jobs: JobStore,
     pub(crate) catalog: Catalog,
     pub(crate) customers: CustomerStore,
-    /// Set when the process has to end: what is cancelled then is not the customer's wish.
-    pub(crate) is_shutting_down: Arc<AtomicBool>,
+    /// Once it says [`Stopping::Abort`], what is cancelled is not the customer's wish.
+    pub(crate) stopping: watch::Receiver<Stopping>,
+    /// Whether a job that finds the repository or the customer in use waits until it can begin.
+    pub(crate) is_patient: bool,
 }
 
 /// How the run of a job ended.
@@ -52,6 +58,8 @@ pub(crate) enum Ended {
     Found(SnapshotId),
     /// It failed, and the job says so.
     Failed(Error),
+    /// How it ended could not be written down: whoever takes the job up will find out.
+    Unwritten(Error),
     /// Another worker shall run it.
     Released,
     /// Another worker has it.
@@ -63,6 +71,20 @@ enum Work {
     Backup(Box<BackupReport>),
     Restore(Box<RestoreReport>),
     Found(Box<BackupEntry>),
+}
+
+/// What the keeper of a lease and the work under it tell each other.
+#[derive(Debug, Default)]
+struct Shared {
+    why: Mutex<Option<Why>>,
+    /// The operation is over: from here on the lease is only renewed.
+    is_settling: AtomicBool,
+}
+
+impl Shared {
+    fn why(&self) -> MutexGuard<'_, Option<Why>> {
+        self.why.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Why we stopped a job.
@@ -94,6 +116,9 @@ impl Runner {
                 tracing::info!(job = %job.id, "completed: restored from the snapshot {}", report.snapshot_id);
             }
             Ended::Failed(error) => tracing::error!(job = %job.id, "failed: {}", error.chain()),
+            Ended::Unwritten(error) => {
+                tracing::error!(job = %job.id, "its end could not be written, it is left to whoever takes it up: {}", error.chain());
+            }
             Ended::Released => tracing::info!(job = %job.id, "given back"),
             Ended::Lost => {
                 tracing::warn!(job = %job.id, "lost to another worker; nothing of this attempt stays");
@@ -114,41 +139,80 @@ impl Runner {
             return self.release(job, lease, &customer.server).await;
         }
 
+        // The caller's flag may be that of many jobs.
+        let cancel = control.cancel.child();
         let tracker = Arc::new(Tracker::over(Arc::clone(&control.monitor)));
-        let gate = Arc::new(CommitGate::new(&self.jobs, lease, &control.cancel));
+        let gate = Arc::new(CommitGate::new(&self.jobs, lease, &cancel));
         let watched = Control {
             monitor: Arc::clone(&tracker) as _,
-            cancel: control.cancel.clone(),
+            cancel: cancel.clone(),
             gate: Some(Arc::clone(&gate) as _),
         };
-        let work = self.start(claimed, &customer, watched);
-        let (result, why) = self.keep(job, lease, &tracker, &control.cancel, work).await;
-
-        match result {
-            Ok(Work::Backup(report)) => {
-                self.complete_backup(job, lease, &customer, report, control)
-                    .await
-            }
-            Ok(Work::Found(entry)) => {
-                let snapshot = entry.id;
-                match self.complete(job, lease, Some(*entry)).await {
-                    Ok(true) => Ended::Found(snapshot),
-                    Ok(false) => Ended::Lost,
-                    Err(error) => Ended::Failed(error),
+        let shared = Shared::default();
+        // A restore holds its customer until its end is written: nobody may take it for abandoned meanwhile.
+        let held = Arc::new(Mutex::new(None));
+        let work = self.start(claimed, &customer, watched, &tracker, &held);
+        let ended = async {
+            let result = work.await.unwrap_or_else(|e| broke_off(job.job_type, e));
+            shared.is_settling.store(true, Ordering::Release);
+            match result {
+                Ok(work) => self.settle_success(job, lease, work, control).await,
+                Err(error) => {
+                    let why = *shared.why();
+                    self.settle_failure(claimed, &gate, why, error).await
                 }
             }
-            Ok(Work::Restore(report)) => match self.complete(job, lease, None).await {
-                Ok(true) => Ended::Restore(report),
-                Ok(false) => Ended::Lost,
-                Err(error) => Ended::Failed(error),
-            },
-            Err(error) => self.settle_failure(claimed, &gate, why, error).await,
+        };
+        tokio::select! {
+            ended = ended => ended,
+            never = self.keep(job, lease, &tracker, &cancel, &shared) => match never {},
+        }
+    }
+
+    async fn settle_success(
+        &self,
+        job: &Job,
+        lease: Lease,
+        work: Work,
+        control: &Control,
+    ) -> Ended {
+        let entry = match &work {
+            Work::Backup(report) => Some(report.entry(job.note.clone())),
+            Work::Found(entry) => Some((**entry).clone()),
+            Work::Restore(_) => None,
+        };
+        match self.complete(job, lease, entry).await {
+            Ok(true) => {}
+            Ok(false) => return Ended::Lost,
+            // What was written is noted in the job: who takes it up finds it.
+            Err(error) => return Ended::Unwritten(error),
+        }
+        match work {
+            Work::Backup(mut report) => {
+                let warning = self.forget_beyond_retention(job, report.snapshot_id).await;
+                if let Some(warning) = &warning {
+                    control.monitor.warning(warning);
+                }
+                report.warnings.extend(warning);
+                Ended::Backup(report)
+            }
+            Work::Found(entry) => {
+                self.forget_beyond_retention(job, entry.id).await;
+                Ended::Found(entry.id)
+            }
+            Work::Restore(report) => Ended::Restore(report),
         }
     }
 
     /// End a job whose process died, without running it again: a backup that is there after all is completed, all else has failed.
     /// [`ErrorKind::Busy`] where the process may still be at it.
     pub(crate) async fn end_abandoned(&self, job: &Job, owner: &str) -> Result<()> {
+        if job.server != self.engine.config().worker.server {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!("job {} runs on the server {}", job.id, job.server),
+            ));
+        }
         let _claim = match job.job_type {
             JobType::Backup => None,
             JobType::Restore => self.claim_customer(job).await?,
@@ -162,7 +226,9 @@ impl Runner {
                 .blocking(move |engine| engine.find_manual(customer, &intended))
                 .await?;
             if found.is_some() {
-                self.complete(&claimed.job, claimed.lease, found).await?;
+                if self.complete(&claimed.job, claimed.lease, found).await? {
+                    self.forget_beyond_retention(&claimed.job, intended).await;
+                }
                 tracing::info!(job = %job.id, "completed: its worker had died after writing the snapshot {intended}");
                 return Ok(());
             }
@@ -210,19 +276,65 @@ impl Runner {
         claimed: &Claimed,
         customer: &Customer,
         control: Control,
+        tracker: &Arc<Tracker>,
+        held: &Arc<Mutex<Option<Claim>>>,
     ) -> JoinHandle<Result<Work>> {
         let this = self.clone();
         let claimed = claimed.clone();
         let customer = customer.clone();
+        let held = Arc::clone(held);
+        let tracker = Arc::clone(tracker);
         let runtime = Handle::current();
         tokio::task::spawn_blocking(move || match claimed.job.job_type {
-            JobType::Backup => this.back_up(&claimed, &customer, &control, &runtime),
+            JobType::Backup => this.back_up(&claimed, &customer, &control, &tracker, &runtime),
             JobType::Restore => {
                 let request = restore_request(&claimed.job)?;
-                let report = this.engine.restore(&customer, &request, &control)?;
+                let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let claim = this.when_free(&claimed.job, &control.cancel, &tracker, || {
+                    this.engine.claim_for_restore(&customer)
+                })?;
+                let claim = held.insert(claim);
+                let report = this.when_free(&claimed.job, &control.cancel, &tracker, || {
+                    let engine = &this.engine;
+                    engine.restore_under(claim, &customer, &request, &control)
+                })?;
                 Ok(Work::Restore(Box::new(report)))
             }
         })
+    }
+
+    /// Once more while somebody else uses the customer or the repository, as long as nothing was begun.
+    fn when_free<T>(
+        &self,
+        job: &Job,
+        cancel: &Cancel,
+        tracker: &Tracker,
+        act: impl Fn() -> Result<T>,
+    ) -> Result<T> {
+        let mut is_told = false;
+        loop {
+            match act() {
+                Err(error)
+                    if error.kind() == ErrorKind::Busy
+                        && self.is_patient
+                        && !tracker.has_begun() =>
+                {
+                    if cancel.is_cancelled() {
+                        return Err(Error::caused(
+                            ErrorKind::Cancelled,
+                            "it had to end while it still waited for others",
+                            error,
+                        ));
+                    }
+                    if !is_told {
+                        tracing::info!(job = %job.id, "waiting for others: {}", error.chain());
+                    }
+                    is_told = true;
+                    std::thread::sleep(PAUSE);
+                }
+                other => return other,
+            }
+        }
     }
 
     fn back_up(
@@ -230,6 +342,7 @@ impl Runner {
         claimed: &Claimed,
         customer: &Customer,
         control: &Control,
+        tracker: &Tracker,
         runtime: &Handle,
     ) -> Result<Work> {
         let job = &claimed.job;
@@ -254,19 +367,21 @@ impl Runner {
             backup_type: job.backup_type,
             note: job.note.clone(),
         };
-        let report = self.engine.backup(customer, &request, control)?;
+        let report = self.when_free(job, &control.cancel, tracker, || {
+            self.engine.backup(customer, &request, control)
+        })?;
         Ok(Work::Backup(Box::new(report)))
     }
 
-    /// Keep the lease and write progress down until the operation has ended; says why we stopped it, if we did.
+    /// Keep the lease, write progress down, and stop the operation where it has to. Runs until it is dropped.
     async fn keep(
         &self,
         job: &Job,
         lease: Lease,
         tracker: &Tracker,
         cancel: &Cancel,
-        mut work: JoinHandle<Result<Work>>,
-    ) -> (Result<Work>, Option<Why>) {
+        shared: &Shared,
+    ) -> Infallible {
         let config = &self.engine.config().worker;
         let limit = match job.job_type {
             JobType::Backup => config.backup_timeout,
@@ -276,15 +391,10 @@ impl Runner {
         let mut ticks = tokio::time::interval(renewal.min(Duration::from_secs(1)));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let started = Instant::now();
-        let mut why = None;
         let mut written: Option<(Instant, Progress)> = None;
         let mut is_away = false;
         loop {
-            tokio::select! {
-                biased;
-                done = &mut work => return (done.unwrap_or_else(broke_off), why),
-                _ = ticks.tick() => {}
-            }
+            ticks.tick().await;
             let progress = tracker.progress();
             let is_due = written
                 .as_ref()
@@ -315,48 +425,25 @@ impl Runner {
                     None
                 }
             };
+            if shared.is_settling.load(Ordering::Acquire) {
+                continue;
+            }
             let timed_out = (started.elapsed() > limit).then_some(Why::TimedOut);
+            let mut why = shared.why();
             if let Some(reason) = reason.or(timed_out)
                 && (why.is_none() || reason == Why::Lost)
             {
-                if why != Some(reason) {
+                if *why != Some(reason) {
                     tracing::info!(job = %job.id, "stopping: {}", match reason {
                         Why::Requested => "it was cancelled",
                         Why::TimedOut => "it takes longer than it may",
                         Why::Lost => "another worker has it",
                     });
                 }
-                why = Some(reason);
+                *why = Some(reason);
                 cancel.cancel();
             }
         }
-    }
-
-    async fn complete_backup(
-        &self,
-        job: &Job,
-        lease: Lease,
-        customer: &Customer,
-        mut report: Box<BackupReport>,
-        control: &Control,
-    ) -> Ended {
-        let made = report.snapshot_id;
-        match self
-            .complete(job, lease, Some(report.entry(job.note.clone())))
-            .await
-        {
-            Ok(true) => {}
-            Ok(false) => return Ended::Lost,
-            // The snapshot is noted in the job: who takes it up finds it.
-            Err(error) => return Ended::Failed(error),
-        }
-        if let Err(error) = self.forget_beyond_retention(customer, made).await {
-            let warning = format!("older backups could not be removed: {}", error.chain());
-            tracing::warn!(job = %job.id, "{warning}");
-            control.monitor.warning(&warning);
-            report.warnings.push(warning);
-        }
-        Ended::Backup(report)
     }
 
     /// The job's end: its row and the catalogue's in one transaction. False where another worker has ended it otherwise; then the snapshot is gone.
@@ -366,6 +453,7 @@ impl Runner {
             None => None,
         };
         let recorded = entry.as_ref().zip(repository.as_deref());
+        let since = Instant::now();
         loop {
             let done = self
                 .patiently(job, || self.try_complete(job, lease, recorded))
@@ -373,7 +461,11 @@ impl Runner {
             if done {
                 return Ok(true);
             }
-            let Some(entry) = &entry else {
+            // The answer to an earlier try may have been lost.
+            if self.is_ended(job, JobStatus::Completed).await? {
+                return Ok(true);
+            }
+            let (Some(entry), Some(repository)) = (&entry, &repository) else {
                 return Ok(false);
             };
             match self
@@ -381,10 +473,17 @@ impl Runner {
                 .await?
             {
                 Fate::Used => return Ok(true),
+                // It may be this very worker that has to look. The snapshot is there and noted: it can be left to that.
+                Fate::Undecided if self.is_aborting() || since.elapsed() > self.jobs.lease() => {
+                    return Ok(false);
+                }
                 Fate::Undecided => tokio::time::sleep(PAUSE).await,
                 Fate::Unwanted => {
-                    let unwanted = entry.id;
-                    self.blocking(move |engine| engine.manual()?.forget(&[unwanted]))
+                    let unwanted = [entry.id];
+                    self.blocking(move |engine| engine.manual()?.forget(&unwanted))
+                        .await?;
+                    // A sync may have taken it in.
+                    self.patiently(job, || self.catalog.remove(repository, &unwanted))
                         .await?;
                     return Ok(false);
                 }
@@ -422,15 +521,33 @@ impl Runner {
         Ok(true)
     }
 
-    async fn forget_beyond_retention(&self, customer: &Customer, made: SnapshotId) -> Result<()> {
-        let id = customer.id;
-        let (repository, forgotten) = self
+    /// What this attempt of ours ended as, if its answer was lost.
+    async fn is_ended(&self, job: &Job, status: JobStatus) -> Result<bool> {
+        let now = self.patiently(job, || self.jobs.get(job.id)).await?;
+        Ok(now.is_some_and(|now| now.status == status && now.attempts == job.attempts))
+    }
+
+    /// Gives what somebody should know.
+    async fn forget_beyond_retention(&self, job: &Job, made: SnapshotId) -> Option<String> {
+        let customer = job.customer_id;
+        let done = self
             .blocking(move |engine| {
-                let forgotten = engine.forget_beyond_retention(id, made)?;
+                let forgotten = engine.forget_beyond_retention(customer, made);
                 Ok((engine.manual()?.id(), forgotten))
             })
-            .await?;
-        self.catalog.remove(&repository, &forgotten).await
+            .await;
+        let failure = match done {
+            Ok((repository, forgotten)) => {
+                let removed = self.patiently(job, || {
+                    self.catalog.remove(&repository, &forgotten.snapshots)
+                });
+                removed.await.err().or(forgotten.failure)
+            }
+            Err(error) => Some(error),
+        };
+        let warning = format!("older backups could not be removed: {}", failure?.chain());
+        tracing::warn!(job = %job.id, "{warning}");
+        Some(warning)
     }
 
     async fn settle_failure(
@@ -449,16 +566,15 @@ impl Runner {
                 .await
             {
                 Ok(Some(entry)) => {
-                    return match self.complete(job, lease, Some(entry)).await {
-                        Ok(true) => Ended::Found(intended),
-                        Ok(false) => Ended::Lost,
-                        Err(error) => Ended::Failed(error),
-                    };
+                    let work = Work::Found(Box::new(entry));
+                    return self
+                        .settle_success(job, lease, work, &Control::default())
+                        .await;
                 }
                 Ok(None) => {}
                 // Nobody can tell now. The job keeps its note; whoever takes it up looks again.
                 Err(unknown) => {
-                    return Ended::Failed(error.context(format!(
+                    return Ended::Unwritten(error.context(format!(
                         "whether the snapshot {intended} was written cannot be told now ({}): it will be looked for",
                         unknown.chain()
                     )));
@@ -475,12 +591,10 @@ impl Runner {
                 let error = Error::caused(ErrorKind::Timeout, "it took longer than it may", error);
                 self.fail(job, lease, Failure::Timeout, error).await
             }
-            (ErrorKind::Cancelled, _) if self.is_shutting_down.load(Ordering::Acquire) => {
-                match job.job_type {
-                    JobType::Backup => self.release(job, lease, &job.server).await,
-                    JobType::Restore => self.fail(job, lease, Failure::Interrupted, error).await,
-                }
-            }
+            (ErrorKind::Cancelled, _) if self.is_aborting() => match job.job_type {
+                JobType::Backup => self.release(job, lease, &job.server).await,
+                JobType::Restore => self.fail(job, lease, Failure::Interrupted, error).await,
+            },
             (ErrorKind::Cancelled, _) => self.fail(job, lease, Failure::Cancelled, error).await,
             (ErrorKind::Interrupted, _) => self.fail(job, lease, Failure::Interrupted, error).await,
             (ErrorKind::Stuck, _) => self.fail(job, lease, Failure::Stuck, error).await,
@@ -497,8 +611,11 @@ impl Runner {
             .await
         {
             Ok(true) => Ended::Failed(error),
-            Ok(false) => Ended::Lost,
-            Err(unwritten) => Ended::Failed(error.context(unwritten.chain())),
+            Ok(false) => match self.is_ended(job, JobStatus::Failed).await {
+                Ok(true) => Ended::Failed(error),
+                _ => Ended::Lost,
+            },
+            Err(unwritten) => Ended::Unwritten(error.context(unwritten.chain())),
         }
     }
 
@@ -509,8 +626,12 @@ impl Runner {
         {
             Ok(true) => Ended::Released,
             Ok(false) => Ended::Lost,
-            Err(error) => Ended::Failed(error),
+            Err(error) => Ended::Unwritten(error),
         }
+    }
+
+    fn is_aborting(&self) -> bool {
+        *self.stopping.borrow() == Stopping::Abort
     }
 
     /// Again and again while the database is away; the end of a job must not be lost.
@@ -521,9 +642,7 @@ impl Runner {
         let mut is_told = false;
         loop {
             match act().await {
-                Err(error)
-                    if is_passing(&error) && !self.is_shutting_down.load(Ordering::Acquire) =>
-                {
+                Err(error) if is_passing(&error) && !self.is_aborting() => {
                     if !is_told {
                         tracing::warn!(job = %job.id, "waiting for the database: {}", error.chain());
                     }
@@ -542,7 +661,7 @@ impl Runner {
         let engine = Arc::clone(&self.engine);
         tokio::task::spawn_blocking(move || act(&engine))
             .await
-            .unwrap_or_else(broke_off)
+            .unwrap_or_else(|e| broke_off(JobType::Backup, e))
     }
 }
 
@@ -577,8 +696,11 @@ impl Gate for CommitGate {
         let intended = snapshot.map(str::parse).transpose()?;
         let mut is_told = false;
         loop {
-            let asked = self.jobs.begin_commit(self.lease, snapshot);
-            match self.runtime.block_on(asked) {
+            let asked = Instant::now();
+            let answer = self.jobs.begin_commit(self.lease, snapshot);
+            match self.runtime.block_on(answer) {
+                // It was long in coming: somebody may have taken the job since it was given.
+                Ok(Kept::Held) if asked.elapsed() > self.jobs.lease() / 2 => {}
                 Ok(Kept::Held) => {
                     *self.intended.lock().unwrap_or_else(PoisonError::into_inner) = intended;
                     return Ok(());
@@ -587,7 +709,8 @@ impl Gate for CommitGate {
                     return Err(Error::new(ErrorKind::Cancelled, "the job was cancelled"));
                 }
                 Ok(Kept::Lost) => return Err(taken_over()),
-                Err(error) if is_passing(&error) && !self.cancel.is_cancelled() => {
+                Err(error) if is_passing(&error) => {
+                    self.cancel.check()?;
                     if !is_told {
                         tracing::warn!(job = %self.lease.job(), "waiting with the commit for the database: {}", error.chain());
                     }
@@ -619,7 +742,7 @@ fn restore_request(job: &Job) -> Result<RestoreRequest> {
 }
 
 /// Whether the database may answer if it is asked again.
-pub(super) fn is_passing(error: &Error) -> bool {
+fn is_passing(error: &Error) -> bool {
     matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Busy)
 }
 
@@ -630,9 +753,14 @@ fn taken_over() -> Error {
     )
 }
 
-fn broke_off<T>(error: JoinError) -> Result<T> {
+/// A restore that broke off may have left anything.
+fn broke_off<T>(job_type: JobType, error: JoinError) -> Result<T> {
+    let kind = match job_type {
+        JobType::Backup => ErrorKind::Failed,
+        JobType::Restore => ErrorKind::Stuck,
+    };
     Err(Error::caused(
-        ErrorKind::Failed,
+        kind,
         "the operation broke off inside the program",
         error,
     ))

@@ -10,9 +10,7 @@ pub(super) fn of(job_type: JobType, failure: Failure, error: &Error) -> String {
     let reason = match (failure, job_type) {
         (Failure::Cancelled, _) => "It was cancelled.",
         (Failure::Timeout, _) => "It took longer than it may and was stopped.",
-        (Failure::Interrupted, JobType::Backup) => {
-            "It was interrupted several times on our side and was given up."
-        }
+        (Failure::Interrupted, JobType::Backup) => "It was interrupted on our side.",
         (Failure::Interrupted, JobType::Restore) => {
             return "It was interrupted on our side before it was done. Our team has been told and looks after your shop.".into();
         }

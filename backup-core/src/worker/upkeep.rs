@@ -3,6 +3,7 @@
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan, Zoned};
@@ -24,6 +25,8 @@ pub(crate) struct Upkeep {
     pub(crate) catalog: Catalog,
     /// Told when a job has ended.
     pub(crate) requested: Arc<Notify>,
+    /// How many jobs run: a prune would have to wait for them, and they for it.
+    pub(crate) running: Arc<AtomicUsize>,
 }
 
 impl Upkeep {
@@ -40,7 +43,7 @@ impl Upkeep {
             tokio::select! {
                 () = tokio::time::sleep(every.min(self.until_prune())) => {}
                 () = self.requested.notified() => {}
-                _ = stopping.changed() => {}
+                asked = stopping.changed() => if asked.is_err() { return },
             }
         }
     }
@@ -109,6 +112,9 @@ impl Upkeep {
         let Some(since) = self.prune_window() else {
             return;
         };
+        if self.running.load(Ordering::Acquire) > 0 {
+            return;
+        }
         match self.try_prune(since).await {
             Ok(None) => {}
             Ok(Some(report)) => tracing::info!(

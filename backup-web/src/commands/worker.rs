@@ -49,7 +49,7 @@ pub async fn connect_patiently(
         }
         tokio::select! {
             () = tokio::time::sleep(PAUSE) => {}
-            _ = stopping.changed() => {}
+            asked = stopping.changed() => if asked.is_err() { return Ok(None) },
         }
     }
     Ok(None)
