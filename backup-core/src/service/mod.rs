@@ -371,7 +371,7 @@ impl BackupService {
             catalog: self.catalog.clone(),
             customers: self.customers.clone(),
             stopping: never_stopping(),
-            is_patient: false,
+            is_worker: false,
         }
     }
 

@@ -135,6 +135,7 @@ impl Store {
             ));
         }
         if version == 0 && !self.has_jobs().await? {
+            self.require_customers().await?;
             self.migrate_in(turn).await?;
             return Ok(());
         }
@@ -165,6 +166,12 @@ impl Store {
             "SELECT COALESCE(MAX(version), 0) FROM backup_migrations WHERE success = TRUE";
         let found = self.row_if_table::<(i64,)>(QUERY, &[]).await?.flatten();
         Ok(found.map_or(0, |(version,)| version))
+    }
+
+    /// Before tables are made by the way: that it is the platform's database at all.
+    async fn require_customers(&self) -> Result<()> {
+        const QUERY: &str = "SELECT COUNT(*) FROM customers WHERE id = 0";
+        self.row::<(i64,)>(QUERY, &[]).await.map(drop)
     }
 
     async fn has_jobs(&self) -> Result<bool> {

@@ -8,7 +8,7 @@ mod sentence;
 mod upkeep;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 
 use crate::catalog::Catalog;
 use crate::customer::CustomerStore;
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{JobStore, Queue, owner_of_this_process};
 use crate::operations::Engine;
 use crate::progress::{Cancel, Control};
@@ -54,6 +54,8 @@ pub struct Worker {
     after_job: Arc<Notify>,
     /// How many jobs run.
     running: Arc<AtomicUsize>,
+    /// Whether the table could not be asked the last time.
+    is_away: AtomicBool,
 }
 
 impl Worker {
@@ -82,6 +84,7 @@ impl Worker {
             },
             after_job,
             running,
+            is_away: AtomicBool::new(false),
             runner: Runner {
                 engine,
                 store: store.clone(),
@@ -89,7 +92,7 @@ impl Worker {
                 catalog: catalog.clone(),
                 customers: customers.clone(),
                 stopping: never_stopping(),
-                is_patient: true,
+                is_worker: true,
             },
         }
     }
@@ -127,15 +130,22 @@ impl Worker {
 
     async fn take_jobs(&self, running: &mut JoinSet<()>, stopping: &watch::Receiver<Stopping>) {
         if let Err(error) = self.end_abandoned_restores().await {
-            tracing::warn!("abandoned restores cannot be looked for: {}", error.chain());
+            self.note_away(&error);
             return;
         }
         while running.len() < self.concurrency && *stopping.borrow() == Stopping::No {
             let claimed = match self.runner.jobs.claim(&self.server, &self.name).await {
-                Ok(Some(claimed)) => claimed,
-                Ok(None) => return,
+                Ok(claimed) => {
+                    if self.is_away.swap(false, Ordering::AcqRel) {
+                        tracing::info!("jobs can be taken again");
+                    }
+                    match claimed {
+                        Some(claimed) => claimed,
+                        None => return,
+                    }
+                }
                 Err(error) => {
-                    tracing::warn!("no jobs can be taken now: {}", error.chain());
+                    self.note_away(&error);
                     return;
                 }
             };
@@ -148,6 +158,13 @@ impl Worker {
             running.spawn(async move {
                 runner.run(claimed, &control).await;
             });
+        }
+    }
+
+    /// Once for each outage.
+    fn note_away(&self, error: &Error) {
+        if !self.is_away.swap(true, Ordering::AcqRel) {
+            tracing::warn!("no jobs can be taken now: {}", error.chain());
         }
     }
 

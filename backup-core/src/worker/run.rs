@@ -43,8 +43,9 @@ pub(crate) struct Runner {
     pub(crate) customers: CustomerStore,
     /// Once it says [`Stopping::Abort`], what is cancelled is not the customer's wish.
     pub(crate) stopping: watch::Receiver<Stopping>,
-    /// Whether a job that finds the repository or the customer in use waits until it can begin.
-    pub(crate) is_patient: bool,
+    /// A worker waits for a database that is away, and for others who use the customer or the repository, for as long as it takes. Somebody who
+    /// watches is told.
+    pub(crate) is_worker: bool,
 }
 
 /// How the run of a job ended.
@@ -316,7 +317,7 @@ impl Runner {
             match act() {
                 Err(error)
                     if error.kind() == ErrorKind::Busy
-                        && self.is_patient
+                        && self.is_worker
                         && !tracker.has_begun() =>
                 {
                     if cancel.is_cancelled() {
@@ -452,6 +453,13 @@ impl Runner {
             Some(_) => Some(self.blocking(|engine| Ok(engine.manual()?.id())).await?),
             None => None,
         };
+        if let Some(repository) = &repository {
+            let server = &self.engine.config().worker.server;
+            self.patiently(job, || {
+                self.catalog.note_use(server, Source::Manual, repository)
+            })
+            .await?;
+        }
         let recorded = entry.as_ref().zip(repository.as_deref());
         let since = Instant::now();
         loop {
@@ -634,15 +642,19 @@ impl Runner {
         *self.stopping.borrow() == Stopping::Abort
     }
 
-    /// Again and again while the database is away; the end of a job must not be lost.
+    /// Again and again while the database is away; the end of a job must not be lost. It is not lost either where we give up: whoever takes the
+    /// job up finds out.
     async fn patiently<T, F>(&self, job: &Job, mut act: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
+        const WATCHED_FOR: Duration = Duration::from_secs(60);
+        let since = Instant::now();
         let mut is_told = false;
         loop {
+            let goes_on = self.is_worker || since.elapsed() < WATCHED_FOR;
             match act().await {
-                Err(error) if is_passing(&error) && !self.is_aborting() => {
+                Err(error) if is_passing(&error) && goes_on && !self.is_aborting() => {
                     if !is_told {
                         tracing::warn!(job = %job.id, "waiting for the database: {}", error.chain());
                     }

@@ -136,6 +136,11 @@ impl Upkeep {
         if last.is_some_and(|at| at >= since) {
             return Ok(None);
         }
+        // A process that was killed leaves its lock, and nobody is here at this hour to remove it.
+        let engine = Arc::clone(&self.engine);
+        for lock in blocking(move || engine.manual()?.unlock()).await? {
+            tracing::warn!("a lock of a dead process is removed: {lock}");
+        }
         self.prune().await.map(Some)
     }
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use backup_core::catalog::BackupEntry;
 use backup_core::config::Config;
 use backup_core::customer::CustomerId;
-use backup_core::error::Result;
+use backup_core::error::{ErrorKind, Result};
 use backup_core::progress::Cancel;
 use indicatif::HumanBytes;
 use jiff::tz::TimeZone;
@@ -22,7 +22,11 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
-    runtime.block_on(parts.service.customers().get(customer))?;
+    // What is wrong with his row is in the way of a restore, but not of a look.
+    match runtime.block_on(parts.service.customers().get(customer)) {
+        Err(error) if error.kind() != ErrorKind::Configuration => return Err(error),
+        _ => {}
+    }
     parts.refresh()?;
     let list = runtime.block_on(parts.service.list(customer))?;
     output.result(&list, || {

@@ -116,12 +116,14 @@ fn a_job_that_takes_longer_than_its_kind_may_is_stopped_and_leaves_nothing() {
     let worker = world.worker_through(&proxy, &settings);
     let backup = world.queue(1, BackupType::Files);
     world.ended(backup);
+    let mut log = world.end(worker);
     assert_eq!(world.snapshots().len(), 0);
     let snapshot = world.back_up(1, BackupType::Files);
     fs::write(&noise, "something else").unwrap();
+    let worker = world.worker_through(&proxy, &settings);
     let restore = world.queue_restore(1, &snapshot);
     world.ended(restore);
-    let log = world.end(worker);
+    log += &world.end(worker);
     for id in [backup, restore] {
         let job = world.job(id);
         assert_eq!(
