@@ -46,7 +46,7 @@ SET @step = IF(@is_new,
         ADD COLUMN source VARCHAR(16) CHARACTER SET ascii NULL,
         ADD COLUMN online TINYINT NOT NULL DEFAULT 0,
         ADD COLUMN note VARCHAR(500) CHARACTER SET utf8mb4 NULL,
-        ADD COLUMN server VARCHAR(64) CHARACTER SET utf8mb4 NOT NULL DEFAULT ''default'',
+        ADD COLUMN server VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL DEFAULT ''default'',
         ADD COLUMN attempts INT NOT NULL DEFAULT 0,
         ADD COLUMN lease_owner VARCHAR(128) CHARACTER SET utf8mb4 NULL,
         ADD COLUMN lease_until BIGINT NULL,
@@ -97,13 +97,13 @@ CREATE TABLE IF NOT EXISTS backup_snapshots (
 
 -- Which repository the backups of a hosting server are in.
 CREATE TABLE IF NOT EXISTS backup_repository_users (
-    server VARCHAR(64) CHARACTER SET utf8mb4 NOT NULL,
+    server VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
     source VARCHAR(16) CHARACTER SET ascii NOT NULL,
     repository_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
     PRIMARY KEY (server, source)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
 
--- When a repository was last looked after, so that one worker of many does it.
+-- When a repository was last synced, for whoever wants to know, and last pruned, so that one worker of many does that each day.
 CREATE TABLE IF NOT EXISTS backup_repositories (
     repository_id CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL PRIMARY KEY,
     synced_at BIGINT NULL,

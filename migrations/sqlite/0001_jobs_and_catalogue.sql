@@ -82,7 +82,7 @@ CREATE TABLE backup_repository_users (
     PRIMARY KEY (server, source)
 ) WITHOUT ROWID;
 
--- When a repository was last looked after, so that one worker of many does it.
+-- When a repository was last synced, for whoever wants to know, and last pruned, so that one worker of many does that each day.
 CREATE TABLE backup_repositories (
     repository_id TEXT PRIMARY KEY,
     synced_at INTEGER,

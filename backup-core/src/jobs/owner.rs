@@ -5,50 +5,79 @@
 
 use std::fs;
 
-use rustix::process::{Pid, getpid};
+use rustix::io::Errno;
+use rustix::process::{Pid, getpid, test_kill_process};
 
 /// What a name in the table holds at most.
 const CHARACTERS_MAX: usize = 128;
 
-/// The name of this process: `host:namespace:pid:start`.
+/// The name of this process: `host:boot:namespace:pid:start`.
 pub(crate) fn of_this_process() -> String {
-    name_of(getpid()).unwrap_or_else(|| format!("{}:?:{}:?", host(), getpid().as_raw_nonzero()))
+    let pid = getpid().as_raw_nonzero();
+    name_of(getpid()).unwrap_or_else(|| format!("{}:?:?:{pid}:?", host()))
 }
 
 /// Whether the process of this name is surely gone. Only of processes that we would see if they were there.
 pub(crate) fn is_dead(name: &str) -> bool {
-    let mut parts = name.rsplitn(4, ':');
-    let (Some(_start), Some(pid), Some(namespace), Some(its_host)) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
+    let Some((pid, start)) = own_place().and_then(|here| {
+        let process = name.strip_prefix(&here)?.strip_prefix(':')?;
+        let (pid, start) = process.split_once(':')?;
+        let pid = pid.parse().ok().and_then(Pid::from_raw)?;
+        Some((pid, start.parse::<u64>().ok()?))
+    }) else {
         return false;
     };
-    if its_host != host() || own_namespace().as_deref() != Some(namespace) {
-        return false;
+    if test_kill_process(pid) == Err(Errno::SRCH) {
+        return true;
     }
-    let pid = pid.parse().ok().and_then(Pid::from_raw);
-    pid.is_some_and(|pid| name_of(pid).is_none_or(|now| now != name))
+    // What cannot be read may be hidden, or this process has too many files open.
+    match life_of(pid) {
+        Some(Life::Since(now)) => now != start,
+        Some(Life::Over) => true,
+        None => false,
+    }
 }
 
-/// None where there is no such process.
 fn name_of(pid: Pid) -> Option<String> {
-    let start = start_of(pid)?;
-    let namespace = own_namespace()?;
-    let name = format!("{}:{namespace}:{}:{start}", host(), pid.as_raw_nonzero());
+    let Life::Since(start) = life_of(pid)? else {
+        return None;
+    };
+    let name = format!("{}:{}:{start}", own_place()?, pid.as_raw_nonzero());
     (name.chars().count() <= CHARACTERS_MAX).then_some(name)
 }
 
-/// When a process was started, in ticks since the machine was.
-fn start_of(pid: Pid) -> Option<String> {
+enum Life {
+    /// When the process was started, in ticks since the machine was.
+    Since(u64),
+    /// It was killed and not yet waited for, and will do nothing any more.
+    Over,
+}
+
+/// None: nothing is known.
+fn life_of(pid: Pid) -> Option<Life> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // The second field is a name in parentheses, and may hold anything.
     let after_name = stat.rsplit_once(')')?.1;
     let mut fields = after_name.split_ascii_whitespace();
-    // One that was killed and not yet waited for will do nothing any more.
     if matches!(fields.next()?, "Z" | "X") {
-        return None;
+        return Some(Life::Over);
     }
-    fields.nth(18).map(str::to_owned)
+    fields.nth(18)?.parse().ok().map(Life::Since)
+}
+
+/// Where this process is, as far as it sees others: `host:boot:namespace`.
+fn own_place() -> Option<String> {
+    Some(format!("{}:{}:{}", host(), own_boot()?, own_namespace()?))
+}
+
+/// Two machines may have one name. This one has another boot from its next start on, and then the lease has to tell.
+fn own_boot() -> Option<String> {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let digits = id.get(..8)?;
+    digits
+        .bytes()
+        .all(|b| b.is_ascii_hexdigit())
+        .then(|| digits.to_owned())
 }
 
 /// The process numbers that we see are those of this namespace.
@@ -106,13 +135,20 @@ mod tests {
     #[test]
     fn nothing_is_said_of_processes_elsewhere() {
         let own = of_this_process();
-        let (host, rest) = own.split_once(':').unwrap();
-        let (namespace, process) = rest.split_once(':').unwrap();
+        let parts: Vec<&str> = own.rsplitn(5, ':').collect();
+        let [start, pid, namespace, boot, host] = parts[..] else {
+            panic!("{own}");
+        };
+        assert!(is_dead(&format!("{host}:{boot}:{namespace}:4194303:1")));
         for name in [
-            format!("elsewhere:{namespace}:4194303:1"),
-            format!("{host}:1:{process}"),
-            format!("{host}:{namespace}:4194303"),
-            format!("{host}:{namespace}:none:1"),
+            format!("elsewhere:{boot}:{namespace}:4194303:1"),
+            format!("{host}:00000000:{namespace}:4194303:1"),
+            format!("{host}:{boot}:1:{pid}:1"),
+            format!("{host}:{boot}:{namespace}:4194303"),
+            format!("{host}:{boot}:{namespace}:none:1"),
+            format!("{host}:{boot}:{namespace}:4194303:?"),
+            format!("{host}:{boot}:{namespace}:{pid}:{start}:1"),
+            format!("{host}:?:?:4194303:1"),
             "me".to_owned(),
             String::new(),
         ] {

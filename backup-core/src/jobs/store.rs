@@ -149,16 +149,25 @@ impl JobStore {
         self.insert(new, None).await
     }
 
-    /// Create a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him. With a job in
-    /// the way, the lease holds nothing.
-    pub async fn create_claimed(&self, new: &NewJob, owner: &str) -> Result<(Created, Lease)> {
-        let created = self.insert(new, Some(owner)).await?;
-        let (job, attempt) = match &created {
-            Created::Job(job) => (job.id, 1),
-            // No running job is at this attempt.
-            Created::InTheWay(job) => (job.id, 0),
-        };
-        Ok((created, Lease { job, attempt }))
+    /// Create a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him. Err: the job of
+    /// the customer's that is in the way.
+    pub async fn create_claimed(
+        &self,
+        new: &NewJob,
+        owner: &str,
+    ) -> Result<std::result::Result<Claimed, Box<Job>>> {
+        Ok(match self.insert(new, Some(owner)).await? {
+            Created::Job(job) => Ok(Claimed {
+                lease: Lease {
+                    job: job.id,
+                    attempt: 1,
+                },
+                job: *job,
+                is_taken_over: false,
+                intended: None,
+            }),
+            Created::InTheWay(job) => Err(job),
+        })
     }
 
     async fn insert(&self, new: &NewJob, owner: Option<&str>) -> Result<Created> {
@@ -643,6 +652,11 @@ mod tests {
         }
     }
 
+    async fn create_claimed(jobs: &JobStore, owner: &str) -> Lease {
+        let created = jobs.create_claimed(&a_backup(), owner).await.unwrap();
+        created.unwrap().lease
+    }
+
     async fn complete(jobs: &JobStore, lease: Lease, snapshot: Option<SnapshotId>) -> bool {
         let mut transaction = jobs.store.begin().await.unwrap();
         let done = jobs.complete(&mut transaction, lease, snapshot).await;
@@ -654,7 +668,7 @@ mod tests {
     async fn a_job_is_completed_once_and_by_its_owner_only() {
         let dir = tempfile::tempdir().unwrap();
         let jobs = jobs(&dir, Duration::ZERO).await;
-        let (_, old) = jobs.create_claimed(&a_backup(), "old").await.unwrap();
+        let old = create_claimed(&jobs, "old").await;
         let new = loop {
             // Over as soon as the clock has moved on.
             if let Some(claimed) = jobs.claim("default", "new").await.unwrap() {
@@ -686,7 +700,7 @@ mod tests {
     async fn a_transaction_that_is_dropped_completes_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let jobs = jobs(&dir, Duration::from_secs(60)).await;
-        let (_, lease) = jobs.create_claimed(&a_backup(), "me").await.unwrap();
+        let lease = create_claimed(&jobs, "me").await;
         let mut transaction = jobs.store.begin().await.unwrap();
         assert!(jobs.complete(&mut transaction, lease, None).await.unwrap());
         drop(transaction);

@@ -31,8 +31,8 @@ use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Claimed, Created, Job, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
-    Queue, Watcher, owner_of_this_process,
+    CancelAnswer, Created, Job, JobId, JobStatus, JobStore, JobStream, JobType, NewJob, Queue,
+    Watcher, owner_of_this_process,
 };
 use crate::operations::{
     BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, require_note,
@@ -338,25 +338,19 @@ impl BackupService {
         }
         let owner = owner_of_this_process();
         let runner = self.runner(engine);
-        let (mut created, mut lease) = self.jobs.create_claimed(new, &owner).await?;
-        if let Created::InTheWay(job) = &created
+        let mut created = self.jobs.create_claimed(new, &owner).await?;
+        if let Err(job) = &created
             && job.status == JobStatus::Running
         {
             // There may be no worker that would find that its process is dead.
             match runner.end_abandoned(job, &owner).await {
                 Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
-                _ => (created, lease) = self.jobs.create_claimed(new, &owner).await?,
+                _ => created = self.jobs.create_claimed(new, &owner).await?,
             }
         }
-        let job = match created {
-            Created::Job(job) => *job,
-            Created::InTheWay(job) => return Ok(Err(job)),
-        };
-        let claimed = Claimed {
-            job,
-            lease,
-            is_taken_over: false,
-            intended: None,
+        let claimed = match created {
+            Ok(claimed) => claimed,
+            Err(job) => return Ok(Err(job)),
         };
         let id = claimed.job.id;
         let ended = runner.run(claimed, control).await;

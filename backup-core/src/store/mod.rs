@@ -115,6 +115,8 @@ fn explain(shown: &str, error: sqlx::Error) -> Error {
 fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (ErrorKind, String) {
     const TOO_MANY_CONNECTIONS: [u16; 2] = [1040, 1203];
     const SHUTTING_DOWN: [u16; 3] = [1053, 1927, 1317];
+    // While an operator or a failover has it so.
+    const READ_ONLY: [u16; 2] = [1290, 1836];
     const UNKNOWN_DATABASE: u16 = 1049;
     const UNKNOWN_COLUMN: u16 = 1054;
     let number = refusal
@@ -156,6 +158,10 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
         Some(n) if TOO_MANY_CONNECTIONS.contains(&n) || SHUTTING_DOWN.contains(&n) => (
             ErrorKind::Unreachable,
             format!("the platform's database {shown} takes no more work now"),
+        ),
+        Some(n) if READ_ONLY.contains(&n) => (
+            ErrorKind::Unreachable,
+            format!("the platform's database {shown} can only be read now"),
         ),
         Some(n) if ACCESS_DENIED.contains(&n) => (
             ErrorKind::Refused,

@@ -6,7 +6,7 @@ use backup_core::error::ErrorKind;
 use backup_core::jobs::{Created, Failure, JobStatus, JobStore};
 
 use crate::databases::{
-    Database, LONG, SERVER, backup_of, claim, create, created, customer, on_both,
+    Database, LONG, SERVER, backup_of, claim, create, create_claimed, customer, on_both,
 };
 use crate::processes::{Processes, at_the_gate, store_of_parent};
 
@@ -16,7 +16,7 @@ const ROUNDS: u32 = 12;
 on_both!(
     of_fifty_processes_never_two_have_an_active_job_of_one_customer,
     a_second_job_of_a_customer_is_told_which_one_is_in_the_way,
-    a_job_in_the_way_gives_no_right_to_write_to_it,
+    a_job_in_the_way_gives_no_lease,
 );
 
 async fn of_fifty_processes_never_two_have_an_active_job_of_one_customer(database: &Database) {
@@ -120,18 +120,15 @@ async fn a_second_job_of_a_customer_is_told_which_one_is_in_the_way(database: &D
     assert_eq!(missing.kind(), ErrorKind::NotFound);
 }
 
-async fn a_job_in_the_way_gives_no_right_to_write_to_it(database: &Database) {
+async fn a_job_in_the_way_gives_no_lease(database: &Database) {
     let jobs = database.jobs(LONG).await;
-    let (mine, lease) = jobs.create_claimed(&backup_of(1), "me").await.unwrap();
-    let mine = created(mine);
-    assert_eq!((mine.status, mine.attempts), (JobStatus::Running, 1));
-    let (theirs, other) = jobs.create_claimed(&backup_of(1), "others").await.unwrap();
-    assert!(matches!(theirs, Created::InTheWay(job) if job.id == mine.id));
-    let written = jobs
-        .fail(other, Failure::Error, "It failed.")
-        .await
-        .unwrap();
-    assert!(!written, "the job of another was ended");
-    let ended = jobs.fail(lease, Failure::Error, "It failed.").await;
+    let mine = create_claimed(&jobs, 1).await;
+    assert_eq!(
+        (mine.job.status, mine.job.attempts),
+        (JobStatus::Running, 1)
+    );
+    let theirs = jobs.create_claimed(&backup_of(1), "others").await.unwrap();
+    assert_eq!(theirs.unwrap_err().id, mine.job.id);
+    let ended = jobs.fail(mine.lease, Failure::Error, "It failed.").await;
     assert!(ended.unwrap());
 }

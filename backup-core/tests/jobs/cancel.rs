@@ -2,7 +2,7 @@
 
 use backup_core::jobs::{CancelAnswer, Failure, JobStatus, Kept};
 
-use crate::databases::{Database, LONG, SERVER, backup_of, claim, create, created, get, on_both};
+use crate::databases::{Database, LONG, SERVER, claim, create, create_claimed, get, on_both};
 
 on_both!(
     a_waiting_job_is_cancelled_at_once,
@@ -61,8 +61,8 @@ async fn a_running_job_is_asked_to_stop_until_it_commits(database: &Database) {
 async fn of_a_commit_and_a_cancellation_at_once_exactly_one_wins(database: &Database) {
     let jobs = database.jobs(LONG).await;
     for number in 1..=60 {
-        let (mine, lease) = jobs.create_claimed(&backup_of(number), "me").await.unwrap();
-        let id = created(mine).id;
+        let mine = create_claimed(&jobs, number).await;
+        let (id, lease) = (mine.job.id, mine.lease);
         let (a, b) = (jobs.clone(), jobs.clone());
         let commit = tokio::spawn(async move { a.begin_commit(lease, None).await.unwrap() });
         let cancel = tokio::spawn(async move { b.cancel(id).await.unwrap() });

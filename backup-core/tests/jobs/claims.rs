@@ -80,6 +80,7 @@ async fn jobs_of_other_servers_are_never_claimed(database: &Database) {
     let id = created(jobs.create(&northern).await.unwrap()).id;
     assert!(jobs.claim(SERVER, "w").await.unwrap().is_none());
     assert!(jobs.claim("nort", "w").await.unwrap().is_none());
+    assert!(jobs.claim("North", "w").await.unwrap().is_none());
     assert!(jobs.claim("", "w").await.unwrap().is_none());
     let claimed = jobs.claim("north", "w").await.unwrap().unwrap();
     assert_eq!(claimed.job.id, id);

@@ -12,7 +12,8 @@ use sqlx::{AssertSqlSafe, Executor, MySqlConnection};
 use xtask::mariadb::MariaDb;
 
 use crate::databases::{
-    Database, Kind, LONG, MARIADB, SERVER, SHORT, backup_of, claim, create, customer, get, wait_for,
+    Database, Kind, LONG, MARIADB, SERVER, SHORT, backup_of, claim, connect, create, customer, get,
+    wait_for,
 };
 
 /// The statements on this database that do not get on, by their numbers. (The server shows who waits for a row only to who asks seldom.)
@@ -278,4 +279,25 @@ async fn step(
         *ended.lock().unwrap().entry(claimed.job.id).or_default() += 1;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_can_only_be_read_is_waited_for() {
+    let server = MariaDb::start().unwrap();
+    let database = Database::on(&server);
+    let schema = database.schema();
+    create(&database.jobs(LONG).await, 1).await;
+    // Root may write all the same.
+    server
+        .sql(&format!(
+            "CREATE USER worker@localhost IDENTIFIED BY 's3cret'; GRANT ALL ON {schema}.* TO worker@localhost; SET GLOBAL read_only = ON"
+        ))
+        .unwrap();
+    let url = database.url.replace("root@", "worker@");
+    let jobs = JobStore::new(&connect(&url, "s3cret").await, LONG);
+    let error = jobs.create(&backup_of(2)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(error.to_string().contains("only be read"), "{error}");
+    server.sql("SET GLOBAL read_only = OFF").unwrap();
+    assert_eq!(claim(&jobs).await.job.customer_id, customer(1));
 }

@@ -274,6 +274,11 @@ pub async fn create(jobs: &JobStore, number: u32) -> Job {
     created(jobs.create(&backup_of(number)).await.unwrap())
 }
 
+pub async fn create_claimed(jobs: &JobStore, number: u32) -> Claimed {
+    let created = jobs.create_claimed(&backup_of(number), "me").await.unwrap();
+    created.unwrap()
+}
+
 pub async fn claim(jobs: &JobStore) -> Claimed {
     jobs.claim(SERVER, "test").await.unwrap().unwrap()
 }

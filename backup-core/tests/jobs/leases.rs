@@ -6,7 +6,7 @@ use backup_core::jobs::{
 use backup_core::progress::Phase;
 
 use crate::databases::{
-    Database, LONG, SERVER, SHORT, backup_of, claim, create, created, get, on_both, wait_for,
+    Database, LONG, SERVER, SHORT, claim, create, create_claimed, get, on_both, wait_for,
 };
 
 on_both!(
@@ -72,15 +72,14 @@ async fn a_job_whose_owner_died_is_taken_over_and_the_attempt_is_counted(databas
         assert!(next.job.bytes_per_second.is_none());
     }
     // One that its creator ran himself, too.
-    let (mine, lease) = jobs.create_claimed(&backup_of(2), "me").await.unwrap();
-    let mine = created(mine);
+    let mine = create_claimed(&jobs, 2).await;
     let theirs = wait_for("the lease of a foreground job to end", async || {
         let claimed = jobs.claim(SERVER, "second").await.unwrap()?;
-        (claimed.job.id == mine.id).then_some(claimed)
+        (claimed.job.id == mine.job.id).then_some(claimed)
     })
     .await;
     assert_eq!((theirs.is_taken_over, theirs.job.attempts), (true, 2));
-    assert_lost(&jobs, lease).await;
+    assert_lost(&jobs, mine.lease).await;
 }
 
 async fn a_stale_owner_changes_nothing(database: &Database) {
@@ -147,10 +146,8 @@ async fn a_lease_that_is_renewed_is_never_taken_over(database: &Database) {
         () = thief => {}
     }
     // A lease that is over but that nobody took is still its owner's.
-    let (_, mine) = JobStore::new(&database.store().await, std::time::Duration::ZERO)
-        .create_claimed(&backup_of(2), "me")
-        .await
-        .unwrap();
+    let impatient = JobStore::new(&database.store().await, std::time::Duration::ZERO);
+    let mine = create_claimed(&impatient, 2).await.lease;
     assert_eq!(jobs.look(mine).await.unwrap(), Kept::Held);
     assert!(jobs.fail(mine, Failure::Error, "It failed.").await.unwrap());
 }

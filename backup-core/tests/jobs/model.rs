@@ -118,14 +118,13 @@ async fn play(database: &Database, jobs: &JobStore, number: u32, operations: &[O
             Operation::Create | Operation::CreateClaimed(_) => {
                 let answer = match *operation {
                     Operation::CreateClaimed(owner) => {
-                        let (answer, lease) = jobs.create_claimed(&new, "o").await.unwrap();
-                        if active.is_none() {
-                            held[owner] = Some((lease, 1));
-                        } else {
-                            // It holds nothing.
-                            assert_eq!(jobs.look(lease).await.unwrap(), Kept::Lost);
+                        match jobs.create_claimed(&new, "o").await.unwrap() {
+                            Ok(claimed) => {
+                                held[owner] = Some((claimed.lease, 1));
+                                Created::Job(Box::new(claimed.job))
+                            }
+                            Err(job) => Created::InTheWay(job),
                         }
-                        answer
                     }
                     _ => jobs.create(&new).await.unwrap(),
                 };
