@@ -11,14 +11,23 @@ use rustix::process::{Pid, getpid, test_kill_process};
 /// What a name in the table holds at most.
 const CHARACTERS_MAX: usize = 128;
 
+/// Of the random digits that tell the claims of one process apart, with their `#`.
+const NONCE_CHARACTERS: usize = 9;
+
 /// The name of this process: `host:boot:namespace:pid:start`.
 pub(crate) fn of_this_process() -> String {
     let pid = getpid().as_raw_nonzero();
     name_of(getpid()).unwrap_or_else(|| format!("{}:?:?:{pid}:?", host()))
 }
 
-/// Whether the process of this name is surely gone. Only of processes that we would see if they were there.
+/// The name of an owner in one of his claims, `name#nonce`: whether a claim came through whose answer was lost can be told by it.
+pub(crate) fn of_claim(name: &str) -> String {
+    format!("{name}#{:08x}", rand::random::<u32>())
+}
+
+/// Whether the process of this name, in whatever claim, is surely gone. Only of processes that we would see if they were there.
 pub(crate) fn is_dead(name: &str) -> bool {
+    let name = name.rsplit_once('#').map_or(name, |(name, _nonce)| name);
     let Some((pid, start)) = own_place().and_then(|here| {
         let process = name.strip_prefix(&here)?.strip_prefix(':')?;
         let (pid, start) = process.split_once(':')?;
@@ -43,7 +52,7 @@ fn name_of(pid: Pid) -> Option<String> {
         return None;
     };
     let name = format!("{}:{}:{start}", own_place()?, pid.as_raw_nonzero());
-    (name.chars().count() <= CHARACTERS_MAX).then_some(name)
+    (name.chars().count() + NONCE_CHARACTERS <= CHARACTERS_MAX).then_some(name)
 }
 
 enum Life {
@@ -130,6 +139,21 @@ mod tests {
         let (rest, start) = own.rsplit_once(':').unwrap();
         let start: u64 = start.parse().unwrap();
         assert!(is_dead(&format!("{rest}:{}", start - 1)));
+    }
+
+    #[test]
+    fn each_claim_of_a_process_has_a_name_of_its_own_that_dies_with_it() {
+        let own = of_this_process();
+        let claims = [of_claim(&own), of_claim(&own)];
+        assert_ne!(claims[0], claims[1]);
+        for claim in &claims {
+            assert!(!is_dead(claim), "{claim}");
+            assert!(claim.chars().count() <= CHARACTERS_MAX, "{claim}");
+        }
+        let (rest, start) = own.rsplit_once(':').unwrap();
+        let start: u64 = start.parse().unwrap();
+        assert!(is_dead(&of_claim(&format!("{rest}:{}", start - 1))));
+        assert_eq!(of_claim("").chars().count(), NONCE_CHARACTERS);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Each change of state is one statement that names the state it starts from, so of two that want it one gets it. Commit points: a job exists with its
 //! row; it is a worker's when the claim matched a row; it ended when the last UPDATE matched.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -11,7 +11,7 @@ use jiff::tz::TimeZone;
 
 #[cfg(doc)]
 use super::owner_of_this_process;
-use super::{Failure, Job, JobId, JobStatus, JobType, Progress};
+use super::{Failure, Job, JobId, JobStatus, JobType, Progress, owner};
 use crate::catalog::Source;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -125,6 +125,12 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
     files_done, bytes_per_second, started_at, finished_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
 
+/// By the column: a bare `id` would be the number that [`COLUMNS`] make of it, which no index has in order.
+const RECENT: &str = "ORDER BY customer_backup_jobs.id DESC LIMIT ?";
+const OF_CUSTOMER: &str = "WHERE customer_id = ? ORDER BY customer_backup_jobs.id DESC LIMIT ?";
+const PENDING_ON: &str = "WHERE server = ? AND status = 'pending' AND customer_backup_jobs.id > ?
+    ORDER BY customer_backup_jobs.id LIMIT ?";
+
 const IS_RUNNING_ON: &str = "WHERE server = ? AND status = 'running'";
 
 /// What a lease writes under. The status as an expression: MariaDB would go through the index of all that run, and lock what lies beside.
@@ -156,7 +162,8 @@ impl JobStore {
         new: &NewJob,
         owner: &str,
     ) -> Result<std::result::Result<Claimed, Box<Job>>> {
-        Ok(match self.insert(new, Some(owner)).await? {
+        let owner = owner::of_claim(owner);
+        Ok(match self.insert(new, Some(&owner)).await? {
             Created::Job(job) => Ok(Claimed {
                 lease: Lease {
                     job: job.id,
@@ -218,35 +225,42 @@ impl JobStore {
     /// Take a backup whose owner died, else the oldest job of a hosting server that waits. `owner` is the caller, as
     /// [`owner_of_this_process`] names him.
     pub async fn claim(&self, server: &str, owner: &str) -> Result<Option<Claimed>> {
-        const AT_ONCE: usize = 16;
-        let pending =
-            format!("WHERE server = ? AND status = 'pending' ORDER BY id LIMIT {AT_ONCE}");
-        for row in self.abandoned(IS_RUNNING_ON, server).await? {
-            if row.job_type == JobType::Backup.as_str()
-                && let Some(claimed) = self.take(&row, owner).await?
+        const AT_ONCE: u32 = 16;
+        for seen in self.abandoned(IS_RUNNING_ON, server).await? {
+            if seen.job.job_type == JobType::Backup
+                && let Some(claimed) = self.take(&seen, owner).await?
             {
                 return Ok(Some(claimed));
             }
         }
+        let mut looked_at = 0;
         loop {
-            let rows = self.select(&pending, values![server]).await?;
-            for row in &rows {
-                if let Some(claimed) = self.take(row, owner).await? {
+            let values = values![server, looked_at, AT_ONCE];
+            let rows = self.select(PENDING_ON, values).await?;
+            let Some(last) = rows.iter().map(|row| row.id).max() else {
+                return Ok(None);
+            };
+            for seen in sensible(rows) {
+                if let Some(claimed) = self.take(&seen, owner).await? {
                     return Ok(Some(claimed));
                 }
                 // Somebody was faster.
             }
-            if rows.len() < AT_ONCE {
+            if last <= looked_at {
+                // Numbers too large for us come as negative ones.
                 return Ok(None);
             }
+            looked_at = last;
         }
     }
 
     /// Running restores of a hosting server whose owners died.
     pub async fn abandoned_restores(&self, server: &str) -> Result<Vec<Job>> {
-        let mut rows = self.abandoned(IS_RUNNING_ON, server).await?;
-        rows.retain(|row| row.job_type == JobType::Restore.as_str());
-        rows.into_iter().map(JobRow::understand).collect()
+        let abandoned = self.abandoned(IS_RUNNING_ON, server).await?;
+        let jobs = abandoned.into_iter().map(|seen| seen.job);
+        Ok(jobs
+            .filter(|job| job.job_type == JobType::Restore)
+            .collect())
     }
 
     /// Take a running job over whose owner died. A restore may only be taken by whoever has made sure that no process works on it any
@@ -254,49 +268,77 @@ impl JobStore {
     pub async fn take_over(&self, id: JobId, owner: &str) -> Result<Option<Claimed>> {
         let which = "WHERE id = ? AND status = 'running'";
         match self.abandoned(which, id.get()).await?.first() {
-            Some(row) => self.take(row, owner).await,
+            Some(seen) => self.take(seen, owner).await,
             None => Ok(None),
         }
     }
 
     /// Those running jobs whose owners have been silent for a whole lease, or are dead for sure.
-    async fn abandoned(&self, which: &str, value: impl Into<Value>) -> Result<Vec<JobRow>> {
-        let mut rows = self.select(which, &[value.into()]).await?;
-        rows.retain(|row| row.is_expired != 0 || row.dead_owner().is_some());
-        Ok(rows)
+    async fn abandoned(&self, which: &str, value: impl Into<Value>) -> Result<Vec<Seen>> {
+        let mut jobs = sensible(self.select(which, &[value.into()]).await?);
+        jobs.retain(|seen| seen.row.is_expired != 0 || seen.row.dead_owner().is_some());
+        Ok(jobs)
     }
 
     /// Compare and set: only as it was seen. A job that its owner gave back since then is at the same attempt.
-    async fn take(&self, seen: &JobRow, owner: &str) -> Result<Option<Claimed>> {
+    ///
+    /// What fails in passing may have happened all the same, and the job would be running with nobody to run it. So the same is tried once more,
+    /// under the same name, which tells whether it was us.
+    async fn take(&self, seen: &Seen, owner: &str) -> Result<Option<Claimed>> {
+        const PATIENCE: Duration = Duration::from_secs(10);
+        const PAUSE: Duration = Duration::from_millis(250);
+        let owner = owner::of_claim(owner);
+        let (begun, mut tried) = (Instant::now(), 1);
+        loop {
+            let error = match self.try_take(seen, &owner, tried == 1).await {
+                Err(e) if matches!(e.kind(), ErrorKind::Unreachable | ErrorKind::Busy) => e,
+                done => return done,
+            };
+            if tried > 1 && begun.elapsed() >= PATIENCE {
+                return Err(error);
+            }
+            tracing::debug!(job = %seen.job.id, "taking it once more: {}", error.chain());
+            tokio::time::sleep(PAUSE).await;
+            tried += 1;
+        }
+    }
+
+    async fn try_take(&self, seen: &Seen, owner: &str, is_first: bool) -> Result<Option<Claimed>> {
         const UPDATE: &str = "UPDATE customer_backup_jobs SET attempts = attempts + 1, lease_owner = ?, lease_until = {now} + ?,
                 started_at = COALESCE(started_at, {now}), committing = 0, phase = NULL, bytes_done = 0, bytes_total = NULL, files_done = 0,
                 bytes_per_second = NULL, status = 'running'
             WHERE id = ? AND attempts = ? AND server = ? AND status = ?
                 AND (status = 'pending' OR lease_owner = ? OR COALESCE(lease_until, 0) < {now})";
+        let job = &seen.job;
         let values = values![
             owner,
             self.lease_milliseconds(),
-            seen.id,
-            seen.attempts,
-            seen.server.as_str(),
-            seen.status.as_str(),
-            seen.dead_owner(),
+            job.id.get(),
+            job.attempts,
+            job.server.as_str(),
+            job.status.as_str(),
+            seen.row.dead_owner(),
         ];
-        if self.store.execute(UPDATE, values).await? == 0 {
+        if self.store.execute(UPDATE, values).await? == 0 && is_first {
             return Ok(None);
         }
         let lease = Lease {
-            job: seen.number()?,
-            attempt: u32::try_from(seen.attempts.saturating_add(1)).unwrap_or(u32::MAX),
+            job: job.id,
+            attempt: job.attempts.saturating_add(1),
         };
-        let rows = self.select("WHERE id = ?", values![seen.id]).await?;
-        let row = rows.into_iter().next().ok_or_else(|| no_job(lease.job))?;
-        Ok(Some(Claimed {
+        let rows = self.select("WHERE id = ?", values![job.id.get()]).await?;
+        let Some(row) = rows.into_iter().next() else {
+            return Ok(None);
+        };
+        let now = row.seen?;
+        let is_ours =
+            now.job.attempts == lease.attempt && now.row.lease_owner.as_deref() == Some(owner);
+        Ok(is_ours.then(|| Claimed {
             lease,
-            is_taken_over: seen.status == JobStatus::Running.as_str(),
+            is_taken_over: job.status == JobStatus::Running,
             // As its last owner left it, who may have been at work since it was seen.
-            intended: row.intended(),
-            job: row.understand()?,
+            intended: now.row.intended(),
+            job: now.job,
         }))
     }
 
@@ -456,46 +498,48 @@ impl JobStore {
 
     /// A job by its number.
     pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
-        let jobs = self.jobs("WHERE id = ?", values![id.get()]).await?;
-        Ok(jobs.into_iter().next())
+        self.one("WHERE id = ?", values![id.get()]).await
     }
 
     pub(super) async fn get_some(&self, ids: &[JobId]) -> Result<Vec<Job>> {
         let places = vec!["?"; ids.len()].join(", ");
         let values: Vec<Value> = ids.iter().map(|id| Value::from(id.get())).collect();
-        self.jobs(&format!("WHERE id IN ({places})"), &values).await
+        self.list(&format!("WHERE id IN ({places})"), &values).await
     }
 
     /// The customer's job that has not ended.
     pub async fn active(&self, customer: CustomerId) -> Result<Option<Job>> {
-        let jobs = self
-            .jobs("WHERE active_customer = ?", values![customer.get()])
-            .await?;
-        Ok(jobs.into_iter().next())
-    }
-
-    /// The newest jobs of a customer, newest first.
-    pub async fn of_customer(&self, customer: CustomerId, at_most: u32) -> Result<Vec<Job>> {
-        let newest = "WHERE customer_id = ? ORDER BY id DESC LIMIT ?";
-        self.jobs(newest, values![customer.get(), at_most]).await
-    }
-
-    /// The newest jobs of all customers, newest first.
-    pub async fn recent(&self, at_most: u32) -> Result<Vec<Job>> {
-        self.jobs("ORDER BY id DESC LIMIT ?", values![at_most])
+        self.one("WHERE active_customer = ?", values![customer.get()])
             .await
+    }
+
+    /// The newest jobs of a customer, newest first. Rows that make no sense are left out, and logged.
+    pub async fn of_customer(&self, customer: CustomerId, at_most: u32) -> Result<Vec<Job>> {
+        self.list(OF_CUSTOMER, values![customer.get(), at_most])
+            .await
+    }
+
+    /// The newest jobs of all customers, newest first. Rows that make no sense are left out, and logged.
+    pub async fn recent(&self, at_most: u32) -> Result<Vec<Job>> {
+        self.list(RECENT, values![at_most]).await
     }
 
     async fn require(&self, id: JobId) -> Result<Job> {
         self.get(id).await?.ok_or_else(|| no_job(id))
     }
 
-    async fn jobs(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
+    async fn one(&self, which: &str, values: &[Value]) -> Result<Option<Job>> {
         let rows = self.select(which, values).await?;
-        rows.into_iter().map(JobRow::understand).collect()
+        let first = rows.into_iter().next().map(|row| row.seen);
+        Ok(first.transpose()?.map(|seen| seen.job))
     }
 
-    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<JobRow>> {
+    async fn list(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
+        let jobs = sensible(self.select(which, values).await?);
+        Ok(jobs.into_iter().map(|seen| seen.job).collect())
+    }
+
+    async fn select(&self, which: &str, values: &[Value]) -> Result<Vec<Row>> {
         let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
         self.store.rows(&query, values).await
     }
@@ -503,6 +547,46 @@ impl JobStore {
     fn lease_milliseconds(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
     }
+}
+
+/// A job, with what only its row says.
+struct Seen {
+    job: Job,
+    row: JobRow,
+}
+
+/// A row of the table. One that makes no sense, or cannot even be read, keeps nobody from the others.
+struct Row {
+    id: i64,
+    seen: Result<Seen>,
+}
+
+impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for Row
+where
+    &'static str: sqlx::ColumnIndex<R>,
+    i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
+    JobRow: sqlx::FromRow<'r, R>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        let id = row.try_get("id")?;
+        let seen = match JobRow::from_row(row) {
+            Ok(row) => row.understand().map(|job| Seen { job, row }),
+            Err(e) => Err(Error::caused(
+                ErrorKind::Failed,
+                makes_no_sense(id, "a column of it cannot be read"),
+                e,
+            )),
+        };
+        Ok(Self { id, seen })
+    }
+}
+
+/// Those that make sense; of the others the log tells.
+fn sensible(rows: Vec<Row>) -> Vec<Seen> {
+    let tell = |error: &Error| tracing::error!("{}", error.chain());
+    rows.into_iter()
+        .filter_map(|row| row.seen.inspect_err(tell).ok())
+        .collect()
 }
 
 /// A row as it is stored.
@@ -538,17 +622,11 @@ struct JobRow {
 }
 
 impl JobRow {
-    fn number(&self) -> Result<JobId> {
-        u64::try_from(self.id)
-            .map(JobId)
-            .map_err(|_| self.odd("its number is negative"))
-    }
-
     /// Its owner, if he cannot speak any more.
     fn dead_owner(&self) -> Option<&str> {
         self.lease_owner
             .as_deref()
-            .filter(|owner| super::owner::is_dead(owner))
+            .filter(|owner| owner::is_dead(owner))
     }
 
     fn intended(&self) -> Option<SnapshotId> {
@@ -556,24 +634,23 @@ impl JobRow {
     }
 
     fn odd(&self, what: &str) -> Error {
-        Error::new(
-            ErrorKind::Failed,
-            format!(
-                "the job {} in customer_backup_jobs makes no sense: {what}",
-                self.id
-            ),
-        )
+        Error::new(ErrorKind::Failed, makes_no_sense(self.id, what))
     }
 
-    fn understand(self) -> Result<Job> {
+    fn understand(&self) -> Result<Job> {
+        let id = u64::try_from(self.id).map_err(|_| self.odd("its number is out of range"))?;
         let customer = u32::try_from(self.customer_id)
             .ok()
             .and_then(|number| CustomerId::new(number).ok());
+        // One more must fit the column.
+        let attempts = u32::try_from(self.attempts)
+            .ok()
+            .filter(|attempts| *attempts < i32::MAX.unsigned_abs());
         let status = JobStatus::from_word(&self.status).ok_or_else(|| self.odd("its status"))?;
         let count = |number: i64| u64::try_from(number).unwrap_or(0);
         let milliseconds = |at: i64| Timestamp::from_millisecond(at).ok();
         Ok(Job {
-            id: self.number()?,
+            id: JobId(id),
             customer_id: customer.ok_or_else(|| self.odd("its customer"))?,
             job_type: JobType::from_word(&self.job_type).ok_or_else(|| self.odd("its type"))?,
             backup_type: self
@@ -591,7 +668,7 @@ impl JobRow {
                 .finished_at
                 .and_then(milliseconds)
                 .or_else(|| understand_time(self.completed_at.as_deref()?)),
-            attempts: u32::try_from(self.attempts).unwrap_or(0),
+            attempts: attempts.ok_or_else(|| self.odd("its attempts"))?,
             bytes_done: count(self.bytes_done),
             bytes_total: self.bytes_total.map(count),
             files_done: count(self.files_done),
@@ -602,13 +679,17 @@ impl JobRow {
                 JobStatus::Running => self.committing == 0 && self.cancel_requested == 0,
                 JobStatus::Completed | JobStatus::Failed => false,
             },
-            snapshot_id: self.snapshot_id,
-            note: self.note,
-            error_message: self.error_message,
-            server: self.server,
+            snapshot_id: self.snapshot_id.clone(),
+            note: self.note.clone(),
+            error_message: self.error_message.clone(),
+            server: self.server.clone(),
             phase: self.phase.as_deref().and_then(Phase::from_word),
         })
     }
+}
+
+fn makes_no_sense(id: i64, what: &str) -> String {
+    format!("the job {id} in customer_backup_jobs makes no sense: {what}")
 }
 
 fn no_job(id: JobId) -> Error {
@@ -694,6 +775,24 @@ mod tests {
         }
         assert_eq!(jobs.cancel(new.job).await.unwrap(), CancelAnswer::Ended);
         assert_eq!(jobs.require(new.job).await.unwrap(), ended);
+    }
+
+    #[tokio::test]
+    async fn what_lists_jobs_on_sqlite_sorts_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = jobs(&dir, Duration::ZERO).await;
+        for which in [RECENT, OF_CUSTOMER, PENDING_ON] {
+            let explain =
+                format!("EXPLAIN QUERY PLAN SELECT {COLUMNS} FROM customer_backup_jobs {which}");
+            let values = vec![Value::from(1_i64); which.matches('?').count()];
+            let plan: Vec<(i64, i64, i64, String)> =
+                jobs.store.rows(&explain, &values).await.unwrap();
+            assert!(!plan.is_empty());
+            assert!(
+                plan.iter().all(|step| !step.3.contains("TEMP B-TREE")),
+                "{plan:?}"
+            );
+        }
     }
 
     #[tokio::test]

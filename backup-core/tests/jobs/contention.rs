@@ -6,9 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use backup_core::error::ErrorKind;
-use backup_core::jobs::{CancelAnswer, Created, Failure, JobId, JobStore};
+use backup_core::jobs::{CancelAnswer, Created, Failure, JobId, JobStore, Kept};
 use backup_core::repository::BackupType;
 use sqlx::{AssertSqlSafe, Executor, MySqlConnection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use xtask::mariadb::MariaDb;
 
 use crate::databases::{
@@ -279,6 +281,103 @@ async fn step(
         *ended.lock().unwrap().entry(claimed.job.id).or_default() += 1;
     }
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_whose_answer_is_lost_is_claimed_all_the_same() {
+    const CLAIM: &str = "attempts = attempts + 1";
+    const LOOK_AFTER_IT: &str = "FROM customer_backup_jobs WHERE id = ?";
+    // A statement is prepared, and then executed.
+    for (statement, nth) in [
+        (CLAIM, 0),
+        (CLAIM, 1),
+        (LOOK_AFTER_IT, 0),
+        (LOOK_AFTER_IT, 1),
+    ] {
+        let database = Database::empty(Kind::MariaDb);
+        let id = create(&database.jobs(LONG).await, 1).await.id;
+        let lost = Arc::new(AtomicBool::new(false));
+        let port = losing_an_answer(MARIADB.port(), statement, nth, Arc::clone(&lost)).await;
+        let server = format!(":{}/", MARIADB.port());
+        let url = database.url.replace(&server, &format!(":{port}/"));
+        let jobs = JobStore::new(&connect(&url, &database.password).await, LONG);
+
+        let claimed = claim(&jobs).await;
+        assert!(
+            lost.load(Ordering::Relaxed),
+            "answer {nth} to {statement} was not lost"
+        );
+        assert_eq!((claimed.job.id, claimed.job.attempts), (id, 1));
+        assert!(!claimed.is_taken_over);
+        assert_eq!(jobs.look(claimed.lease).await.unwrap(), Kept::Held);
+        assert!(jobs.claim(SERVER, "test").await.unwrap().is_none());
+        let lives: Vec<_> = database.history().await;
+        let lives: Vec<_> = lives
+            .iter()
+            .map(|e| (e.status.as_str(), e.attempts))
+            .collect();
+        assert_eq!(
+            lives,
+            [("pending", 0), ("running", 1)],
+            "answer {nth} to {statement}"
+        );
+    }
+}
+
+/// The port of a way to the server on which, once, the answer to the `nth` message after this part of a statement gets lost with its connection.
+async fn losing_an_answer(
+    server: u16,
+    statement: &'static str,
+    nth: u32,
+    lost: Arc<AtomicBool>,
+) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            let lost = Arc::clone(&lost);
+            tokio::spawn(async move { drop(relay(client, server, statement, nth, &lost).await) });
+        }
+    });
+    port
+}
+
+async fn relay(
+    mut client: TcpStream,
+    mut server: TcpStream,
+    statement: &str,
+    nth: u32,
+    lost: &AtomicBool,
+) -> std::io::Result<()> {
+    let statement = statement.as_bytes();
+    let (mut asked, mut answered) = (vec![0; 65536], vec![0; 65536]);
+    let mut since = None;
+    loop {
+        tokio::select! {
+            length = client.read(&mut asked) => {
+                let message = &asked[..length?];
+                if message.is_empty() {
+                    return Ok(());
+                }
+                since = match since {
+                    Some(count) => Some(count + 1),
+                    None => message.windows(statement.len()).any(|part| part == statement).then_some(0),
+                };
+                server.write_all(message).await?;
+            }
+            length = server.read(&mut answered) => {
+                let answer = &answered[..length?];
+                if answer.is_empty() {
+                    return Ok(());
+                }
+                if since == Some(nth) && !lost.swap(true, Ordering::Relaxed) {
+                    return Ok(());
+                }
+                client.write_all(answer).await?;
+            }
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
