@@ -73,6 +73,7 @@ impl BackupService {
     /// [`ErrorKind::Configuration`] asks for [`Self::migrate`].
     pub async fn connect(config: Config) -> Result<Self> {
         let store = Store::connect(&config).await?;
+        store.require_customers().await?;
         store.require_migrated().await?;
         let jobs = JobStore::new(&store, config.worker.lease);
         Ok(Self {

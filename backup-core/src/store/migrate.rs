@@ -135,7 +135,6 @@ impl Store {
             ));
         }
         if version == 0 && !self.has_jobs().await? {
-            self.require_customers().await?;
             self.migrate_in(turn).await?;
             return Ok(());
         }
@@ -168,8 +167,8 @@ impl Store {
         Ok(found.map_or(0, |(version,)| version))
     }
 
-    /// Before tables are made by the way: that it is the platform's database at all.
-    async fn require_customers(&self) -> Result<()> {
+    /// That it is the platform's database at all: another shall not get tables by the way.
+    pub(crate) async fn require_customers(&self) -> Result<()> {
         const QUERY: &str = "SELECT COUNT(*) FROM customers WHERE id = 0";
         self.row::<(i64,)>(QUERY, &[]).await.map(drop)
     }

@@ -28,6 +28,9 @@ pub(crate) use upkeep::Upkeep;
 /// Jobs run within this time although no wake-up arrives.
 const POLL: Duration = Duration::from_secs(2);
 
+/// Every live owner of a job renews his lease within this time after the database is back.
+const AFTER_OUTAGE: Duration = Duration::from_secs(3);
+
 /// What a worker is asked to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Stopping {
@@ -133,17 +136,15 @@ impl Worker {
             self.note_away(&error);
             return;
         }
+        if self.is_away.swap(false, Ordering::AcqRel) {
+            tracing::info!("the table of jobs answers again");
+            // Leases ran out meanwhile. First those who live shall say so.
+            tokio::time::sleep(AFTER_OUTAGE).await;
+        }
         while running.len() < self.concurrency && *stopping.borrow() == Stopping::No {
             let claimed = match self.runner.jobs.claim(&self.server, &self.name).await {
-                Ok(claimed) => {
-                    if self.is_away.swap(false, Ordering::AcqRel) {
-                        tracing::info!("jobs can be taken again");
-                    }
-                    match claimed {
-                        Some(claimed) => claimed,
-                        None => return,
-                    }
-                }
+                Ok(Some(claimed)) => claimed,
+                Ok(None) => return,
                 Err(error) => {
                     self.note_away(&error);
                     return;
