@@ -4,10 +4,10 @@
 
 use jiff::Timestamp;
 
-use super::{Catalog, Source, unreadable};
-use crate::error::{Error, ErrorKind, Result};
+use super::{Catalog, Source};
+use crate::error::Result;
 use crate::repository::SnapshotId;
-use crate::store::values;
+use crate::store::{Inserted, values};
 
 impl Catalog {
     /// Note that a hosting server's backups of a source are in this repository. If they were in another one before that no other server
@@ -56,13 +56,28 @@ impl Catalog {
         self.remove(repository_id, &unused).await
     }
 
-    /// When a repository was last pruned, as far as we did it.
-    pub(crate) async fn pruned_at(&self, repository_id: &str) -> Result<Option<Timestamp>> {
-        const QUERY: &str = "SELECT pruned_at FROM backup_repositories WHERE repository_id = ?";
-        let row: Option<(Option<i64>,)> = self.store.row(QUERY, values![repository_id]).await?;
-        let at = row.and_then(|(at,)| at).map(Timestamp::from_millisecond);
-        at.transpose()
-            .map_err(|e| unreadable(Error::caused(ErrorKind::Damaged, "a time that is none", e)))
+    /// Take it upon oneself to prune a repository that was not pruned since a moment: true for one of many. Who cannot do it gives it back.
+    pub(crate) async fn claim_prune(&self, repository_id: &str, since: Timestamp) -> Result<bool> {
+        const UPDATE: &str = "UPDATE backup_repositories SET pruned_at = {now}
+            WHERE repository_id = ? AND COALESCE(pruned_at, 0) < ?";
+        const INSERT: &str =
+            "INSERT INTO backup_repositories (repository_id, pruned_at) VALUES (?, {now})";
+        let values = values![repository_id, since.as_millisecond()];
+        if self.store.execute(UPDATE, values).await? > 0 {
+            return Ok(true);
+        }
+        let inserted = self.store.insert(INSERT, values![repository_id]).await?;
+        Ok(matches!(inserted, Inserted::Done(_)))
+    }
+
+    /// Give a prune back that was not done.
+    pub(crate) async fn release_prune(&self, repository_id: &str) -> Result<()> {
+        const UPDATE: &str =
+            "UPDATE backup_repositories SET pruned_at = NULL WHERE repository_id = ?";
+        self.store
+            .execute(UPDATE, values![repository_id])
+            .await
+            .map(drop)
     }
 
     /// Note that a repository was pruned just now.

@@ -36,6 +36,7 @@ pub struct BackupReport {
     /// The new snapshot.
     pub snapshot_id: SnapshotId,
     /// When it was made.
+    #[serde(skip)]
     pub time: Timestamp,
     /// What it holds.
     pub backup_type: BackupType,

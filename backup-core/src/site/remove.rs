@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::dirs;
 
 /// How often a directory that fills while it is emptied is emptied again.
-const MOST_PASSES: usize = 100;
+const MOST_PASSES: usize = 1_000;
 
 /// Remove what has this name, with all that is below. Nothing there is fine. No link is followed and nothing mounted is
 /// entered. What can be removed is, even when something cannot; the first failure is reported.

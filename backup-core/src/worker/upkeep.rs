@@ -132,16 +132,24 @@ impl Upkeep {
     async fn try_prune(&self, since: Timestamp) -> Result<Option<PruneReport>> {
         let engine = Arc::clone(&self.engine);
         let repository = blocking(move || engine.manual()).await?;
-        let last = self.catalog.pruned_at(&repository.id()).await?;
-        if last.is_some_and(|at| at >= since) {
+        let id = repository.id();
+        if !self.catalog.claim_prune(&id, since).await? {
             return Ok(None);
         }
-        // A process that was killed leaves its lock, and nobody is here at this hour to remove it.
+        let pruned = self.prune_after_the_dead().await;
+        if pruned.is_err() {
+            self.catalog.release_prune(&id).await?;
+        }
+        pruned.map(Some)
+    }
+
+    /// A process that was killed leaves its lock, and nobody is here at this hour to remove it.
+    async fn prune_after_the_dead(&self) -> Result<PruneReport> {
         let engine = Arc::clone(&self.engine);
         for lock in blocking(move || engine.manual()?.unlock()).await? {
             tracing::warn!("a lock of a dead process is removed: {lock}");
         }
-        self.prune().await.map(Some)
+        self.prune().await
     }
 
     /// When today's quiet hour began, if it is now.
