@@ -353,13 +353,33 @@ fn the_stock_restic_reads_and_restores_what_was_backed_up() {
     );
 
     let listed = product.run("list 7 --json").document();
-    let expected: Vec<Value> = made.iter().zip(&snapshots).rev().map(|((report, note, ..), snapshot)| {
-        let time: jiff::Timestamp = snapshot["time"].as_str().unwrap().parse().unwrap();
-        json!({ "id": report["snapshot_id"], "time": time, "backup_type": report["backup_type"], "note": note, "bytes": report["bytes"] })
-    }).collect();
+    let shown: Vec<[&Value; 5]> = listed["manual"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| ["id", "time", "backup_type", "note", "bytes"].map(|key| &entry[key]))
+        .collect();
+    let expected: Vec<[Value; 5]> = made
+        .iter()
+        .zip(&snapshots)
+        .rev()
+        .map(|((report, note, ..), snapshot)| {
+            let time: jiff::Timestamp = snapshot["time"].as_str().unwrap().parse().unwrap();
+            let time = jiff::Timestamp::from_millisecond(time.as_millisecond()).unwrap();
+            [
+                report["snapshot_id"].clone(),
+                json!(time),
+                report["backup_type"].clone(),
+                json!(note),
+                report["bytes"].clone(),
+            ]
+        })
+        .collect();
+    let expected: Vec<[&Value; 5]> = expected.iter().map(|entry| entry.each_ref()).collect();
+    assert_eq!(shown, expected, "the catalogue keeps milliseconds");
     assert_eq!(
-        listed,
-        json!({ "manual": expected, "daily": [], "pre_restore": [] })
+        (&listed["daily"], &listed["pre_restore"]),
+        (&json!([]), &json!([]))
     );
     let text = product.run("list 7");
     let lines: Vec<&str> = text.done().lines().collect();
