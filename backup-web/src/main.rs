@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod http;
 mod output;
 mod progress;
 mod signals;

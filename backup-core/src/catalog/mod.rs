@@ -40,6 +40,9 @@ const LIST: &str =
 const FIND: &str =
     "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
     FROM customer_backups WHERE customer_id = ? AND source = ? AND snapshot_id = ?";
+const FIND_ANYWHERE: &str =
+    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
+    FROM customer_backups WHERE customer_id = ? AND snapshot_id = ? ORDER BY source DESC LIMIT 1";
 // No LIKE: SQLite would not use the key for it.
 const BEGINNING: &str = "SELECT snapshot_id FROM customer_backups
     WHERE customer_id = ? AND source = ? AND snapshot_id >= ? AND snapshot_id < ? LIMIT 2";
@@ -177,6 +180,17 @@ impl Catalog {
         let row: Option<BackupRow> = self.store.row(FIND, values).await?;
         row.map(|row| Ok(row.read().map_err(unreadable)?.1))
             .transpose()
+    }
+
+    /// One of a customer's backups, wherever it is from; None where it does not exist or is another's.
+    pub async fn find_anywhere(
+        &self,
+        customer: CustomerId,
+        id: &SnapshotId,
+    ) -> Result<Option<(Source, BackupEntry)>> {
+        let values = values![customer.get(), id.to_string()];
+        let row: Option<BackupRow> = self.store.row(FIND_ANYWHERE, values).await?;
+        row.map(|row| row.read().map_err(unreadable)).transpose()
     }
 
     /// The full id of one of the customer's backups by that id or the first digits of it, at least eight.

@@ -146,6 +146,15 @@ impl BackupService {
         self.catalog.find(customer, source, id).await
     }
 
+    /// One backup of a customer and where it is from.
+    pub async fn find(
+        &self,
+        customer: CustomerId,
+        id: &SnapshotId,
+    ) -> Result<Option<(Source, BackupEntry)>> {
+        self.catalog.find_anywhere(customer, id).await
+    }
+
     /// The full id of one of the customer's backups by its first digits, at least eight.
     pub async fn resolve(
         &self,

@@ -4,22 +4,20 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::routing::get;
 use backup_core::config::{Config, Origin};
 use backup_core::error::{Error, Result};
 use backup_core::operations::Engine;
 use backup_core::progress::Cancel;
 use backup_core::service::BackupService;
 use backup_core::worker::Stopping;
+use leptos::config::LeptosOptions;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 
 use super::init;
 use super::worker::connect_patiently;
+use crate::http;
 
 /// How long answers that are on their way hold the end up: whoever says nothing on his connection is not waited for.
 const GRACE: Duration = Duration::from_secs(3);
@@ -71,10 +69,7 @@ async fn answer(
     service: &BackupService,
     stopping: watch::Receiver<Stopping>,
 ) -> Result<()> {
-    let router = Router::new()
-        .route("/healthz", get(|| async { "ok\n" }))
-        .route("/readyz", get(readyz))
-        .with_state(service.clone());
+    let router = http::router(service.clone(), leptos_options());
     let serving = axum::serve(listener, router)
         .with_graceful_shutdown(end_of(stopping.clone()))
         .into_future();
@@ -93,16 +88,6 @@ async fn end_of(mut stopping: watch::Receiver<Stopping>) {
     let _ = stopping.wait_for(|asked| *asked != Stopping::No).await;
 }
 
-/// Whether requests can be answered: the database is there.
-async fn readyz(State(service): State<BackupService>) -> (StatusCode, &'static str) {
-    match service.jobs(None, 1).await {
-        Ok(_) => (StatusCode::OK, "ok\n"),
-        Err(error) => {
-            tracing::warn!("not ready: {}", error.chain());
-            (
-                StatusCode::SERVICE_UNAVAILABLE,
-                "the database cannot be reached\n",
-            )
-        }
-    }
+fn leptos_options() -> LeptosOptions {
+    LeptosOptions::builder().output_name("backup").build()
 }

@@ -1,0 +1,51 @@
+//! The frame around every page, and which page is where.
+
+use leptos::prelude::*;
+use leptos_meta::{Title, provide_meta_context};
+use leptos_router::components::{Route, Router, Routes};
+use leptos_router::{SsrMode, path};
+
+use crate::pages::{BackupView, BackupsView, LoginView};
+
+/// The document that the server sends.
+#[cfg(feature = "ssr")]
+pub fn shell(options: LeptosOptions) -> impl IntoView {
+    use leptos_meta::{HashedStylesheet, MetaTags};
+
+    // Without a bundle there is nothing to load: pages work all the same.
+    let has_bundle = options.hash_files;
+    view! {
+        <!DOCTYPE html>
+        <html lang="en">
+            <head>
+                <meta charset="utf-8" />
+                <meta name="viewport" content="width=device-width, initial-scale=1" />
+                <meta name="color-scheme" content="light dark" />
+                <MetaTags />
+                {has_bundle.then(|| view! {
+                    <HashedStylesheet options=options.clone() />
+                    <HydrationScripts options=options.clone() />
+                })}
+            </head>
+            <body>
+                <App />
+            </body>
+        </html>
+    }
+}
+
+/// The dashboard.
+#[component]
+pub fn App() -> impl IntoView {
+    provide_meta_context();
+    view! {
+        <Title formatter=|title| format!("{title} · ShopHosting Backups") />
+        <Router>
+            <Routes fallback=|| "There is no such page.">
+                <Route path=path!("/login") view=LoginView ssr=SsrMode::Async />
+                <Route path=path!("/backups") view=BackupsView ssr=SsrMode::Async />
+                <Route path=path!("/backups/:id") view=BackupView ssr=SsrMode::Async />
+            </Routes>
+        </Router>
+    }
+}

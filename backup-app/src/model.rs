@@ -1,0 +1,186 @@
+//! What pages show: plain data that the server sends and the browser reads.
+
+use serde::{Deserialize, Serialize};
+
+/// What a backup holds, a job works on, or a customer asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Part {
+    /// The database alone.
+    Db,
+    /// The files alone.
+    Files,
+    /// Both.
+    Both,
+}
+
+/// Where a backup is from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The customer made it.
+    Manual,
+    /// The platform made it.
+    Daily,
+    /// It holds what a restore replaced.
+    PreRestore,
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobType {
+    /// Makes a backup.
+    Backup,
+    /// Puts one back.
+    Restore,
+}
+
+/// Where a job is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum JobStatus {
+    /// Waits for a worker.
+    Pending,
+    /// Is being run.
+    Running,
+    /// Ended well.
+    Completed,
+    /// Ended otherwise.
+    Failed,
+}
+
+/// A job, as `/api/backups/status` and `/api/backups/events` tell it. Times are ISO 8601 in UTC.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Job {
+    /// Its number.
+    pub id: u64,
+    /// What it does.
+    pub job_type: JobType,
+    /// What it works on.
+    pub backup_type: Part,
+    /// The snapshot that is restored, or that a completed backup made.
+    pub snapshot_id: Option<String>,
+    /// Where the snapshot to restore is from.
+    pub source: Option<Source>,
+    /// Where it is in its life.
+    pub status: JobStatus,
+    /// Why it failed: `cancelled`, `timeout`, `interrupted`, `stuck`, `error`.
+    pub failure: Option<String>,
+    /// What to tell the customer of a failure.
+    pub error_message: Option<String>,
+    /// When it was asked for.
+    pub created_at: Option<String>,
+    /// When it was taken up.
+    pub started_at: Option<String>,
+    /// When it ended.
+    pub completed_at: Option<String>,
+    /// What is being done, in a word (`backup_core::progress::Phase`).
+    pub phase: Option<String>,
+    /// Bytes done in this phase.
+    pub bytes_done: u64,
+    /// Bytes to do in this phase, where that is known.
+    pub bytes_total: Option<u64>,
+    /// Files done in this phase.
+    pub files_done: u64,
+    /// How fast it is just now.
+    pub bytes_per_second: Option<u64>,
+    /// Whether it was asked to stop.
+    pub cancel_requested: bool,
+    /// Whether it can still be cancelled.
+    pub cancellable: bool,
+}
+
+/// One backup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Backup {
+    /// Its snapshot.
+    pub id: String,
+    /// Where it is from.
+    pub source: Source,
+    /// When it was made: milliseconds since 1970, UTC.
+    pub time: i64,
+    /// What it holds.
+    pub holds: Part,
+    /// The customer's note.
+    pub note: Option<String>,
+    /// Plain bytes, where known.
+    pub bytes: Option<u64>,
+    /// Bytes that were new to the repository, where known.
+    pub bytes_added: Option<u64>,
+    /// Bytes of the dump, where known.
+    pub database_bytes: Option<u64>,
+    /// Regular files, where known.
+    pub files: Option<u64>,
+}
+
+/// What became of a form that was sent without JavaScript.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Flash {
+    /// Whether it was done.
+    pub success: bool,
+    /// In one plain sentence.
+    pub message: String,
+}
+
+/// The answer to every action, also to refused ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Whether it was done.
+    pub success: bool,
+    /// In one plain sentence.
+    pub message: String,
+    /// The job that was queued.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub job_id: Option<u64>,
+}
+
+/// What every page knows of who looks at it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Viewer {
+    /// How he is addressed.
+    pub name: String,
+    /// His time zone (IANA).
+    pub zone: String,
+    /// When the page was made: milliseconds since 1970, UTC.
+    pub now: i64,
+    /// What became of the form that was sent just before.
+    pub flash: Option<Flash>,
+}
+
+/// The page `/backups`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackupsPage {
+    /// Who looks at it.
+    pub viewer: Viewer,
+    /// The backups the customer made, newest first.
+    pub manual: Vec<Backup>,
+    /// Those made of what a restore replaced.
+    pub pre_restore: Vec<Backup>,
+    /// The platform's, newest first.
+    pub daily: Vec<Backup>,
+    /// How many days of them are shown.
+    pub daily_days: u64,
+    /// How many manual ones are kept.
+    pub kept: u32,
+    /// The customer's newest jobs, newest first; one that has not ended is the first.
+    pub jobs: Vec<Job>,
+}
+
+/// The page `/backups/{id}`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BackupPage {
+    /// Who looks at it.
+    pub viewer: Viewer,
+    /// The backup; None where this customer has no such backup.
+    pub backup: Option<Backup>,
+    /// The customer's newest jobs, newest first; one that has not ended is the first.
+    pub jobs: Vec<Job>,
+}
+
+impl JobStatus {
+    /// Whether the job still waits or runs.
+    pub fn is_active(self) -> bool {
+        matches!(self, Self::Pending | Self::Running)
+    }
+}
