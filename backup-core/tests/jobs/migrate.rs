@@ -20,6 +20,10 @@ on_both!(
     tables_of_a_newer_version_are_refused,
 );
 
+/// The version of the tables, and how many migrations lead to it.
+const NEWEST: i64 = 3;
+const VERSIONS: i64 = 2;
+
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
 CREATE TABLE customers (id INT PRIMARY KEY AUTO_INCREMENT, email VARCHAR(255) UNIQUE, status ENUM('active', 'failed') DEFAULT 'active');
@@ -94,14 +98,17 @@ async fn a_fresh_database_gets_the_tables_and_a_second_time_changes_nothing(data
     let store = database.store().await;
     let migrated = store.migrate().await.unwrap();
     // A SQLite file gets them when it comes about.
-    let from = i64::from(database.kind() == Kind::Sqlite);
-    assert_eq!((migrated.from, migrated.to), (from, 1));
+    let from = match database.kind() {
+        Kind::MariaDb => 0,
+        Kind::Sqlite => NEWEST,
+    };
+    assert_eq!((migrated.from, migrated.to), (from, NEWEST));
     let jobs = JobStore::new(&store, LONG);
     let job = create(&jobs, 1).await;
     let before = shape(database).await;
     for _ in 0..2 {
         let again = migrate(database).await;
-        assert_eq!((again.from, again.to), (1, 1));
+        assert_eq!((again.from, again.to), (NEWEST, NEWEST));
         store.require_migrated().await.unwrap();
     }
     assert_eq!(shape(database).await, before);
@@ -120,11 +127,11 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         // Each in its turn, and the first did it.
         let did = printed
             .iter()
-            .filter(|lines| lines.contains("migrated 0 to 1"));
+            .filter(|lines| lines.contains(&format!("migrated 0 to {NEWEST}")));
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, 1);
+    assert_eq!(database.count("backup_migrations").await, VERSIONS);
 }
 
 #[tokio::test]
@@ -270,7 +277,7 @@ async fn a_table_made_by_hand_keeps_its_rows() {
         let kept: Vec<Row> = database.rows(KEPT).await;
 
         let migrated = migrate(&database).await;
-        assert_eq!((migrated.from, migrated.to), (0, 1), "{variant}");
+        assert_eq!((migrated.from, migrated.to), (0, NEWEST), "{variant}");
         assert_eq!(database.rows::<Row>(KEPT).await, kept, "{variant}");
         assert_eq!(platforms(), untouched, "{variant}");
         assert_old_jobs_are_read(&database, variant).await;
@@ -381,11 +388,12 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             );
             MARIADB.sql(&session).unwrap();
             let migrated = migrate(&database).await;
-            assert_eq!((migrated.from, migrated.to), (0, 1), "after {done}");
+            assert_eq!((migrated.from, migrated.to), (0, NEWEST), "after {done}");
             shapes.insert(shape(&database).await);
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
-            assert_eq!(database.count("backup_migrations WHERE success").await, 1);
+            let done = database.count("backup_migrations WHERE success").await;
+            assert_eq!(done, VERSIONS);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -397,13 +405,30 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_mark_of_deleted_backups_is_added_whatever_of_it_is_there_already() {
+    let database = Database::empty(Kind::MariaDb);
+    migrate(&database).await;
+    let whole = shape(&database).await;
+    const NO_MARK: &str =
+        "ALTER TABLE customer_backups DROP INDEX backups_of_source, DROP COLUMN deleted_at;";
+    const NO_INDEX: &str = "ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
+    for lacking in ["", NO_INDEX, &[NO_MARK, NO_INDEX].concat()] {
+        let interrupted = "UPDATE backup_migrations SET success = FALSE WHERE version = 3;";
+        database.run(&[lacking, interrupted].concat()).await;
+        let migrated = migrate(&database).await;
+        assert_eq!(migrated.to, NEWEST);
+        assert_eq!(shape(&database).await, whole);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_migration_of_a_sqlite_file_that_is_killed_is_made_up_for() {
     for _ in 0..5 {
         let database = Database::empty(Kind::Sqlite);
         let mut processes = Processes::spawn(2, "migrate::one_of_eight_that_migrate", &database);
         processes.open_gate();
         processes.kill();
-        assert_eq!(migrate(&database).await.to, 1);
+        assert_eq!(migrate(&database).await.to, NEWEST);
         assert_works(&database).await;
     }
 }
