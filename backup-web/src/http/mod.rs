@@ -4,14 +4,16 @@
 //! says here that it needs no login; another customer's anything.
 
 mod health;
+pub mod site;
 
 use axum::Router;
-use axum::extract::FromRef;
+use axum::extract::{FromRef, Request};
+use axum::http::StatusCode;
 use backup_app::{App, shell};
 use backup_core::service::BackupService;
 use leptos::config::LeptosOptions;
 use leptos::context::provide_context;
-use leptos_axum::{LeptosRoutes, file_and_error_handler, generate_route_list};
+use leptos_axum::{LeptosRoutes, generate_route_list, render_app_async_with_context};
 
 /// What every handler can ask for.
 #[derive(Debug, Clone, FromRef)]
@@ -31,9 +33,14 @@ pub fn router(service: BackupService, leptos: LeptosOptions) -> Router {
         let leptos = state.leptos.clone();
         move || shell(leptos.clone())
     };
+    let not_found = render_app_async_with_context(context.clone(), document.clone());
     Router::new()
         .merge(health::router())
+        .merge(site::router(&state.leptos))
         .leptos_routes_with_context(&state, generate_route_list(App), context, document)
-        .fallback(file_and_error_handler::<AppState, _>(shell))
+        .fallback(move |request: Request| {
+            let page = not_found(request);
+            async { (StatusCode::NOT_FOUND, page.await) }
+        })
         .with_state(state)
 }
