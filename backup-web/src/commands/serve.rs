@@ -1,5 +1,6 @@
 //! `serve`: whether the service is there, over HTTP, and jobs where it is asked to.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -72,9 +73,12 @@ async fn answer(
     stopping: watch::Receiver<Stopping>,
 ) -> Result<()> {
     let router = http::router(service.clone(), leptos);
-    let serving = axum::serve(listener, router)
-        .with_graceful_shutdown(end_of(stopping.clone()))
-        .into_future();
+    let serving = axum::serve(
+        listener,
+        router.into_make_service_with_connect_info::<SocketAddr>(),
+    )
+    .with_graceful_shutdown(end_of(stopping.clone()))
+    .into_future();
     let overdue = async {
         end_of(stopping).await;
         tokio::time::sleep(GRACE).await;
