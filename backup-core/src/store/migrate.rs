@@ -21,6 +21,11 @@ const MYSQL: &[(i64, &str, &str)] = &[
         include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql"),
     ),
     (
+        2,
+        "sessions",
+        include_str!("../../../migrations/mysql/0002_sessions.sql"),
+    ),
+    (
         3,
         "deletions",
         include_str!("../../../migrations/mysql/0003_deletions.sql"),
@@ -31,6 +36,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         1,
         "jobs and catalogue",
         include_str!("../../../migrations/sqlite/0001_jobs_and_catalogue.sql"),
+    ),
+    (
+        2,
+        "sessions",
+        include_str!("../../../migrations/sqlite/0002_sessions.sql"),
     ),
     (
         3,

@@ -20,9 +20,12 @@ on_both!(
     tables_of_a_newer_version_are_refused,
 );
 
-/// The version of the tables, and how many migrations lead to it.
+/// The version of the tables.
 const NEWEST: i64 = 3;
-const VERSIONS: i64 = 2;
+
+const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
+const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
+const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -131,7 +134,7 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, VERSIONS);
+    assert_eq!(database.count("backup_migrations").await, NEWEST);
 }
 
 #[tokio::test]
@@ -344,9 +347,8 @@ async fn assert_leaves_with_its_customer(database: &Database) {
     created(jobs.create(&backup_of(8)).await.unwrap());
 }
 
-/// The statements of the migration, one by one.
-fn statements() -> Vec<String> {
-    let text = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
+/// The statements of a migration, one by one.
+fn statements(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.starts_with("--"));
     let text = lines.collect::<Vec<_>>().join("\n");
     let statements = text.split(";\n").map(str::trim);
@@ -367,7 +369,7 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
         execution_time BIGINT NOT NULL
     );
     INSERT INTO backup_migrations (version, description, success, checksum, execution_time) VALUES (1, 'jobs and catalogue', FALSE, 'x', -1);";
-    let statements = statements();
+    let statements = statements(FIRST);
     assert!(statements.len() > 15, "{statements:?}");
     // Only where the steps do something is there a table of before: with and without a short snapshot the shapes are the same.
     let by_hand = BY_HAND
@@ -393,7 +395,7 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
             let done = database.count("backup_migrations WHERE success").await;
-            assert_eq!(done, VERSIONS);
+            assert_eq!(done, NEWEST);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -405,20 +407,40 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_mark_of_deleted_backups_is_added_whatever_of_it_is_there_already() {
-    let database = Database::empty(Kind::MariaDb);
-    migrate(&database).await;
-    let whole = shape(&database).await;
-    const NO_MARK: &str =
-        "ALTER TABLE customer_backups DROP INDEX backups_of_source, DROP COLUMN deleted_at;";
-    const NO_INDEX: &str = "ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
-    for lacking in ["", NO_INDEX, &[NO_MARK, NO_INDEX].concat()] {
-        let interrupted = "UPDATE backup_migrations SET success = FALSE WHERE version = 3;";
-        database.run(&[lacking, interrupted].concat()).await;
-        let migrated = migrate(&database).await;
-        assert_eq!(migrated.to, NEWEST);
-        assert_eq!(shape(&database).await, whole);
+async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
+    // What takes back each version.
+    const UNDO_SECOND: &str =
+        "DROP TABLE backup_sessions; ALTER TABLE customer_backup_jobs DROP COLUMN dismissed_at;";
+    const UNDO_THIRD: &str =
+        "ALTER TABLE customer_backups DROP INDEX backups_of_source, DROP COLUMN deleted_at;
+        ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
+    let mut shapes = BTreeSet::new();
+    for (version, migration, undo) in [
+        (2, SECOND, [UNDO_THIRD, UNDO_SECOND].concat()),
+        (3, THIRD, UNDO_THIRD.to_owned()),
+    ] {
+        let statements = statements(migration);
+        assert!(statements.len() > 4, "{statements:?}");
+        for done in 0..=statements.len() {
+            let database = Database::empty(Kind::MariaDb);
+            migrate(&database).await;
+            // As the version before left it, and then as far as it came.
+            MARIADB
+                .sql(&format!(
+                    "USE {}; {undo} DELETE FROM backup_migrations WHERE version > {version};
+                     UPDATE backup_migrations SET success = FALSE WHERE version = {version}; {}",
+                    database.schema(),
+                    statements[..done].concat()
+                ))
+                .unwrap();
+            let migrated = migrate(&database).await;
+            let expected = (version - 1, NEWEST);
+            assert_eq!((migrated.from, migrated.to), expected, "after {done}");
+            shapes.insert(shape(&database).await);
+            assert_works(&database).await;
+        }
     }
+    assert_eq!(shapes.len(), 1, "{shapes:#?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
