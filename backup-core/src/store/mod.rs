@@ -8,6 +8,8 @@ mod connect;
 mod migrate;
 mod query;
 
+use std::time::Duration;
+
 use sqlx::mysql::MySqlPool;
 use sqlx::sqlite::SqlitePool;
 
@@ -65,6 +67,19 @@ impl Store {
         match &self.pool {
             Pool::MySql(pool) => pool.close().await,
             Pool::Sqlite(pool) => pool.close().await,
+        }
+    }
+
+    /// That the database answers, and at once.
+    pub(crate) async fn require_answer(&self) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(2);
+        let answer = self.row::<(i64,)>("SELECT 1", &[]);
+        match tokio::time::timeout(LIMIT, answer).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("the database {} does not answer at once", self.shown),
+            )),
         }
     }
 

@@ -5,6 +5,7 @@ mod cancel;
 mod claims;
 mod contention;
 mod databases;
+mod figures;
 mod leases;
 mod migrate;
 mod model;
