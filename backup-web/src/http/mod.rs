@@ -1,29 +1,31 @@
 //! What is answered over HTTP: the dashboard, the API, and whether the service is there.
 //!
 //! It knows the façade and the database behind it, no repository and no site. Never: an answer to somebody who is not logged in, but for what
-//! says here that it needs no login; another customer's anything.
+//! is merged here as open; another customer's anything.
 
 mod health;
 mod input;
 mod login;
 mod refusal;
 mod session;
+pub mod site;
 mod tries;
 
 use axum::Router;
-use axum::extract::FromRef;
-use axum::http::HeaderMap;
+use axum::extract::{FromRef, Request};
 use axum::http::header::ACCEPT;
+use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::response::Redirect;
+use axum::response::{IntoResponse, Redirect};
 use axum::routing::get;
 use backup_app::{App, shell};
 use backup_core::service::BackupService;
 use leptos::config::LeptosOptions;
 use leptos::context::provide_context;
-use leptos_axum::{LeptosRoutes, file_and_error_handler, generate_route_list};
+use leptos_axum::{LeptosRoutes, generate_route_list, render_app_async_with_context};
 
 use login::Guesses;
+use refusal::Refusal;
 use session::SessionCookie;
 
 /// What every handler can ask for.
@@ -43,6 +45,16 @@ pub fn router(service: BackupService, leptos: LeptosOptions) -> Router {
         service,
         leptos,
     };
+    let open = health::router().merge(site::router(&state.leptos));
+    closed(&state)
+        .layer(from_fn_with_state(state.clone(), session::admit))
+        .merge(open)
+        .layer(from_fn(refusal::render))
+        .with_state(state)
+}
+
+/// What a login is needed for; also what does not exist, for that is nobody's business either.
+fn closed(state: &AppState) -> Router<AppState> {
     let context = {
         let service = state.service.clone();
         move || provide_context(service.clone())
@@ -51,15 +63,20 @@ pub fn router(service: BackupService, leptos: LeptosOptions) -> Router {
         let leptos = state.leptos.clone();
         move || shell(leptos.clone())
     };
+    let not_found = render_app_async_with_context(context.clone(), document.clone());
     Router::new()
         .route("/", get(|| async { Redirect::to("/backups") }))
-        .merge(health::router())
         .merge(login::router())
-        .leptos_routes_with_context(&state, generate_route_list(App), context, document)
-        .fallback(file_and_error_handler::<AppState, _>(shell))
-        .layer(from_fn_with_state(state.clone(), session::admit))
-        .layer(from_fn(refusal::render))
-        .with_state(state)
+        .leptos_routes_with_context(state, generate_route_list(App), context, document)
+        .fallback(move |request: Request| {
+            let page = asks_for_page(request.headers()).then(|| not_found(request));
+            async {
+                match page {
+                    Some(page) => (StatusCode::NOT_FOUND, page.await).into_response(),
+                    None => Refusal::from(StatusCode::NOT_FOUND).into_response(),
+                }
+            }
+        })
 }
 
 /// Whether somebody looks at a page, or a program asks.

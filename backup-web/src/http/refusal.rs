@@ -56,6 +56,13 @@ impl Refusal {
     }
 }
 
+/// With what there is to say of a status.
+impl From<StatusCode> for Refusal {
+    fn from(status: StatusCode) -> Self {
+        Self::new(status, in_words(status))
+    }
+}
+
 /// Failures of the library. What is not the caller's fault is logged here, once.
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
@@ -117,7 +124,7 @@ pub async fn render(request: Request, next: Next) -> Response {
     let refusal = parts
         .extensions
         .remove::<Refusal>()
-        .unwrap_or_else(|| Refusal::new(status, in_words(status)));
+        .unwrap_or_else(|| Refusal::from(status));
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(CONTENT_TYPE);
     let document = document(&refusal, is_for_people);
