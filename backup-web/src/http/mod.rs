@@ -3,6 +3,8 @@
 //! It knows the façade and the database behind it, no repository and no site. Never: an answer to somebody who is not logged in, but for what
 //! is merged here as open; another customer's anything.
 
+mod api;
+mod backups;
 mod health;
 mod input;
 mod login;
@@ -20,10 +22,15 @@ use axum::response::{IntoResponse, Redirect};
 use axum::routing::get;
 use backup_app::{App, shell};
 use backup_core::service::BackupService;
+use backup_core::worker::Stopping;
 use leptos::config::LeptosOptions;
 use leptos::context::provide_context;
 use leptos_axum::{LeptosRoutes, generate_route_list, render_app_async_with_context};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
+use api::Streams;
 use login::Guesses;
 use refusal::Refusal;
 use session::SessionCookie;
@@ -35,11 +42,17 @@ struct AppState {
     leptos: LeptosOptions,
     cookie: SessionCookie,
     guesses: Guesses,
+    streams: Streams,
 }
 
 /// All routes.
-pub fn router(service: BackupService, leptos: LeptosOptions) -> Router {
+pub fn router(
+    service: BackupService,
+    leptos: LeptosOptions,
+    stopping: watch::Receiver<Stopping>,
+) -> Router {
     let state = AppState {
+        streams: Streams::new(stopping),
         cookie: SessionCookie::new(&service.config().server),
         guesses: Guesses::default(),
         service,
@@ -63,10 +76,16 @@ fn closed(state: &AppState) -> Router<AppState> {
         let leptos = state.leptos.clone();
         move || shell(leptos.clone())
     };
+    let (described, description) = OpenApiRouter::with_openapi(api::Description::openapi())
+        .merge(login::router())
+        .merge(backups::router())
+        .merge(api::router())
+        .split_for_parts();
     let not_found = render_app_async_with_context(context.clone(), document.clone());
     Router::new()
         .route("/", get(|| async { Redirect::to("/backups") }))
-        .merge(login::router())
+        .merge(described)
+        .merge(api::description(description))
         .leptos_routes_with_context(state, generate_route_list(App), context, document)
         .fallback(move |request: Request| {
             let page = asks_for_page(request.headers()).then(|| not_found(request));

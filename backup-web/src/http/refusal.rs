@@ -4,7 +4,6 @@
 //! or SQL in an answer.
 
 use axum::Json;
-use axum::body::HttpBody;
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
@@ -37,9 +36,18 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// The same for what does not exist and for what is another's.
-    pub fn not_found() -> Self {
+    /// The same for one that does not exist and for another's.
+    pub fn no_backup() -> Self {
         Self::new(StatusCode::NOT_FOUND, "There is no such backup.")
+    }
+
+    /// The same for one that does not exist and for another's.
+    pub fn no_job() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "There is no such job.")
+    }
+
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
     }
 
     pub fn logged_out() -> Self {
@@ -71,7 +79,7 @@ impl From<Error> for Refusal {
                 StatusCode::BAD_REQUEST,
                 "That request could not be understood.",
             ),
-            ErrorKind::NotFound => return Self::not_found(),
+            ErrorKind::NotFound => return Self::no_backup(),
             ErrorKind::Busy => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too much is going on just now. Please try again in a moment.",
@@ -115,8 +123,10 @@ pub async fn render(request: Request, next: Next) -> Response {
         asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/");
     let response = next.run(request).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
-    let is_empty = response.body().size_hint().exact() == Some(0);
-    if !is_refused || !is_empty {
+    // What the framework says of a path or a body that it does not understand is for programmers.
+    let content_type = response.headers().get(CONTENT_TYPE);
+    let is_bare = content_type.is_none_or(|is| is.as_bytes().starts_with(b"text/plain"));
+    if !is_refused || !is_bare {
         return response;
     }
     let status = response.status();
