@@ -5,9 +5,12 @@
 
 mod api;
 mod backups;
+mod guard;
+mod headers;
 mod health;
 mod input;
 mod login;
+mod observe;
 mod refusal;
 mod session;
 pub mod site;
@@ -21,6 +24,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect};
 use axum::routing::get;
 use backup_app::{App, shell};
+use backup_core::error::Result;
 use backup_core::service::BackupService;
 use backup_core::worker::Stopping;
 use leptos::config::LeptosOptions;
@@ -31,6 +35,7 @@ use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
 use api::Streams;
+use headers::HasTls;
 use login::Guesses;
 use refusal::Refusal;
 use session::SessionCookie;
@@ -50,27 +55,40 @@ pub fn router(
     service: BackupService,
     leptos: LeptosOptions,
     stopping: watch::Receiver<Stopping>,
-) -> Router {
+) -> Result<Router> {
+    let config = &service.config().server;
+    let same_site = guard::same_site(config)?;
+    let has_tls = HasTls(config.has_tls());
     let state = AppState {
-        streams: Streams::new(stopping),
-        cookie: SessionCookie::new(&service.config().server),
+        cookie: SessionCookie::new(has_tls),
         guesses: Guesses::default(),
+        streams: Streams::new(stopping),
         service,
         leptos,
     };
     let open = health::router().merge(site::router(&state.leptos));
-    closed(&state)
+    // The last comes first.
+    Ok(closed(&state)
         .layer(from_fn_with_state(state.clone(), session::admit))
         .merge(open)
+        .layer(same_site)
+        .layer(guard::size())
+        .layer(guard::time())
+        .layer(guard::panics())
         .layer(from_fn(refusal::render))
-        .with_state(state)
+        .layer(from_fn_with_state(has_tls, headers::set))
+        .layer(from_fn(observe::observe))
+        .with_state(state))
 }
 
 /// What a login is needed for; also what does not exist, for that is nobody's business either.
 fn closed(state: &AppState) -> Router<AppState> {
     let context = {
         let service = state.service.clone();
-        move || provide_context(service.clone())
+        move || {
+            provide_context(service.clone());
+            headers::allow_scripts_of_page();
+        }
     };
     let document = {
         let leptos = state.leptos.clone();

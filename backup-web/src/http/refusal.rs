@@ -11,8 +11,10 @@ use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use backup_app::model::Outcome;
 use backup_core::error::{Error, ErrorKind};
+use serde::Serialize;
 
 use super::asks_for_page;
+use super::observe::RequestId;
 
 /// A request that is not done.
 #[derive(Debug, Clone)]
@@ -117,10 +119,11 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Outermost of all: give every refusal its document, also those that have nothing but a status.
+/// Give every refusal its document, also those that have nothing but a status.
 pub async fn render(request: Request, next: Next) -> Response {
     let is_for_people =
         asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/");
+    let id = request.extensions().get::<RequestId>().cloned();
     let response = next.run(request).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
     // What the framework says of a path or a body that it does not understand is for programmers.
@@ -137,22 +140,43 @@ pub async fn render(request: Request, next: Next) -> Response {
         .unwrap_or_else(|| Refusal::from(status));
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(CONTENT_TYPE);
-    let document = document(&refusal, is_for_people);
+    let document = document(&refusal, is_for_people, id);
     merge(document, status, parts.headers)
 }
 
-fn document(refusal: &Refusal, is_for_people: bool) -> Response {
+fn document(refusal: &Refusal, is_for_people: bool, id: Option<RequestId>) -> Response {
+    let id = id.map(|RequestId(id)| id).unwrap_or_default();
     if !is_for_people {
-        return Json(refusal.outcome()).into_response();
+        let outcome = refusal.outcome();
+        return Json(Document {
+            outcome,
+            request_id: &id,
+        })
+        .into_response();
     }
-    // Sentences are ours, without a sign that means something to HTML.
+    let for_support = if refusal.status.is_server_error() {
+        format!("<p>If you ask for help, please say this number: {id}</p>")
+    } else {
+        String::new()
+    };
+    // Sentences and ids are without any sign that means something to HTML.
     Html(format!(
-        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{0} · ShopHosting Backups</title></head><body><main><h1>{0}</h1><p>{1}</p><p><a href=\"/backups\">Back to your backups</a></p></main></body></html>\n",
+        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{0} · ShopHosting Backups</title></head><body><main><h1>{0}</h1><p>{1}</p>{for_support}\
+         <p><a href=\"/backups\">Back to your backups</a></p></main></body></html>\n",
         in_words(refusal.status).trim_end_matches('.'),
         refusal.message,
     ))
     .into_response()
+}
+
+/// What a program is told.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    outcome: Outcome,
+    request_id: &'a str,
 }
 
 fn merge(mut document: Response, status: StatusCode, headers: HeaderMap) -> Response {

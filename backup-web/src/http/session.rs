@@ -11,11 +11,11 @@ use axum::response::{IntoResponse, Redirect, Response};
 use backup_app::data::PageError;
 use backup_app::model::Flash;
 use backup_app::visit::Visit;
-use backup_core::config::ServerConfig;
 use backup_core::service::BackupService;
 use backup_core::session::SessionToken;
 use jiff::tz::TimeZone;
 
+use super::headers::HasTls;
 use super::refusal::Refusal;
 use super::{AppState, asks_for_page};
 
@@ -29,11 +29,8 @@ pub struct SessionCookie {
 }
 
 impl SessionCookie {
-    pub fn new(config: &ServerConfig) -> Self {
-        let url = config.public_url.as_ref();
-        Self {
-            is_secure: url.is_some_and(|url| url.scheme() == "https"),
-        }
+    pub fn new(HasTls(is_secure): HasTls) -> Self {
+        Self { is_secure }
     }
 
     /// The prefix makes a browser refuse a cookie of this name that a neighbour host or a page without TLS sets.
