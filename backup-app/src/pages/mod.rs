@@ -25,3 +25,6 @@ fn refresh_without_script(live: crate::live::Live, asks: bool) -> impl leptos::p
         view! { <noscript inner_html="<meta http-equiv=\"refresh\" content=\"5\">"></noscript> }
     })
 }
+
+#[cfg(all(test, feature = "ssr"))]
+mod tests;
