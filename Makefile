@@ -1,12 +1,12 @@
 # Thin on purpose: every target calls cargo, xtask or one script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps lint licences test demo bench
+.PHONY: help deps lint licences bundle test demo bench
 
 # Tests, demo and benchmarks start servers and restore files with their owners: that takes root. Whoever is not
 # root builds as himself, and cargo runs what it built through sudo.
-ifneq ($(shell id -u),0)
 host := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+ifneq ($(shell id -u),0)
 export CARGO_TARGET_$(host)_RUNNER := sudo --preserve-env env PATH=$(PATH)
 endif
 
@@ -26,6 +26,10 @@ licences: ## Licences, advisories and sources of all dependencies
 	else \
 		echo "SKIPPED: licences and advisories were not checked (cargo install cargo-deny)" >&2; \
 	fi
+
+# As oneself, not through sudo: it runs cargo and writes below target.
+bundle: deps ## The browser's part of the dashboard: script, WebAssembly, style; in target/site
+	env -u CARGO_TARGET_$(host)_RUNNER cargo run --locked --quiet -p xtask-bundle
 
 test: deps lint licences ## Everything that has to pass before a change goes in
 	cargo test --workspace --locked --no-fail-fast

@@ -43,6 +43,7 @@
 //!
 //! - [`service`]: the façade. [`worker`]: runs jobs, and may die at any instruction.
 //! - [`operations`]: a backup and a restore as lists of steps, each with one commit point. They block.
+//! - [`login`]: whose a password is. [`session`]: who is logged in, as rows.
 //! - [`jobs`]: the table of jobs, with leases and wake-ups. [`catalog`]: which backups exist, as rows.
 //! - [`database`]: dumps, and imports that cannot reach beyond their schema. [`site`]: a customer's directory, stopped, exchanged, started.
 //! - [`repository`]: the restic format: save, list, restore, forget, prune. [`storage`]: where its files are.
@@ -57,11 +58,13 @@ pub mod customer;
 pub mod database;
 pub mod error;
 pub mod jobs;
+pub mod login;
 pub mod operations;
 pub mod process;
 pub mod progress;
 pub mod repository;
 pub mod service;
+pub mod session;
 pub mod site;
 pub mod storage;
 pub mod store;

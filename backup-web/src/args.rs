@@ -157,6 +157,17 @@ pub enum CustomerCommand {
     Add(AddArgs),
     /// List all customers
     List,
+    /// Give a customer a password for the dashboard, asked for on the terminal or read from standard input
+    SetPassword(SetPasswordArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct SetPasswordArgs {
+    /// The customer's number
+    pub customer: CustomerId,
+    /// The address that he logs in with [default: as it is]
+    #[arg(long)]
+    pub email: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -164,6 +175,9 @@ pub struct AddArgs {
     /// The customer's number [default: the next]
     #[arg(long, value_name = "N")]
     pub id: Option<CustomerId>,
+    /// The address that he logs in to the dashboard with
+    #[arg(long)]
+    pub email: Option<String>,
     /// The domain of the shop
     #[arg(long)]
     pub domain: Option<String>,
@@ -217,6 +231,8 @@ mod tests {
             "customer add",
             "customer add --id 7 --db-user u --db-password-file /f --web-port 8007",
             "customer list",
+            "customer set-password 7",
+            "customer set-password 7 --email a@b",
         ] {
             parse(line).unwrap_or_else(|e| panic!("{line}: {e}"));
         }
@@ -237,6 +253,8 @@ mod tests {
             "restore 7 abcdef01 --yes --source weekly",
             "customer add --db-password secret",
             "customer add --db-user u",
+            "customer set-password",
+            "customer set-password 7 secret",
             "customer add --web-port 0",
             "customer add --db-name a/b",
             "jobs all",

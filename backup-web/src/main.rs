@@ -66,6 +66,9 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Customer(CustomerCommand::List) => {
             commands::customer::list(&config, output, &runtime)
         }
+        Command::Customer(CustomerCommand::SetPassword(args)) => {
+            commands::customer::set_password(&config, &args, output, &runtime)
+        }
     }
 }
 

@@ -22,10 +22,11 @@ pub const PLATFORM_SCHEMA: &str = "shophosting_db";
 pub const PLATFORM_USER: &str = "shophosting_app";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 6] = [
+const PRODUCT_TABLES: [&str; 7] = [
     "backup_migrations",
     "backup_repositories",
     "backup_repository_users",
+    "backup_sessions",
     "backup_snapshots",
     "customer_backup_jobs",
     "customer_backups",

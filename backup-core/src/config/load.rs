@@ -200,6 +200,12 @@ impl Config {
             "must be at least 1",
         )?;
         for (key, duration) in [
+            ("server.session_idle", self.server.session_idle),
+            ("server.session_max", self.server.session_max),
+        ] {
+            require(duration.as_secs() >= 60, key, "must be at least 1m")?;
+        }
+        for (key, duration) in [
             ("worker.lease", self.worker.lease),
             ("worker.sync_every", self.worker.sync_every),
         ] {
@@ -988,6 +994,8 @@ password_file = "/root/.password"
             ("server.listen", "[server]\nlisten = 'everywhere'"),
             ("server.public_url", "[server]\npublic_url = 'shop'"),
             ("server.public_url", "[server]\npublic_url = 'ftp://shop'"),
+            ("server.session_idle", "[server]\nsession_idle = '59s'"),
+            ("server.session_max", "[server]\nsession_max = '24'"),
             ("sevrer", "[sevrer]\nlisten = '127.0.0.1:1'"),
             ("queue.redis_url", "[queue]\nredis_url = 'http://x'"),
             ("queue.redis_url", "[queue]\nredis_url = 'rediss://h'"),

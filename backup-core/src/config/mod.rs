@@ -70,6 +70,12 @@ pub struct ServerConfig {
     /// The address that customers' browsers use: for Origin checks and Secure cookies.
     #[serde(deserialize_with = "values::web_url")]
     pub public_url: Option<Url>,
+    /// How long a customer stays logged in without a request, at least `1m`. Default `2h`.
+    #[serde(deserialize_with = "values::duration")]
+    pub session_idle: Duration,
+    /// How long a customer stays logged in at most, at least `1m`. Default `24h`.
+    #[serde(deserialize_with = "values::duration")]
+    pub session_max: Duration,
 }
 
 /// `[database]`: the platform's database, with customers, jobs and the catalogue.
@@ -387,6 +393,8 @@ impl Default for ServerConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_url: None,
+            session_idle: Duration::from_secs(2 * 60 * 60),
+            session_max: Duration::from_secs(24 * 60 * 60),
         }
     }
 }

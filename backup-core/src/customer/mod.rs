@@ -3,6 +3,7 @@
 //! Never: a comparison of names by prefix (`customer-1` is not `customer-12`); a database name from the table used
 //! unchecked, for it becomes part of paths and of SQL; a write to a table that the platform owns.
 
+mod account;
 mod store;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use secrecy::SecretString;
 
 use crate::error::{Error, ErrorKind, Result};
 
+pub use account::Account;
 pub use store::{CustomerStore, CustomerSummary, NewCustomer};
 
 /// The hosting server of customers for whom the platform names none.

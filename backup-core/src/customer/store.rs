@@ -3,6 +3,7 @@
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
+use super::account::normal;
 use super::{Customer, CustomerId, DEFAULT_SERVER, DatabaseName};
 use crate::config::{Config, CustomerDatabaseConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -32,6 +33,8 @@ pub struct CustomerSummary {
 pub struct NewCustomer {
     /// His number; the next free one where there is none.
     pub id: Option<CustomerId>,
+    /// The address that he logs in with.
+    pub email: Option<String>,
     /// The domain of his shop.
     pub domain: Option<String>,
     /// His database schema, where it is not the one that `customer_database.name` gives.
@@ -97,18 +100,10 @@ impl CustomerStore {
     /// Add a customer to the embedded store. [`ErrorKind::InvalidInput`] where his number is taken, or where the
     /// platform owns the table.
     pub async fn add(&self, new: &NewCustomer) -> Result<CustomerId> {
-        if self.store.is_platforms() {
-            return Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "the customers of {} are the platform's: add them there",
-                    self.store.shown()
-                ),
-            ));
-        }
+        self.require_own()?;
         const INSERT: &str =
-            "INSERT INTO customers (id, domain, status, db_name, db_user, db_password, web_port)
-             VALUES (?, ?, 'active', ?, ?, ?, ?)";
+            "INSERT INTO customers (id, email, domain, status, db_name, db_user, db_password, web_port)
+             VALUES (?, ?, ?, 'active', ?, ?, ?, ?)";
         let password = new.db_password.as_ref().map(ExposeSecret::expose_secret);
         let inserted = self
             .store
@@ -116,6 +111,7 @@ impl CustomerStore {
                 INSERT,
                 values![
                     new.id.map(CustomerId::get),
+                    new.email.as_deref().map(normal),
                     new.domain.clone(),
                     new.db_name.as_ref().map(DatabaseName::as_str),
                     new.db_user.clone(),
@@ -134,11 +130,36 @@ impl CustomerStore {
             Inserted::Conflict => Err(Error::new(
                 ErrorKind::InvalidInput,
                 match new.id {
-                    Some(id) => format!("there is a customer {id} already"),
-                    None => "there is such a customer already".to_owned(),
+                    Some(id) => {
+                        format!("there is a customer {id} already, or one of that email address")
+                    }
+                    None => "there is a customer of that email address already".to_owned(),
                 },
             )),
         }
+    }
+
+    /// [`ErrorKind::InvalidInput`] where the platform owns the table.
+    pub(super) fn require_own(&self) -> Result<()> {
+        if self.store.is_platforms() {
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "the customers of {} are the platform's: add and change them there",
+                    self.store.shown()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whether the customers are the platform's.
+    pub(crate) fn is_platforms(&self) -> bool {
+        self.store.is_platforms()
+    }
+
+    pub(super) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// What the platform calls the hosting server with this number.
@@ -209,11 +230,13 @@ impl CustomerStore {
 struct ServerName(String);
 
 /// What a row says, whatever the types of its columns; `None` for a column that is absent, NULL or empty.
-struct RawCustomer {
+pub(super) struct RawCustomer {
     id: Option<i64>,
-    status: Option<String>,
-    domain: Option<String>,
-    company_name: Option<String>,
+    pub(super) email: Option<String>,
+    pub(super) password_hash: Option<SecretString>,
+    pub(super) status: Option<String>,
+    pub(super) domain: Option<String>,
+    pub(super) company_name: Option<String>,
     db_name: Option<String>,
     db_user: Option<String>,
     db_password: Option<SecretString>,
@@ -222,7 +245,7 @@ struct RawCustomer {
 }
 
 impl RawCustomer {
-    fn id(&self) -> Option<CustomerId> {
+    pub(super) fn id(&self) -> Option<CustomerId> {
         let number = u32::try_from(self.id?).ok()?;
         CustomerId::new(number).ok()
     }
@@ -259,6 +282,8 @@ where
         };
         Ok(Self {
             id: integer("id"),
+            email: text("email"),
+            password_hash: text("password_hash").map(SecretString::from),
             status: text("status"),
             domain: text("domain"),
             company_name: text("company_name"),
@@ -316,6 +341,7 @@ mod tests {
         assert_eq!(first, number(1));
         let shop = NewCustomer {
             id: Some(number(12)),
+            email: Some("Owner@Shop.example".into()),
             domain: Some("shop.example".into()),
             db_name: Some("shop".parse().unwrap()),
             db_user: Some("u".into()),

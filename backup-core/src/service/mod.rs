@@ -34,11 +34,13 @@ use crate::jobs::{
     CancelAnswer, Created, Job, JobId, JobStatus, JobStore, JobStream, JobType, NewJob, Queue,
     Watcher, owner_of_this_process,
 };
+use crate::login::Login;
 use crate::operations::{
     BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, require_note,
 };
 use crate::progress::Control;
 use crate::repository::{PruneReport, SnapshotId};
+use crate::session::Sessions;
 use crate::store::{Migrated, Store};
 use crate::worker::{Ended, Runner, Upkeep, Worker, never_stopping};
 
@@ -48,6 +50,8 @@ pub struct BackupService {
     config: Arc<Config>,
     store: Store,
     customers: CustomerStore,
+    login: Login,
+    sessions: Sessions,
     jobs: JobStore,
     catalog: Catalog,
     queue: Queue,
@@ -76,8 +80,11 @@ impl BackupService {
         store.require_customers().await?;
         store.require_migrated().await?;
         let jobs = JobStore::new(&store, config.worker.lease);
+        let customers = CustomerStore::new(&store, &config);
         Ok(Self {
-            customers: CustomerStore::new(&store, &config),
+            login: Login::new(&customers),
+            sessions: Sessions::new(&store, &config.server),
+            customers,
             catalog: Catalog::new(&store),
             queue: Queue::new(&config.queue)?,
             watcher: Watcher::new(&jobs),
@@ -108,6 +115,16 @@ impl BackupService {
     /// The customers.
     pub fn customers(&self) -> &CustomerStore {
         &self.customers
+    }
+
+    /// To prove who somebody is.
+    pub fn login(&self) -> &Login {
+        &self.login
+    }
+
+    /// Who is logged in.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     /// Queue a backup. Which worker runs it is not for the caller to say: one of the customer's hosting server.

@@ -14,16 +14,30 @@ use crate::error::{Error, ErrorKind, Result};
 /// Of our own: the platform may use sqlx, too.
 const TABLE: &str = "backup_migrations";
 
-const MYSQL: &[(i64, &str, &str)] = &[(
-    1,
-    "jobs and catalogue",
-    include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql"),
-)];
-const SQLITE: &[(i64, &str, &str)] = &[(
-    1,
-    "jobs and catalogue",
-    include_str!("../../../migrations/sqlite/0001_jobs_and_catalogue.sql"),
-)];
+const MYSQL: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "jobs and catalogue",
+        include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql"),
+    ),
+    (
+        2,
+        "sessions",
+        include_str!("../../../migrations/mysql/0002_sessions.sql"),
+    ),
+];
+const SQLITE: &[(i64, &str, &str)] = &[
+    (
+        1,
+        "jobs and catalogue",
+        include_str!("../../../migrations/sqlite/0001_jobs_and_catalogue.sql"),
+    ),
+    (
+        2,
+        "sessions",
+        include_str!("../../../migrations/sqlite/0002_sessions.sql"),
+    ),
+];
 
 /// What [`Store::migrate`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

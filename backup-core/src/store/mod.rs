@@ -174,7 +174,7 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
             format!(
                 "the account lacks rights in {shown}: grant it SELECT on customers and servers, and SELECT, INSERT, UPDATE and \
                  DELETE on customer_backup_jobs, customer_backups, backup_snapshots, backup_repositories, \
-                 backup_repository_users and backup_migrations"
+                 backup_repository_users, backup_sessions and backup_migrations"
             ),
         ),
         Some(UNKNOWN_DATABASE) => (

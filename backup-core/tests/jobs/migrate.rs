@@ -20,6 +20,9 @@ on_both!(
     tables_of_a_newer_version_are_refused,
 );
 
+const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
+const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
+
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
 CREATE TABLE customers (id INT PRIMARY KEY AUTO_INCREMENT, email VARCHAR(255) UNIQUE, status ENUM('active', 'failed') DEFAULT 'active');
@@ -94,14 +97,18 @@ async fn a_fresh_database_gets_the_tables_and_a_second_time_changes_nothing(data
     let store = database.store().await;
     let migrated = store.migrate().await.unwrap();
     // A SQLite file gets them when it comes about.
-    let from = i64::from(database.kind() == Kind::Sqlite);
-    assert_eq!((migrated.from, migrated.to), (from, 1));
+    let from = if database.kind() == Kind::Sqlite {
+        2
+    } else {
+        0
+    };
+    assert_eq!((migrated.from, migrated.to), (from, 2));
     let jobs = JobStore::new(&store, LONG);
     let job = create(&jobs, 1).await;
     let before = shape(database).await;
     for _ in 0..2 {
         let again = migrate(database).await;
-        assert_eq!((again.from, again.to), (1, 1));
+        assert_eq!((again.from, again.to), (2, 2));
         store.require_migrated().await.unwrap();
     }
     assert_eq!(shape(database).await, before);
@@ -120,11 +127,11 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         // Each in its turn, and the first did it.
         let did = printed
             .iter()
-            .filter(|lines| lines.contains("migrated 0 to 1"));
+            .filter(|lines| lines.contains("migrated 0 to 2"));
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, 1);
+    assert_eq!(database.count("backup_migrations").await, 2);
 }
 
 #[tokio::test]
@@ -270,7 +277,7 @@ async fn a_table_made_by_hand_keeps_its_rows() {
         let kept: Vec<Row> = database.rows(KEPT).await;
 
         let migrated = migrate(&database).await;
-        assert_eq!((migrated.from, migrated.to), (0, 1), "{variant}");
+        assert_eq!((migrated.from, migrated.to), (0, 2), "{variant}");
         assert_eq!(database.rows::<Row>(KEPT).await, kept, "{variant}");
         assert_eq!(platforms(), untouched, "{variant}");
         assert_old_jobs_are_read(&database, variant).await;
@@ -337,9 +344,8 @@ async fn assert_leaves_with_its_customer(database: &Database) {
     created(jobs.create(&backup_of(8)).await.unwrap());
 }
 
-/// The statements of the migration, one by one.
-fn statements() -> Vec<String> {
-    let text = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
+/// The statements of a migration, one by one.
+fn statements(text: &str) -> Vec<String> {
     let lines = text.lines().filter(|line| !line.starts_with("--"));
     let text = lines.collect::<Vec<_>>().join("\n");
     let statements = text.split(";\n").map(str::trim);
@@ -360,7 +366,7 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
         execution_time BIGINT NOT NULL
     );
     INSERT INTO backup_migrations (version, description, success, checksum, execution_time) VALUES (1, 'jobs and catalogue', FALSE, 'x', -1);";
-    let statements = statements();
+    let statements = statements(FIRST);
     assert!(statements.len() > 15, "{statements:?}");
     // Only where the steps do something is there a table of before: with and without a short snapshot the shapes are the same.
     let by_hand = BY_HAND
@@ -381,11 +387,11 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             );
             MARIADB.sql(&session).unwrap();
             let migrated = migrate(&database).await;
-            assert_eq!((migrated.from, migrated.to), (0, 1), "after {done}");
+            assert_eq!((migrated.from, migrated.to), (0, 2), "after {done}");
             shapes.insert(shape(&database).await);
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
-            assert_eq!(database.count("backup_migrations WHERE success").await, 1);
+            assert_eq!(database.count("backup_migrations WHERE success").await, 2);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -397,13 +403,38 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
+    let statements = statements(SECOND);
+    assert!(statements.len() > 4, "{statements:?}");
+    let mut shapes = BTreeSet::new();
+    for done in 0..=statements.len() {
+        let database = Database::empty(Kind::MariaDb);
+        migrate(&database).await;
+        // As the version before left it, and then as far as it came.
+        MARIADB
+            .sql(&format!(
+                "USE {}; DROP TABLE backup_sessions; ALTER TABLE customer_backup_jobs DROP COLUMN dismissed_at;
+                 UPDATE backup_migrations SET success = FALSE WHERE version = 2; {}",
+                database.schema(),
+                statements[..done].concat()
+            ))
+            .unwrap();
+        let migrated = migrate(&database).await;
+        assert_eq!((migrated.from, migrated.to), (1, 2), "after {done}");
+        shapes.insert(shape(&database).await);
+        assert_works(&database).await;
+    }
+    assert_eq!(shapes.len(), 1, "{shapes:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_migration_of_a_sqlite_file_that_is_killed_is_made_up_for() {
     for _ in 0..5 {
         let database = Database::empty(Kind::Sqlite);
         let mut processes = Processes::spawn(2, "migrate::one_of_eight_that_migrate", &database);
         processes.open_gate();
         processes.kill();
-        assert_eq!(migrate(&database).await.to, 1);
+        assert_eq!(migrate(&database).await.to, 2);
         assert_works(&database).await;
     }
 }

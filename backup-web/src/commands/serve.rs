@@ -1,5 +1,6 @@
 //! `serve`: whether the service is there, over HTTP, and jobs where it is asked to.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,9 +41,10 @@ pub fn run(
             return Ok(ExitCode::SUCCESS);
         };
         // Before any job is taken: what cannot serve ends here.
+        let leptos = http::site::options()?;
         let listener = bind(&service).await?;
         let worker = runs_jobs.then(|| tokio::spawn(service.worker(engine).run(stopping.clone())));
-        answer(listener, &service, stopping).await?;
+        answer(listener, &service, leptos, stopping).await?;
         if let Some(worker) = worker
             && let Err(error) = worker.await
         {
@@ -67,12 +69,16 @@ async fn bind(service: &BackupService) -> Result<TcpListener> {
 async fn answer(
     listener: TcpListener,
     service: &BackupService,
+    leptos: LeptosOptions,
     stopping: watch::Receiver<Stopping>,
 ) -> Result<()> {
-    let router = http::router(service.clone(), leptos_options());
-    let serving = axum::serve(listener, router)
-        .with_graceful_shutdown(end_of(stopping.clone()))
-        .into_future();
+    let router = http::router(service.clone(), leptos);
+    let serving = axum::serve(
+        listener,
+        router.into_make_service_with_connect_info::<SocketAddr>(),
+    )
+    .with_graceful_shutdown(end_of(stopping.clone()))
+    .into_future();
     let overdue = async {
         end_of(stopping).await;
         tokio::time::sleep(GRACE).await;
@@ -86,8 +92,4 @@ async fn answer(
 async fn end_of(mut stopping: watch::Receiver<Stopping>) {
     // An error means that nobody can ask any more.
     let _ = stopping.wait_for(|asked| *asked != Stopping::No).await;
-}
-
-fn leptos_options() -> LeptosOptions {
-    LeptosOptions::builder().output_name("backup").build()
 }

@@ -1,0 +1,108 @@
+//! What a customer logs in with, and whether he may.
+
+use secrecy::SecretString;
+
+use super::store::RawCustomer;
+use super::{CustomerId, CustomerStore};
+use crate::error::{Error, ErrorKind, Result};
+use crate::store::values;
+
+/// A customer as whoever lets him in sees him.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Account {
+    /// His number.
+    pub id: CustomerId,
+    /// How he is addressed: his company, else his shop's domain, else his email address.
+    pub name: String,
+    /// Whether the platform lets him use what he has.
+    pub is_active: bool,
+    email: Option<String>,
+    pub(crate) password_hash: Option<SecretString>,
+}
+
+impl CustomerStore {
+    /// The account of an email address, spelt with whatever capitals; its owner has proven nothing yet.
+    pub async fn account(&self, email: &str) -> Result<Option<Account>> {
+        // How the table compares is the platform's choice. What it may find beyond the address (accents are often all the same
+        // to it) is not who was asked for.
+        const QUERY: &str = "SELECT * FROM customers WHERE email IN (?, ?)";
+        let found: Vec<Account> = self
+            .store()
+            .rows(QUERY, values![email, normal(email)])
+            .await?;
+        let is_exact = |account: &Account| account.email.as_deref() == Some(email);
+        let mut same: Vec<Account> = found
+            .into_iter()
+            .filter(|account| account.email.as_deref().map(normal) == Some(normal(email)))
+            .collect();
+        same.sort_by_key(|account| !is_exact(account));
+        Ok(same.into_iter().next())
+    }
+
+    /// Give a customer of the embedded store a new password, as a hash that [`crate::login::hash_password`] made, and an email address where one
+    /// is said. Ends his sessions.
+    pub async fn set_password(
+        &self,
+        id: CustomerId,
+        email: Option<&str>,
+        password_hash: &str,
+    ) -> Result<()> {
+        self.require_own()?;
+        let email = email.map(normal);
+        let has_email = "SELECT COUNT(*) FROM customers WHERE id = ? AND email IS NOT NULL";
+        let is_known: Option<(i64,)> = self.store().row(has_email, values![id.get()]).await?;
+        if email.is_none() && is_known != Some((1,)) {
+            self.get(id).await?;
+            return Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("customer {id} has no email address to log in with: give one with --email"),
+            ));
+        }
+        let update =
+            "UPDATE customers SET password_hash = ?, email = COALESCE(?, email) WHERE id = ?";
+        let values = values![password_hash, email.clone(), id.get()];
+        let taken = |address: &str| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                format!("another customer has the email address {address}"),
+            )
+        };
+        if let Some(address) = &email
+            && let Some(other) = self.account(address).await?
+            && other.id != id
+        {
+            return Err(taken(address));
+        }
+        if self.store().execute(update, values).await? == 0 {
+            // Says that there is no such customer.
+            self.get(id).await?;
+        }
+        Ok(())
+    }
+}
+
+/// One spelling of an email address, to compare by.
+pub(super) fn normal(email: &str) -> String {
+    email.trim().to_lowercase()
+}
+
+impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for Account
+where
+    RawCustomer: sqlx::FromRow<'r, R>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        let raw = RawCustomer::from_row(row)?;
+        let id = raw
+            .id()
+            .ok_or_else(|| sqlx::Error::ColumnNotFound("customers.id".into()))?;
+        let name = raw.company_name.or(raw.domain).or(raw.email.clone());
+        Ok(Self {
+            id,
+            name: name.unwrap_or_else(|| format!("Customer {id}")),
+            is_active: raw.status.as_deref() == Some("active"),
+            email: raw.email,
+            password_hash: raw.password_hash,
+        })
+    }
+}

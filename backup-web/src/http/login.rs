@@ -1,0 +1,243 @@
+//! `POST /login` and `POST /logout`.
+//!
+//! Never: an answer that tells whether there is an account of an address; a guess more than the limits allow.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{ConnectInfo, Extension, State};
+use axum::http::header::SET_COOKIE;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use backup_app::model::Outcome;
+use backup_core::error::{Error, ErrorKind};
+use backup_core::login::Verdict;
+use backup_core::service::BackupService;
+use backup_core::session::SessionToken;
+use secrecy::SecretString;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::input::Input;
+use super::refusal::Refusal;
+use super::tries::Tries;
+use super::{AppState, asks_for_page};
+
+/// What a person types wrong, and more; a program finds nothing with it.
+const OF_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
+
+/// Many people may share an address.
+const OF_ADDRESS: (u32, Duration) = (30, Duration::from_secs(10));
+
+/// Failed tries to log in.
+#[derive(Debug, Clone)]
+pub struct Guesses {
+    of_account: Arc<Tries<[u8; 32]>>,
+    of_address: Arc<Tries<IpAddr>>,
+}
+
+impl Default for Guesses {
+    fn default() -> Self {
+        let ((most, pause), (most_of_address, pause_of_address)) = (OF_ACCOUNT, OF_ADDRESS);
+        Self {
+            of_account: Arc::new(Tries::new(most, pause)),
+            of_address: Arc::new(Tries::new(most_of_address, pause_of_address)),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Credentials {
+    email: String,
+    password: SecretString,
+}
+
+/// Why somebody is not let in.
+enum Problem {
+    Wrong,
+    Slow(Duration),
+    Inactive,
+    Unavailable(Refusal),
+}
+
+pub fn router() -> Router<AppState> {
+    Router::new()
+        .route("/login", post(log_in))
+        .route("/logout", post(log_out))
+}
+
+async fn log_in(
+    State(state): State<AppState>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    old: Option<Extension<SessionToken>>,
+    headers: HeaderMap,
+    Input(credentials): Input<Credentials>,
+) -> Response {
+    let address = address_of(peer.ip(), &headers);
+    let let_in = let_in(&state.service, &state.guesses, address, &credentials).await;
+    match let_in {
+        Ok(token) => {
+            if let Some(Extension(old)) = old
+                && let Err(error) = state.service.sessions().close(&old).await
+            {
+                tracing::warn!(
+                    "an earlier session stays until it ends by itself: {}",
+                    error.chain()
+                );
+            }
+            let cookie = [(SET_COOKIE, state.cookie.holding(&token))];
+            if asks_for_page(&headers) {
+                return (cookie, Redirect::to("/backups")).into_response();
+            }
+            (cookie, Json(done("You are logged in."))).into_response()
+        }
+        Err(problem) if asks_for_page(&headers) => {
+            Redirect::to(&format!("/login?problem={}", problem.word())).into_response()
+        }
+        Err(problem) => problem.refusal().into_response(),
+    }
+}
+
+async fn let_in(
+    service: &BackupService,
+    guesses: &Guesses,
+    address: IpAddr,
+    credentials: &Credentials,
+) -> Result<SessionToken, Problem> {
+    let Credentials { email, password } = credentials;
+    // As the table may compare it, in a space that does not grow.
+    let account: [u8; 32] = Sha256::digest(email.trim().to_lowercase()).into();
+    guesses.of_address.take(address).map_err(Problem::Slow)?;
+    if let Err(wait) = guesses.of_account.take(account) {
+        return Err(Problem::Slow(wait));
+    }
+    let give_back = || {
+        guesses.of_address.give_back(&address);
+        guesses.of_account.give_back(&account);
+    };
+    match service.login().verify(email, password).await {
+        Ok(Verdict::Proven(customer)) => {
+            give_back();
+            let token = service.sessions().open(&customer).await?;
+            tracing::info!(customer = %customer.id, %address, "logged in");
+            Ok(token)
+        }
+        Ok(Verdict::Inactive) => Err(Problem::Inactive),
+        Ok(Verdict::Wrong) => {
+            tracing::info!(%address, "a login was refused");
+            Err(Problem::Wrong)
+        }
+        Err(error) => {
+            give_back();
+            Err(error.into())
+        }
+    }
+}
+
+async fn log_out(
+    State(state): State<AppState>,
+    Extension(token): Extension<SessionToken>,
+    headers: HeaderMap,
+) -> Result<Response, Refusal> {
+    state.service.sessions().close(&token).await?;
+    let cookie = [(SET_COOKIE, state.cookie.removed())];
+    Ok(if asks_for_page(&headers) {
+        (cookie, Redirect::to("/login")).into_response()
+    } else {
+        (cookie, Json(done("You are logged out."))).into_response()
+    })
+}
+
+fn done(message: &str) -> Outcome {
+    Outcome {
+        success: true,
+        message: message.into(),
+        job_id: None,
+    }
+}
+
+/// Who is at the other end: behind a proxy on this machine, whom that one says it is.
+fn address_of(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+    let said = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .next_back()
+        .and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+    let address = match said {
+        Some(said) if peer.to_canonical().is_loopback() => said,
+        _ => peer,
+    };
+    match address.to_canonical() {
+        // One household or server has that many.
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        address => address,
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::Busy => Self::Slow(Duration::from_secs(5)),
+            _ => Self::Unavailable(error.into()),
+        }
+    }
+}
+
+impl Problem {
+    /// As the page of the login knows it.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Wrong => "wrong",
+            Self::Slow(_) => "slow",
+            Self::Inactive => "inactive",
+            Self::Unavailable(_) => "unavailable",
+        }
+    }
+
+    fn refusal(self) -> Refusal {
+        match self {
+            Self::Wrong => Refusal::new(
+                StatusCode::UNAUTHORIZED,
+                "The email address or the password is wrong.",
+            ),
+            Self::Slow(wait) => Refusal {
+                status: StatusCode::TOO_MANY_REQUESTS,
+                message: "That were many tries. Please wait a moment and try again.".into(),
+                retry_after: Some(wait.as_secs() + 1),
+            },
+            Self::Inactive => Refusal::new(
+                StatusCode::FORBIDDEN,
+                "This account is not active. Please contact support.",
+            ),
+            Self::Unavailable(refusal) => refusal,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_proxy_on_this_machine_is_believed() {
+        let address = |peer: &str, said: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-forwarded-for", said.parse().unwrap());
+            address_of(peer.parse().unwrap(), &headers).to_string()
+        };
+        assert_eq!(address("127.0.0.1", "203.0.113.9"), "203.0.113.9");
+        assert_eq!(address("::ffff:127.0.0.1", "203.0.113.9"), "203.0.113.9");
+        // What the browser said of itself comes first.
+        assert_eq!(address("127.0.0.1", "10.0.0.1, 203.0.113.9"), "203.0.113.9");
+        assert_eq!(address("198.51.100.1", "203.0.113.9"), "198.51.100.1");
+        assert_eq!(address("127.0.0.1", "nonsense"), "127.0.0.1");
+        assert_eq!(address("::1", "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+}

@@ -1,0 +1,161 @@
+//! What is refused or fails: a status, and one plain sentence. The cause goes to the log.
+//!
+//! Handlers return a [`Refusal`]; [`render`] makes a document of it, for programs JSON and for people a small page. Never: a cause, a path, a host
+//! or SQL in an answer.
+
+use axum::Json;
+use axum::body::HttpBody;
+use axum::extract::Request;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, StatusCode};
+use axum::middleware::Next;
+use axum::response::{Html, IntoResponse, Response};
+use backup_app::model::Outcome;
+use backup_core::error::{Error, ErrorKind};
+
+use super::asks_for_page;
+
+/// A request that is not done.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    pub status: StatusCode,
+    pub message: String,
+    /// Seconds after which it may be tried again.
+    pub retry_after: Option<u64>,
+}
+
+impl Refusal {
+    pub fn new(status: StatusCode, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    pub fn bad(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, message)
+    }
+
+    /// The same for what does not exist and for what is another's.
+    pub fn not_found() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "There is no such backup.")
+    }
+
+    pub fn logged_out() -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "Please log in first.")
+    }
+
+    /// As it is told to programs, and to pages.
+    pub fn outcome(&self) -> Outcome {
+        Outcome {
+            success: false,
+            message: self.message.clone(),
+            job_id: None,
+        }
+    }
+}
+
+/// Failures of the library. What is not the caller's fault is logged here, once.
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        let (status, message) = match error.kind() {
+            ErrorKind::InvalidInput => (
+                StatusCode::BAD_REQUEST,
+                "That request could not be understood.",
+            ),
+            ErrorKind::NotFound => return Self::not_found(),
+            ErrorKind::Busy => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Too much is going on just now. Please try again in a moment.",
+            ),
+            ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Refused => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Your backups cannot be looked up just now. They are safe; please try again in a few minutes.",
+            ),
+            _ => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Something went wrong on our side. Please contact support.",
+            ),
+        };
+        if status.is_server_error() {
+            tracing::error!("{}", error.chain());
+        } else {
+            tracing::debug!("{}", error.chain());
+        }
+        Self {
+            status,
+            message: message.to_owned(),
+            retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(10),
+        }
+    }
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(RETRY_AFTER, seconds.into());
+        }
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// Outermost of all: give every refusal its document, also those that have nothing but a status.
+pub async fn render(request: Request, next: Next) -> Response {
+    let is_for_people =
+        asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/");
+    let response = next.run(request).await;
+    let is_refused = response.status().is_client_error() || response.status().is_server_error();
+    let is_empty = response.body().size_hint().exact() == Some(0);
+    if !is_refused || !is_empty {
+        return response;
+    }
+    let status = response.status();
+    let (mut parts, _) = response.into_parts();
+    let refusal = parts
+        .extensions
+        .remove::<Refusal>()
+        .unwrap_or_else(|| Refusal::new(status, in_words(status)));
+    parts.headers.remove(CONTENT_LENGTH);
+    parts.headers.remove(CONTENT_TYPE);
+    let document = document(&refusal, is_for_people);
+    merge(document, status, parts.headers)
+}
+
+fn document(refusal: &Refusal, is_for_people: bool) -> Response {
+    if !is_for_people {
+        return Json(refusal.outcome()).into_response();
+    }
+    // Sentences are ours, without a sign that means something to HTML.
+    Html(format!(
+        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{0} · ShopHosting Backups</title></head><body><main><h1>{0}</h1><p>{1}</p><p><a href=\"/backups\">Back to your backups</a></p></main></body></html>\n",
+        in_words(refusal.status).trim_end_matches('.'),
+        refusal.message,
+    ))
+    .into_response()
+}
+
+fn merge(mut document: Response, status: StatusCode, headers: HeaderMap) -> Response {
+    *document.status_mut() = status;
+    document.headers_mut().extend(headers);
+    document
+}
+
+fn in_words(status: StatusCode) -> &'static str {
+    match status {
+        StatusCode::BAD_REQUEST => "That request could not be understood.",
+        StatusCode::UNAUTHORIZED => "Please log in first.",
+        StatusCode::FORBIDDEN => "That is not allowed.",
+        StatusCode::NOT_FOUND => "There is nothing here.",
+        StatusCode::METHOD_NOT_ALLOWED => "That cannot be done here.",
+        StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => "It took too long.",
+        StatusCode::PAYLOAD_TOO_LARGE => "That is too much at once.",
+        StatusCode::TOO_MANY_REQUESTS => "Please wait a moment.",
+        StatusCode::SERVICE_UNAVAILABLE => "Please try again in a moment.",
+        _ if status.is_client_error() => "That request could not be understood.",
+        _ => "Something went wrong on our side.",
+    }
+}

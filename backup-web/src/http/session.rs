@@ -1,0 +1,242 @@
+//! Who asks: the cookie, and the gate that everything but the login is behind.
+//!
+//! What needs no login is named here; a route that nobody thought of is closed. Never: a customer taken from anything but the session.
+
+use axum::Json;
+use axum::extract::{Request, State};
+use axum::http::header::{COOKIE, SET_COOKIE};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Redirect, Response};
+use backup_app::data::PageError;
+use backup_app::model::Flash;
+use backup_app::visit::Visit;
+use backup_core::config::ServerConfig;
+use backup_core::service::BackupService;
+use backup_core::session::SessionToken;
+use jiff::tz::TimeZone;
+
+use super::refusal::Refusal;
+use super::{AppState, asks_for_page};
+
+/// The browser says his time zone with this one.
+const ZONE_COOKIE: &str = "tz";
+
+/// The cookie that a session is held with.
+#[derive(Debug, Clone, Copy)]
+pub struct SessionCookie {
+    is_secure: bool,
+}
+
+impl SessionCookie {
+    pub fn new(config: &ServerConfig) -> Self {
+        let url = config.public_url.as_ref();
+        Self {
+            is_secure: url.is_some_and(|url| url.scheme() == "https"),
+        }
+    }
+
+    /// The prefix makes a browser refuse a cookie of this name that a neighbour host or a page without TLS sets.
+    fn name(self) -> &'static str {
+        if self.is_secure {
+            "__Host-shophosting"
+        } else {
+            "shophosting"
+        }
+    }
+
+    /// For as long as the browser is open.
+    pub fn holding(self, token: &SessionToken) -> HeaderValue {
+        let mut cookie = self.with_attributes(&format!("{}={}", self.name(), token.expose()));
+        cookie.set_sensitive(true);
+        cookie
+    }
+
+    pub fn removed(self) -> HeaderValue {
+        self.with_attributes(&format!("{}=; Max-Age=0", self.name()))
+    }
+
+    fn with_attributes(self, cookie: &str) -> HeaderValue {
+        let secure = if self.is_secure { "; Secure" } else { "" };
+        let text = format!("{cookie}; Path=/; HttpOnly; SameSite=Lax{secure}");
+        // Made of letters, digits and the signs above.
+        HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+    }
+
+    /// Whether the browser holds one at all, and the token in it if it can be one.
+    fn of(self, headers: &HeaderMap) -> Option<Option<SessionToken>> {
+        cookie(headers, self.name()).map(SessionToken::from_text)
+    }
+}
+
+/// What is open to everybody.
+fn is_open(path: &str) -> bool {
+    const FILES: [&str; 3] = ["/favicon.ico", "/favicon.svg", "/robots.txt"];
+    matches!(path, "/login" | "/healthz" | "/readyz")
+        || path.starts_with("/pkg/")
+        || FILES.contains(&path)
+}
+
+/// Let those in who are logged in, and tell the handlers who it is.
+pub async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let is_login = path == "/login";
+    if is_open(path) && !is_login {
+        return next.run(request).await;
+    }
+    let held = state.cookie.of(request.headers());
+    let token = held.clone().flatten();
+    let session = match &token {
+        Some(token) => match state.service.sessions().find(token).await {
+            Ok(session) => session,
+            // Whoever is at the login anyway is told there.
+            Err(_) if is_login => None,
+            Err(error) => return Refusal::from(error).into_response(),
+        },
+        None => None,
+    };
+    let is_reading = [Method::GET, Method::HEAD].contains(request.method());
+    let is_page = request.method() == Method::GET
+        && asks_for_page(request.headers())
+        && !request.uri().path().starts_with("/api/");
+    let zone = zone(request.headers());
+    match (session, token) {
+        (Some(_), _) if is_login && is_reading => Redirect::to("/backups").into_response(),
+        (Some(session), Some(token)) => {
+            let flash = match session.flash {
+                Some(text) if is_page => taken(&state.service, &token, &text).await,
+                _ => None,
+            };
+            request.extensions_mut().insert(Visit {
+                customer: session.account.id,
+                name: session.account.name,
+                flash,
+                zone,
+            });
+            request.extensions_mut().insert(token);
+            next.run(request).await
+        }
+        _ if is_login => next.run(request).await,
+        _ => {
+            let mut response = refuse(&request, held.is_some());
+            if held.is_some() {
+                let removed = state.cookie.removed();
+                response.headers_mut().append(SET_COOKIE, removed);
+            }
+            response
+        }
+    }
+}
+
+fn refuse(request: &Request, has_expired: bool) -> Response {
+    let path = request.uri().path();
+    if path.starts_with("/api/page/") {
+        // As the pages' own functions answer.
+        return (StatusCode::UNAUTHORIZED, Json(PageError::LoggedOut)).into_response();
+    }
+    if path.starts_with("/api/") || !asks_for_page(request.headers()) {
+        return Refusal::logged_out().into_response();
+    }
+    Redirect::to(if has_expired {
+        "/login?problem=expired"
+    } else {
+        "/login"
+    })
+    .into_response()
+}
+
+/// The message for the next page, told once.
+async fn taken(service: &BackupService, token: &SessionToken, text: &str) -> Option<Flash> {
+    match service.sessions().take_flash(token).await {
+        Ok(is_ours) => is_ours.then(|| serde_json::from_str(text).ok()).flatten(),
+        Err(error) => {
+            tracing::warn!("a message stays for the next page: {}", error.chain());
+            None
+        }
+    }
+}
+
+/// The zone that the browser says, if there is such a one.
+fn zone(headers: &HeaderMap) -> String {
+    const LONGEST: usize = 64;
+    let said = cookie(headers, ZONE_COOKIE)
+        .unwrap_or_default()
+        .replace("%2F", "/");
+    let is_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'_' | b'-' | b'+');
+    let known = (said.len() <= LONGEST && said.bytes().all(is_name))
+        .then(|| TimeZone::get(&said).ok())
+        .flatten();
+    known
+        .as_ref()
+        .and_then(TimeZone::iana_name)
+        .unwrap_or("UTC")
+        .to_owned()
+}
+
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.trim().split_once('='))
+        .find_map(|(found, value)| (found == name).then_some(value))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(cookies: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(COOKIE, HeaderValue::from_static(cookies))])
+    }
+
+    #[test]
+    fn a_cookie_is_found_by_its_whole_name() {
+        let headers = headers("xshophosting=a; shophosting=b; shophosting2=c");
+        assert_eq!(cookie(&headers, "shophosting"), Some("b"));
+        assert_eq!(cookie(&headers, "hosting"), None);
+    }
+
+    #[test]
+    fn a_zone_is_believed_only_if_there_is_one() {
+        for (said, is) in [
+            ("tz=Europe/Berlin", "Europe/Berlin"),
+            ("tz=Europe%2FBerlin", "Europe/Berlin"),
+            ("a=b; tz=america/new_york", "America/New_York"),
+            ("tz=../../etc/passwd", "UTC"),
+            ("tz=/etc/localtime", "UTC"),
+            ("tz=Mars/Olympus", "UTC"),
+            ("tz=<script>", "UTC"),
+            ("tz=", "UTC"),
+            ("", "UTC"),
+        ] {
+            assert_eq!(zone(&headers(said)), is, "{said}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_open_but_the_login_and_files() {
+        for path in [
+            "/login",
+            "/healthz",
+            "/readyz",
+            "/pkg/backup.css",
+            "/favicon.ico",
+        ] {
+            assert!(is_open(path), "{path}");
+        }
+        for path in [
+            "/",
+            "/backups",
+            "/login/",
+            "/loginx",
+            "/pkg",
+            "/api/backups",
+            "//pkg/x",
+            "/metrics",
+        ] {
+            assert!(!is_open(path), "{path}");
+        }
+    }
+}
