@@ -2,7 +2,7 @@
 //!
 //! Each can be understood without its page. Never: a restore or a deletion that one click does.
 
-use leptos::either::{Either, EitherOf5};
+use leptos::either::Either;
 use leptos::html;
 use leptos::prelude::*;
 
@@ -47,26 +47,26 @@ pub fn Questions(
         // A question that is on the screen is not taken away by what happens meanwhile.
         let active = live.active.get_untracked();
         Some(match (ask, active) {
-            (Ask::Cancel, Some(job)) => EitherOf5::A(view! { <AskCancel job /> }),
-            (Ask::Cancel, None) => EitherOf5::E(view! {
+            (Ask::Cancel, Some(job)) => view! { <AskCancel job /> }.into_any(),
+            (Ask::Cancel, None) => view! {
                 <NotNow title="There is nothing to cancel" reason="No backup or restore is running any more." />
-            }),
+            }.into_any(),
             (_, Some(job)) => {
-                EitherOf5::E(view! { <NotNow title="Not right now" reason=why_off(&job) /> })
+                view! { <NotNow title="Not right now" reason=why_off(&job) /> }.into_any()
             }
             (Ask::Backup(part), None) => {
-                EitherOf5::B(view! { <AskBackup part kept=kept.get_untracked() /> })
+                view! { <AskBackup part kept=kept.get_untracked() /> }.into_any()
             }
             (Ask::Restore(id, part), None) => match find(&id) {
-                Some(backup) => EitherOf5::C(view! { <AskRestore backup proposed=part /> }),
-                None => EitherOf5::E(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
+                Some(backup) => view! { <AskRestore backup proposed=part /> }.into_any(),
+                None => view! { <NotNow title=GONE.0 reason=GONE.1 /> }.into_any(),
             },
             (Ask::Delete(id), None) => match find(&id) {
                 Some(backup) if backup.source == Source::Manual => {
                     let after = after_delete.get_value();
-                    EitherOf5::D(view! { <AskDelete backup after /> })
+                    view! { <AskDelete backup after /> }.into_any()
                 }
-                _ => EitherOf5::E(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
+                _ => view! { <NotNow title=GONE.0 reason=GONE.1 /> }.into_any(),
             },
         })
     }

@@ -148,6 +148,7 @@ pub fn Dialog(
             {children()}
         </dialog>
     }
+    .into_any()
 }
 
 /// The way out that changes nothing.

@@ -40,6 +40,7 @@ pub fn ActionForm(
             })}
         </form>
     }
+    .into_any()
 }
 
 #[cfg(feature = "hydrate")]

@@ -35,6 +35,7 @@ pub fn JobCards(
         {move || active.get().map(|_| view! { <RunningJob here=here.get_value() /> })}
         {move || failed.get().map(|job| view! { <FailedJob job /> })}
     }
+    .into_any()
 }
 
 #[component]
@@ -84,6 +85,7 @@ fn RunningJob(here: String) -> impl IntoView {
             </div>
         </section>
     }
+    .into_any()
 }
 
 /// The bar: filled as far as is known, moving where nothing is.
@@ -218,6 +220,7 @@ fn FailedJob(job: Job) -> impl IntoView {
             </ActionForm>
         </section>
     }
+    .into_any()
 }
 
 /// For a job that an earlier version left without a sentence.
@@ -259,6 +262,7 @@ pub fn RecentJobs() -> impl IntoView {
             }}
         </section>
     }
+    .into_any()
 }
 
 fn job_items(jobs: Vec<Job>) -> impl IntoView {
@@ -295,4 +299,5 @@ fn JobItem(job: Job) -> impl IntoView {
             </div>
         </li>
     }
+    .into_any()
 }

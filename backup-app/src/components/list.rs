@@ -50,6 +50,7 @@ pub fn Choices() -> impl IntoView {
             </div>
         </section>
     }
+    .into_any()
 }
 
 /// Why nothing can be started now.
@@ -120,6 +121,7 @@ fn BackupItem(
             </p>
         </li>
     }
+    .into_any()
 }
 
 /// Which backup a button is about, for those who hear one button after the other.
@@ -202,4 +204,5 @@ pub fn DailyBackups(
             })}
         </section>
     }
+    .into_any()
 }

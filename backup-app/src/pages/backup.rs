@@ -130,6 +130,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
             </p>
         </section>
     }
+    .into_any()
 }
 
 /// How long a backup is kept.

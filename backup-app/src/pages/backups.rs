@@ -131,4 +131,5 @@ fn ManualBackups(manual: Memo<Vec<Backup>>, kept: Memo<Kept>) -> impl IntoView {
             }}
         </section>
     }
+    .into_any()
 }
