@@ -123,7 +123,7 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     CAST(backup_type AS CHAR) AS backup_type, CAST(snapshot_id AS CHAR) AS snapshot_id, CAST(status AS CHAR) AS status,
     CAST(error_message AS CHAR) AS error_message, CAST(created_at AS CHAR) AS created_at, CAST(completed_at AS CHAR) AS completed_at,
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
-    files_done, bytes_per_second, started_at, finished_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
+    files_done, bytes_per_second, started_at, finished_at, dismissed_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
 
 /// By the column: a bare `id` would be the number that [`COLUMNS`] make of it, which no index has in order.
 const RECENT: &str = "ORDER BY customer_backup_jobs.id DESC LIMIT ?";
@@ -533,6 +533,14 @@ impl JobStore {
         ))
     }
 
+    /// Note that the customer has seen how a job failed; false where it has not. Once is enough.
+    pub async fn dismiss(&self, id: JobId) -> Result<bool> {
+        const UPDATE: &str =
+            "UPDATE customer_backup_jobs SET dismissed_at = COALESCE(dismissed_at, {now})
+            WHERE id = ? AND COALESCE(status, '') = 'failed'";
+        Ok(self.store.execute(UPDATE, values![id.get()]).await? > 0)
+    }
+
     /// A job by its number.
     pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
         self.one("WHERE id = ?", values![id.get()]).await
@@ -665,6 +673,7 @@ struct JobRow {
     bytes_per_second: Option<i64>,
     started_at: Option<i64>,
     finished_at: Option<i64>,
+    dismissed_at: Option<i64>,
     lease_owner: Option<String>,
     is_expired: i64,
 }
@@ -727,6 +736,7 @@ impl JobRow {
                 JobStatus::Running => self.committing == 0 && self.cancel_requested == 0,
                 JobStatus::Completed | JobStatus::Failed => false,
             },
+            dismissed: self.dismissed_at.is_some(),
             snapshot_id: self.snapshot_id.clone(),
             note: self.note.clone(),
             error_message: self.error_message.clone(),

@@ -280,6 +280,12 @@ impl BackupService {
         self.jobs.cancel(id).await
     }
 
+    /// Note that a customer has seen how a job of his failed; false where it has not. [`ErrorKind::NotFound`] where it is not his.
+    pub async fn dismiss(&self, customer: CustomerId, id: JobId) -> Result<bool> {
+        self.require_job(Some(customer), id).await?;
+        self.jobs.dismiss(id).await
+    }
+
     /// The states of a job of this customer (with None, of any) as they come, the last one its end. However many watch, the
     /// database is asked once a second.
     pub async fn progress(&self, customer: Option<CustomerId>, id: JobId) -> Result<JobStream> {
