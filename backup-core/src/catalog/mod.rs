@@ -5,6 +5,7 @@
 //! customer for a snapshot that the last listing did not have.
 
 mod contents;
+mod figures;
 mod repositories;
 mod sync;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::repository::{BackupType, Origin, SnapshotId};
 use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents, is_daily};
+pub use figures::SourceFigures;
 pub use sync::{Missing, SyncReport};
 
 /// What the columns of a note hold.

@@ -150,6 +150,10 @@ impl JobStore {
         self.lease
     }
 
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Create a job that waits for a worker.
     pub async fn create(&self, new: &NewJob) -> Result<Created> {
         self.insert(new, None).await
@@ -710,7 +714,7 @@ fn no_job(id: JobId) -> Error {
 }
 
 /// Of the platform's columns: a text without a zone, in UTC.
-fn understand_time(text: &str) -> Option<Timestamp> {
+pub(super) fn understand_time(text: &str) -> Option<Timestamp> {
     let time: DateTime = text.parse().ok()?;
     Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }

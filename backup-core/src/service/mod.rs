@@ -26,13 +26,15 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::catalog::{BackupEntry, BackupList, Catalog, Missing, Source, SyncReport};
+use crate::catalog::{
+    BackupEntry, BackupList, Catalog, Missing, Source, SourceFigures, SyncReport,
+};
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Created, Job, JobId, JobStatus, JobStore, JobStream, JobType, NewJob, Queue,
-    Watcher, owner_of_this_process,
+    CancelAnswer, Created, Job, JobFigures, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
+    Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
 use crate::operations::{
@@ -56,6 +58,15 @@ pub struct BackupService {
     catalog: Catalog,
     queue: Queue,
     watcher: Watcher,
+}
+
+/// How all of it is doing, over all customers.
+#[derive(Debug, Clone)]
+pub struct Figures {
+    /// The jobs.
+    pub jobs: JobFigures,
+    /// The backups, by where they are from.
+    pub backups: Vec<SourceFigures>,
 }
 
 /// What a job that was run on the spot gave.
@@ -218,6 +229,14 @@ impl BackupService {
     pub async fn progress(&self, customer: Option<CustomerId>, id: JobId) -> Result<JobStream> {
         let job = self.require_job(customer, id).await?;
         Ok(self.watcher.watch(job))
+    }
+
+    /// How all of it is doing. Counts whole tables: not for every request.
+    pub async fn figures(&self) -> Result<Figures> {
+        Ok(Figures {
+            jobs: self.jobs.figures().await?,
+            backups: self.catalog.figures().await?,
+        })
     }
 
     /// A worker for the jobs of the hosting server that the engine's configuration names.
