@@ -27,7 +27,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use crate::catalog::{
-    BackupEntry, BackupList, Catalog, Missing, Source, SourceFigures, SyncReport,
+    BackupEntry, BackupList, Catalog, Missing, Source, SourceFigures, SyncReport, no_such_backup,
 };
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
@@ -43,7 +43,7 @@ use crate::operations::{
 use crate::progress::Control;
 use crate::repository::{PruneReport, SnapshotId};
 use crate::session::Sessions;
-use crate::store::{Migrated, Store};
+use crate::store::{Migrated, Store, Tries};
 use crate::worker::{Ended, Runner, Upkeep, Worker, never_stopping};
 
 /// Backups of customers, as jobs. Cheap to clone.
@@ -67,6 +67,15 @@ pub struct Figures {
     pub jobs: JobFigures,
     /// The backups, by where they are from.
     pub backups: Vec<SourceFigures>,
+}
+
+/// What became of the wish to delete a backup.
+#[derive(Debug, Clone)]
+pub enum Deleted {
+    /// It is shown no longer, and cannot be restored. A worker removes it from the repository.
+    Done,
+    /// It stays, because this job of the customer's has not ended yet.
+    InTheWay(Box<Job>),
 }
 
 /// What a job that was run on the spot gave.
@@ -156,6 +165,38 @@ impl BackupService {
         let customer = self.customers.get(customer).await?;
         let new = self.new_restore(&customer, request).await?;
         self.enqueue(&new).await
+    }
+
+    /// Delete a manual backup of a customer. From then on it is not shown, and no restore of it can be queued; a worker forgets its snapshot.
+    ///
+    /// [`ErrorKind::NotFound`] for one that is not there, is another's, or is not a manual one.
+    pub async fn delete_backup(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
+        let customer = self.customers.get(customer).await?;
+        let mut tries = Tries::default();
+        let deleted = loop {
+            let deleted = self.try_delete(customer.id, id).await;
+            if !tries.is_to_repeat(&deleted).await {
+                break deleted?;
+            }
+        };
+        if let Deleted::Done = &deleted {
+            tracing::info!(customer = %customer.id, "the backup {id} is deleted");
+            self.queue.wake(&customer.server, 0).await;
+        }
+        Ok(deleted)
+    }
+
+    async fn try_delete(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
+        let mut transaction = self.store.begin().await?;
+        // First the mark, which holds the row: a restore of it is either queued by now, and is seen, or finds nothing to restore.
+        if !Catalog::mark_deleted(&mut transaction, customer, id).await? {
+            return Err(no_such_backup(customer, &id.to_string()));
+        }
+        if let Some(job) = self.jobs.active_in(&mut transaction, customer).await? {
+            return Ok(Deleted::InTheWay(Box::new(job)));
+        }
+        transaction.commit().await?;
+        Ok(Deleted::Done)
     }
 
     /// The backups of a customer, newest first, from the catalogue alone.
@@ -426,6 +467,7 @@ impl BackupService {
             engine: Arc::clone(engine),
             catalog: self.catalog.clone(),
             requested: Arc::new(Notify::new()),
+            woken: Arc::default(),
             running: Arc::default(),
         }
     }
