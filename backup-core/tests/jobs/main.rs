@@ -5,6 +5,7 @@ mod cancel;
 mod claims;
 mod contention;
 mod databases;
+mod disks;
 mod figures;
 mod leases;
 mod migrate;
