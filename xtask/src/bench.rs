@@ -17,7 +17,7 @@ use xtask::restic::Restic;
 use xtask::testbed::{Customer, TestBed};
 use xtask::tree::TreeImage;
 
-use crate::demo::{product_json, text};
+use crate::demo_cli::{product_json, text};
 use crate::measure::{self, Usage};
 
 const FILES: u32 = 50_000;

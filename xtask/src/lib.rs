@@ -10,6 +10,7 @@ pub mod product;
 pub mod proxy;
 pub mod redis;
 pub mod restic;
+pub mod sandbox;
 pub mod sshd;
 pub mod testbed;
 pub mod tree;

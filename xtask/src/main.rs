@@ -1,7 +1,8 @@
-//! The project's own tasks: `demo` and `bench`. Each needs the built binary of the product and takes root.
+//! The project's own tasks: demonstrations and benchmarks. Each needs the built binary of the product and takes root.
 
 mod bench;
 mod demo;
+mod demo_cli;
 mod measure;
 
 use std::env;
@@ -17,7 +18,8 @@ use signal_hook::iterator::Signals;
 const USAGE: &str = "\
 usage: cargo run -p xtask -- TASK [--binary FILE]
 
-  demo              back up a real shop, wreck it, restore it, prove that it is the same
+  demo              the dashboard with two real shops, at http://127.0.0.1:3000, until Ctrl-C
+  demo-cli          back up a real shop, wreck it, restore it, prove that it is the same
   bench [--runs N] [--scale PERCENT]
                     time and memory beside the stock restic; writes docs/benchmarks.md
 
@@ -52,6 +54,7 @@ fn task() -> Result<()> {
     }
     match task.as_str() {
         "demo" => demo::run(&product(binary, "debug")?),
+        "demo-cli" => demo_cli::run(&product(binary, "debug")?),
         "bench" => bench::run(&product(binary, "release")?, runs, scale),
         _ => bail!("{task} is unknown\n\n{USAGE}"),
     }
@@ -105,7 +108,7 @@ fn run_interruptibly(task: fn() -> Result<()>) -> Result<()> {
             Ok(Event::Done(result)) => {
                 let _ = worker.join();
                 // Once interrupted, what failed for that reason is of no interest.
-                return measure::check_interrupted().and(result);
+                return result.or_else(|error| measure::check_interrupted().and(Err(error)));
             }
             Err(_) => bail!("the task ended without a result"),
         }

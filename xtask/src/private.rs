@@ -19,7 +19,7 @@ pub(crate) struct Tied {
 }
 
 impl Tied {
-    /// Start a command that begins with `setpriv --pdeathsig KILL`.
+    /// Start a command that begins with `setpriv --pdeathsig KILL`, such as [`tie`] makes.
     pub(crate) fn spawn(mut command: Command) -> Result<Self> {
         // The program dies with the *thread* that started it, which may be that of one test: it gets one of its own.
         let (send_child, child) = mpsc::channel();
@@ -57,6 +57,24 @@ impl Drop for Tied {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// The same command, killed when who starts it is gone. What it reads and writes is still to be said.
+pub(crate) fn tie(command: &Command) -> Command {
+    let mut tied = Command::new("setpriv");
+    tied.args(["--pdeathsig", "KILL"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => tied.env(name, value),
+            None => tied.env_remove(name),
+        };
+    }
+    if let Some(directory) = command.get_current_dir() {
+        tied.current_dir(directory);
+    }
+    tied
 }
 
 /// Removes a directory when this process is gone without having done so itself: a `static` is never dropped.

@@ -142,7 +142,18 @@ impl Restic {
         paths: impl IntoIterator<Item = P>,
         tags: &[&str],
     ) -> Result<String> {
+        self.backup_with(paths, tags, &[])
+    }
+
+    /// The same, with more options.
+    pub fn backup_with<P: AsRef<Path>>(
+        &self,
+        paths: impl IntoIterator<Item = P>,
+        tags: &[&str],
+        options: &[&str],
+    ) -> Result<String> {
         let mut arguments: Vec<OsString> = vec!["backup".into(), "--json".into()];
+        arguments.extend(options.iter().map(OsString::from));
         arguments.extend(tags.iter().flat_map(|tag| ["--tag".into(), tag.into()]));
         arguments.extend(paths.into_iter().map(|path| path.as_ref().into()));
         let output = self.run(arguments)?;

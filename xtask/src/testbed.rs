@@ -347,6 +347,16 @@ impl TestBed {
     /// What the platform's script does every night: dump all schemas, and back up the dumps and all customers as one
     /// snapshot with restic. The id of the snapshot.
     pub fn back_up_daily(&self, date: &str) -> Result<String> {
+        self.back_up_daily_with(date, &[])
+    }
+
+    /// The same, as if it had been done at another time (`2026-01-31 00:15:00`).
+    pub fn back_up_daily_at(&self, time: &str) -> Result<String> {
+        let date = time.split(' ').next().unwrap_or(time);
+        self.back_up_daily_with(date, &["--time", time])
+    }
+
+    fn back_up_daily_with(&self, date: &str, options: &[&str]) -> Result<String> {
         let restic = self.daily_restic()?;
         if !self.daily_repository().join("config").exists() {
             restic.init()?;
@@ -366,9 +376,10 @@ impl TestBed {
                 .env("MYSQL_PWD", self.mariadb.root_password()))?;
             fs::write(self.daily_dumps().join(format!("{database}.sql")), dump)?;
         }
-        restic.backup(
+        restic.backup_with(
             [self.daily_dumps(), self.customers_root()],
             &["daily", date],
+            options,
         )
     }
 
