@@ -261,7 +261,13 @@ impl BackupService {
     /// Cancel a job of this customer; with None, of any. [`ErrorKind::NotFound`] where it is not his.
     pub async fn cancel(&self, customer: Option<CustomerId>, id: JobId) -> Result<CancelAnswer> {
         self.require_job(customer, id).await?;
-        self.jobs.cancel(id).await
+        let answer = self.jobs.cancel(id).await?;
+        match answer {
+            CancelAnswer::Cancelled => tracing::info!(job = %id, "failed: it was cancelled"),
+            CancelAnswer::Requested => tracing::info!(job = %id, "asked to stop"),
+            CancelAnswer::TooLate | CancelAnswer::Ended => {}
+        }
+        Ok(answer)
     }
 
     /// Note that a customer has seen how a job of his failed; false where it has not. [`ErrorKind::NotFound`] where it is not his.
