@@ -3,14 +3,14 @@
 //! Each can be understood without its page. Never: a restore or a deletion that one click does.
 
 use leptos::either::Either;
-use leptos::html;
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use super::dialog::{Ask, CloseLink, Dialog, part_word, use_leave};
 use super::form::ActionForm;
 use super::list::why_off;
 use super::time::{Age, When};
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::live::Live;
 use crate::model::{Backup, Flash, Job, JobStatus, JobType, Outcome, Part, Source};
 use crate::words;
@@ -47,26 +47,26 @@ pub fn Questions(
         // A question that is on the screen is not taken away by what happens meanwhile.
         let active = live.active.get_untracked();
         Some(match (ask, active) {
-            (Ask::Cancel, Some(job)) => view! { <AskCancel job /> }.into_any(),
-            (Ask::Cancel, None) => view! {
+            (Ask::Cancel, Some(job)) => at_once(view! { <AskCancel job /> }),
+            (Ask::Cancel, None) => at_once(view! {
                 <NotNow title="There is nothing to cancel" reason="No backup or restore is running any more." />
-            }.into_any(),
+            }),
             (_, Some(job)) => {
-                view! { <NotNow title="Not right now" reason=why_off(&job) /> }.into_any()
+                at_once(view! { <NotNow title="Not right now" reason=why_off(&job) /> })
             }
             (Ask::Backup(part), None) => {
-                view! { <AskBackup part kept=kept.get_untracked() /> }.into_any()
+                at_once(view! { <AskBackup part kept=kept.get_untracked() /> })
             }
             (Ask::Restore(id, part), None) => match find(&id) {
-                Some(backup) => view! { <AskRestore backup proposed=part /> }.into_any(),
-                None => view! { <NotNow title=GONE.0 reason=GONE.1 /> }.into_any(),
+                Some(backup) => at_once(view! { <AskRestore backup proposed=part /> }),
+                None => at_once(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
             },
             (Ask::Delete(id), None) => match find(&id) {
                 Some(backup) if backup.source == Source::Manual => {
                     let after = after_delete.get_value();
-                    view! { <AskDelete backup after /> }.into_any()
+                    at_once(view! { <AskDelete backup after /> })
                 }
-                _ => view! { <NotNow title=GONE.0 reason=GONE.1 /> }.into_any(),
+                _ => at_once(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
             },
         })
     }
@@ -166,6 +166,8 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
         .filter(|part| choices.contains(part))
         .unwrap_or(backup.holds);
     let took = took_last_time(live, JobType::Restore, proposed);
+    let clock: Clock = expect_context();
+    let since = move || words::amount(clock.now.get() - time);
     let action = ["/backups/", &backup.id, "/restore"].concat();
     let choice_items = choices.iter().map(move |&part| {
         view! {
@@ -196,7 +198,7 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
                         <li class="for-database">
                             "Orders, customers, products and settings go back to how they were on "
                             <When time /> ". "
-                            <strong>"Orders placed since then (" <Age time /> ") will be lost."</strong>
+                            <strong>"Orders placed in the " {since} " since then will be lost."</strong>
                         </li>
                     })}
                     {backup.holds.has_files().then(|| view! {
@@ -235,12 +237,11 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
 /// The word that nobody types by accident.
 #[component]
 fn Confirmation() -> impl IntoView {
-    let field = NodeRef::<html::Input>::new();
     view! {
         <label class="field">
             <span>"Type " <kbd>"RESTORE"</kbd> " to confirm"</span>
             <input
-                class="confirmation" type="text" name="confirmation" node_ref=field
+                class="confirmation" type="text" name="confirmation"
                 required pattern="RESTORE" title="RESTORE, in capital letters"
                 autocomplete="off" autocapitalize="characters" spellcheck="false" maxlength="20"
             />

@@ -3,6 +3,7 @@
 use leptos::either::Either;
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use super::form::ActionForm;
 use super::icon::{Icon, Symbol};
 use super::time::Age;
@@ -31,11 +32,10 @@ pub fn JobCards(
         })
     });
     let here = StoredValue::new(here);
-    view! {
+    at_once(view! {
         {move || active.get().map(|_| view! { <RunningJob here=here.get_value() /> })}
         {move || failed.get().map(|job| view! { <FailedJob job /> })}
-    }
-    .into_any()
+    })
 }
 
 #[component]
@@ -64,28 +64,27 @@ fn RunningJob(here: String) -> impl IntoView {
         })
     });
     let cancel_link = [here.as_str(), "?ask=cancel"].concat();
-    view! {
+    at_once(view! {
         <section class="job" aria-labelledby="job-title">
             <div class="job-head">
-                <h2 id="job-title" tabindex="-1">{move || title.get()}</h2>
-                <p class="job-clock"><span class="visually-hidden">"Running for "</span>{move || elapsed.get()}</p>
+                <h2 id="job-title" tabindex="-1">{title}</h2>
+                <p class="job-clock"><span class="visually-hidden">"Running for "</span>{elapsed}</p>
             </div>
-            <p class="job-doing" role="status">{move || doing.get()}</p>
+            <p class="job-doing" role="status">{doing}</p>
             <JobProgress />
             <p class="job-figures">
-                <span>{move || amount.get()}</span>
-                <span>{move || left.get()}</span>
+                <span>{amount}</span>
+                <span>{left}</span>
             </p>
             <JobSteps />
             <div class="job-foot">
-                <p>{move || meanwhile.get()}</p>
+                <p>{meanwhile}</p>
                 {move || can_cancel.get().then(|| view! {
                     <a class="button" href=cancel_link.clone() data-noscroll>"Cancel …"</a>
                 })}
             </div>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// The bar: filled as far as is known, moving where nothing is.
@@ -207,7 +206,7 @@ fn FailedJob(job: Job) -> impl IntoView {
         live.notices.message.set(None);
         live.refresh();
     });
-    view! {
+    at_once(view! {
         <section class="failed" class:calm=was_cancelled role="alert" aria-labelledby="failed-title">
             <Icon symbol=if was_cancelled { Symbol::Stopped } else { Symbol::Failed } />
             <div class="failed-what">
@@ -219,8 +218,7 @@ fn FailedJob(job: Job) -> impl IntoView {
                 <button class="button">"Dismiss"</button>
             </ActionForm>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// For a job that an earlier version left without a sentence.
@@ -235,43 +233,47 @@ fn left_as_it_is(job: &Job) -> &'static str {
 #[component]
 pub fn RecentJobs() -> impl IntoView {
     let live: Live = expect_context();
-    let ended = Memo::new(move |_| {
+    // Of the active job its number alone: progress changes nothing here.
+    let known = Memo::new(move |_| {
         live.jobs.with(|jobs| {
             let ended = jobs.iter().filter(|job| !job.status.is_active());
-            ended.cloned().collect::<Vec<_>>()
+            let newest = jobs.first().map(|job| job.id);
+            (ended.cloned().collect::<Vec<_>>(), newest)
         })
     });
-    view! {
+    at_once(view! {
         <section class="panel recent" aria-labelledby="recent-title">
             <h2 id="recent-title">"Recent activity"</h2>
             {move || {
-                let mut newest = ended.get();
-                let older = newest.split_off(newest.len().min(RECENT));
-                if newest.is_empty() {
+                let (mut shown, newest) = known.get();
+                let older = shown.split_off(shown.len().min(RECENT));
+                if shown.is_empty() {
                     return Either::Left(view! { <p class="empty">"Nothing yet. Backups and restores that you start are listed here."</p> });
                 }
                 Either::Right(view! {
-                    <ul class="jobs">{job_items(newest)}</ul>
+                    <ul class="jobs">{job_items(shown, newest)}</ul>
                     {(!older.is_empty()).then(|| view! {
                         <details class="more">
                             <summary>{words::grouped(older.len() as u64)} " more"</summary>
-                            <ul class="jobs">{job_items(older)}</ul>
+                            <ul class="jobs">{job_items(older, newest)}</ul>
                         </details>
                     })}
                 })
             }}
         </section>
-    }
-    .into_any()
+    })
 }
 
-fn job_items(jobs: Vec<Job>) -> impl IntoView {
-    let items = jobs.into_iter().map(|job| view! { <JobItem job /> });
+fn job_items(jobs: Vec<Job>, newest: Option<u64>) -> impl IntoView {
+    let items = jobs.into_iter().map(|job| {
+        let is_newest = newest == Some(job.id);
+        view! { <JobItem job is_newest /> }
+    });
     items.collect_view()
 }
 
 #[component]
-fn JobItem(job: Job) -> impl IntoView {
+fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
     let ended_at = job.completed_at.as_deref().and_then(clock::parse);
     let took = begun(&job)
         .zip(ended_at)
@@ -281,11 +283,10 @@ fn JobItem(job: Job) -> impl IntoView {
         (JobStatus::Failed, Some("cancelled")) => ("job-item", Symbol::Stopped),
         _ => ("job-item bad", Symbol::Failed),
     };
-    // What became of it is told once at length, on top of the page.
-    let reason = (job.status == JobStatus::Failed && job.failure.as_deref() != Some("cancelled"))
-        .then(|| job.error_message.clone())
-        .flatten();
-    view! {
+    // A failure that is news is told on top of the page.
+    let is_told = job.failure.as_deref() == Some("cancelled") || (is_newest && !job.dismissed);
+    let reason = job.error_message.clone().filter(|_| !is_told);
+    at_once(view! {
         <li class=class>
             <Icon symbol />
             <div>
@@ -298,6 +299,5 @@ fn JobItem(job: Job) -> impl IntoView {
                 {reason.map(|reason| view! { <p class="quiet reason">{reason}</p> })}
             </div>
         </li>
-    }
-    .into_any()
+    })
 }

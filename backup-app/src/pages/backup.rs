@@ -9,7 +9,7 @@ use super::refresh_without_script;
 use crate::clock::{self, Clock};
 use crate::components::{
     Age, Frame, Icon, JobCards, Leave, PageProblem, Questions, RestoreLink, Symbol, When, WhyOff,
-    use_ask,
+    at_once, use_ask,
 };
 use crate::data::load_backup;
 use crate::live::Live;
@@ -25,7 +25,7 @@ pub fn BackupView() -> impl IntoView {
         load_backup,
     );
     let again = Callback::new(move |()| page.refetch());
-    view! {
+    at_once(view! {
         <Title text="Backup" />
         <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
             {move || Suspend::new(async move {
@@ -35,7 +35,7 @@ pub fn BackupView() -> impl IntoView {
                 }
             })}
         </Suspense>
-    }
+    })
 }
 
 /// The page with its data.
@@ -96,7 +96,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
     let time = backup.time;
     let delete = (backup.source == Source::Manual).then(|| [here.as_str(), "?ask=delete"].concat());
     let live: Live = expect_context();
-    view! {
+    at_once(view! {
         <section class="panel details" aria-labelledby="details-title">
             <div class="details-head">
                 <Icon symbol=Symbol::of(backup.holds) />
@@ -107,7 +107,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
             </div>
             {backup.note.clone().map(|note| view! { <p class="backup-note">{note}</p> })}
             <dl class="facts">
-                <Fact name="Holds" value=words::part_means(backup.holds) />
+                <Fact name="Holds" value=words::part_holds(backup.holds) />
                 <Number name="Size" number=backup.bytes words=words::size />
                 <Number name="Of that, the database" number=backup.database_bytes.filter(|_| backup.holds.has_files()) words=words::size />
                 <Number name="Files" number=backup.files words=words::grouped />
@@ -119,7 +119,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                     <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Tell it to support when you have a question about this backup."</small></dd>
                 </div>
             </dl>
-            <p class="details-actions">
+            <div class="details-actions">
                 <RestoreLink id=backup.id.clone() page=here.clone() time />
                 {delete.map(|delete| move || if live.is_busy.get() {
                     Either::Left(view! { <button class="button quiet" disabled aria-describedby="why-off">"Delete …"</button> })
@@ -127,10 +127,9 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                     Either::Right(view! { <a class="button quiet" href=delete.clone() data-noscroll>"Delete …"</a> })
                 })}
                 <WhyOff />
-            </p>
+            </div>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// How long a backup is kept.

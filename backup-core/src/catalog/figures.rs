@@ -1,43 +1,53 @@
-//! The catalogue in numbers, for whoever watches the service.
+//! Figures of the whole catalogue, for a monitoring that asks every few seconds.
+//!
+//! Never: a look at each of hundreds of thousands of rows; the index `backups_of_source` ends with what is asked for.
 
 use jiff::Timestamp;
 
 use super::{Catalog, Source};
 use crate::error::Result;
+use crate::store::values;
 
-/// The backups of one source, of all customers.
-#[derive(Debug, Clone)]
-pub struct SourceFigures {
-    /// Where they are from.
-    pub source: Source,
-    /// How many there are: one of a customer is one.
-    pub count: u64,
-    /// When the newest was made.
-    pub newest: Option<Timestamp>,
-    /// Plain bytes, of those of which it is known.
-    pub bytes: u64,
-    /// Bytes that the repository grew by, of those of which it is known.
-    pub bytes_added: u64,
+const NEWEST: &str =
+    "SELECT MAX(time) FROM customer_backups WHERE source = ? AND deleted_at IS NULL";
+const SYNCS: &str = "SELECT u.server, u.source, r.synced_at FROM backup_repository_users u
+    JOIN backup_repositories r ON r.repository_id = u.repository_id
+    WHERE r.synced_at IS NOT NULL ORDER BY u.server, u.source";
+
+/// When a hosting server's repository was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Synced {
+    /// The hosting server.
+    pub server: String,
+    /// Which of its repositories: `manual` or `daily`.
+    pub source: String,
+    /// When the catalogue was last brought in step with it.
+    pub at: Timestamp,
 }
 
 impl Catalog {
-    /// What there is of each source.
-    pub async fn figures(&self) -> Result<Vec<SourceFigures>> {
-        const QUERY: &str = "SELECT source, COUNT(*), CAST(MAX(time) AS SIGNED), CAST(SUM(COALESCE(bytes, 0)) AS SIGNED),
-                CAST(SUM(COALESCE(bytes_added, 0)) AS SIGNED)
-            FROM customer_backups GROUP BY source";
-        let rows: Vec<(String, i64, i64, i64, i64)> = self.store.rows(QUERY, &[]).await?;
-        let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let figures =
-            |(source, count, newest, bytes, bytes_added): (String, i64, i64, i64, i64)| {
-                Some(SourceFigures {
-                    source: source.parse().ok()?,
-                    count: number(count),
-                    newest: Timestamp::from_millisecond(newest).ok(),
-                    bytes: number(bytes),
-                    bytes_added: number(bytes_added),
-                })
-            };
-        Ok(rows.into_iter().filter_map(figures).collect())
+    /// When the newest backup of each source was made, of whichever customer; a source that has none is left out.
+    pub(crate) async fn newest(&self) -> Result<Vec<(Source, Timestamp)>> {
+        let mut newest = Vec::new();
+        for source in [Source::Manual, Source::Daily, Source::PreRestore] {
+            let values = values![source.as_str()];
+            let row: Option<(Option<i64>,)> = self.store.row(NEWEST, values).await?;
+            let time = row.and_then(|(time,)| Timestamp::from_millisecond(time?).ok());
+            newest.extend(time.map(|time| (source, time)));
+        }
+        Ok(newest)
+    }
+
+    /// When the repositories were last looked at; one that never was is left out.
+    pub(crate) async fn syncs(&self) -> Result<Vec<Synced>> {
+        let rows: Vec<(String, String, i64)> = self.store.rows(SYNCS, &[]).await?;
+        let synced = |(server, source, at): (String, String, i64)| {
+            Some(Synced {
+                server,
+                source,
+                at: Timestamp::from_millisecond(at).ok()?,
+            })
+        };
+        Ok(rows.into_iter().filter_map(synced).collect())
     }
 }

@@ -1,61 +1,69 @@
-//! Jobs in numbers, for whoever watches the service.
+//! Figures of all jobs, for a monitoring that asks every few seconds.
+//!
+//! They are counted in an index that has all of it (`backup_jobs_counted`). Never: a look at each row of a table that grows for years.
 
 use std::time::Duration;
 
-use super::{JobStatus, JobStore, JobType, store::understand_time};
+use jiff::Timestamp;
+
+use super::store::understand_time;
+use super::{JobStatus, JobStore, JobType};
 use crate::error::Result;
 
-/// How jobs are doing.
-#[derive(Debug, Clone, Default)]
-pub struct JobFigures {
-    /// By what they do and where they are in their lives.
-    pub counts: Vec<JobCount>,
-    /// How long the job has waited that has waited the longest.
-    pub oldest_pending: Option<Duration>,
-}
+const COUNTS: &str = "SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), COUNT(*), COUNT(finished_at - started_at),
+        CAST(COALESCE(SUM(finished_at - started_at), 0) AS SIGNED), CAST(COALESCE(SUM(bytes_done), 0) AS SIGNED)
+    FROM customer_backup_jobs GROUP BY job_type, status";
+const OLDEST_PENDING: &str = "SELECT CAST(MIN(created_at) AS CHAR), {now} FROM customer_backup_jobs WHERE status = 'pending'";
 
-/// The jobs of a type that are in one state.
-#[derive(Debug, Clone)]
+/// Type, state, jobs, those that are timed, their milliseconds, and bytes.
+type CountRow = (String, String, i64, i64, i64, i64);
+
+/// How many jobs there are of a type in a state, and what they took.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JobCount {
     /// What they do.
     pub job_type: JobType,
-    /// Where they are.
+    /// Where they are in their lives.
     pub status: JobStatus,
-    /// How many there are.
-    pub count: u64,
-    /// How long those took that ended, all together.
-    pub took: Duration,
+    /// How many.
+    pub jobs: u64,
+    /// How many of them have ended so that it is known how long they took.
+    pub timed: u64,
+    /// How long those took together, from when they were first taken up to their end.
+    pub duration: Duration,
+    /// Bytes that they have done together: of those that completed, all that they saved or restored.
+    pub bytes: u64,
 }
 
 impl JobStore {
-    /// How all jobs are doing.
-    pub async fn figures(&self) -> Result<JobFigures> {
-        const COUNTS: &str = "SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), COUNT(*),
-                CAST(SUM(COALESCE(finished_at - started_at, 0)) AS SIGNED)
-            FROM customer_backup_jobs GROUP BY job_type, status";
-        const OLDEST: &str = "SELECT CAST(created_at AS CHAR), {now} FROM customer_backup_jobs WHERE status = 'pending'
-            ORDER BY customer_backup_jobs.id LIMIT 1";
-        let counts: Vec<(String, String, i64, i64)> = self.store().rows(COUNTS, &[]).await?;
-        let oldest: Option<(String, i64)> = self.store().row(OLDEST, &[]).await?;
-        let oldest_pending = oldest.and_then(|(created, now)| {
-            let created = understand_time(&created)?.as_millisecond();
-            Some(milliseconds(now - created))
-        });
-        let count = |(job_type, status, count, took): (String, String, i64, i64)| {
+    /// Counts of all jobs by type and state; what there is none of is left out.
+    pub(crate) async fn counts(&self) -> Result<Vec<JobCount>> {
+        let rows: Vec<CountRow> = self.store.rows(COUNTS, &[]).await?;
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        let count = |(job_type, status, jobs, timed, milliseconds, bytes): CountRow| {
             Some(JobCount {
+                // What another program wrote there and nobody understands is no job of ours.
                 job_type: JobType::from_word(&job_type)?,
                 status: JobStatus::from_word(&status)?,
-                count: u64::try_from(count).unwrap_or(0),
-                took: milliseconds(took),
+                jobs: number(jobs),
+                timed: number(timed),
+                duration: Duration::from_millis(number(milliseconds)),
+                bytes: number(bytes),
             })
         };
-        Ok(JobFigures {
-            counts: counts.into_iter().filter_map(count).collect(),
-            oldest_pending,
-        })
+        Ok(rows.into_iter().filter_map(count).collect())
     }
-}
 
-fn milliseconds(number: i64) -> Duration {
-    Duration::from_millis(u64::try_from(number).unwrap_or(0))
+    /// For how long the oldest job waits that nobody has taken up; None where none waits.
+    pub(crate) async fn oldest_pending(&self) -> Result<Option<Duration>> {
+        let row: Option<(Option<String>, i64)> = self.store.row(OLDEST_PENDING, &[]).await?;
+        let Some((Some(created), now)) = row else {
+            return Ok(None);
+        };
+        let waits = |created: Timestamp| {
+            let milliseconds = now.saturating_sub(created.as_millisecond());
+            Duration::from_millis(u64::try_from(milliseconds).unwrap_or(0))
+        };
+        Ok(understand_time(&created).map(waits))
+    }
 }

@@ -23,7 +23,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Phase;
 use crate::repository::BackupType;
 
-pub use figures::{JobCount, JobFigures};
+pub use figures::JobCount;
 pub use queue::Queue;
 pub(crate) use store::Fate;
 pub use store::{CancelAnswer, Claimed, Created, JobStore, Kept, Lease, NewJob};

@@ -23,17 +23,19 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use crate::catalog::{
-    BackupEntry, BackupList, Catalog, Missing, Source, SourceFigures, SyncReport, no_such_backup,
+    BackupEntry, BackupList, Catalog, Missing, Source, SyncReport, Synced, no_such_backup,
 };
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Created, Job, JobFigures, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
+    CancelAnswer, Created, Job, JobCount, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
     Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
@@ -60,13 +62,17 @@ pub struct BackupService {
     watcher: Watcher,
 }
 
-/// How all of it is doing, over all customers.
-#[derive(Debug, Clone)]
+/// What a monitoring wants to know of all customers together. All times are by the database's clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Figures {
-    /// The jobs.
-    pub jobs: JobFigures,
-    /// The backups, by where they are from.
-    pub backups: Vec<SourceFigures>,
+    /// Jobs by type and state; what there is none of is left out.
+    pub jobs: Vec<JobCount>,
+    /// For how long the oldest job waits that nobody has taken up.
+    pub oldest_pending: Option<Duration>,
+    /// When the newest backup of each source was made.
+    pub newest_backups: Vec<(Source, Timestamp)>,
+    /// When each hosting server's repositories were last looked at.
+    pub synced: Vec<Synced>,
 }
 
 /// What became of the wish to delete a backup.
@@ -130,6 +136,21 @@ impl BackupService {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether requests can be answered: fails with [`ErrorKind::Unreachable`] unless the database answers at once.
+    pub async fn ready(&self) -> Result<()> {
+        self.store.require_answer().await
+    }
+
+    /// Figures for a monitoring: cheap enough for every few seconds.
+    pub async fn figures(&self) -> Result<Figures> {
+        Ok(Figures {
+            jobs: self.jobs.counts().await?,
+            oldest_pending: self.jobs.oldest_pending().await?,
+            newest_backups: self.catalog.newest().await?,
+            synced: self.catalog.syncs().await?,
+        })
     }
 
     /// The customers.
@@ -270,14 +291,6 @@ impl BackupService {
     pub async fn progress(&self, customer: Option<CustomerId>, id: JobId) -> Result<JobStream> {
         let job = self.require_job(customer, id).await?;
         Ok(self.watcher.watch(job))
-    }
-
-    /// How all of it is doing. Counts whole tables: not for every request.
-    pub async fn figures(&self) -> Result<Figures> {
-        Ok(Figures {
-            jobs: self.jobs.figures().await?,
-            backups: self.catalog.figures().await?,
-        })
     }
 
     /// A worker for the jobs of the hosting server that the engine's configuration names.

@@ -52,11 +52,10 @@ struct OfDatabase {
     is_up: Whole,
     jobs: Family<Labels<2>, Whole>,
     job_seconds: Family<Labels<2>, Seconds>,
+    job_bytes: Family<Labels<2>, Whole>,
     queue_age: Seconds,
-    backups: Family<Labels<1>, Whole>,
     last_backup: Family<Labels<1>, Seconds>,
-    bytes: Family<Labels<1>, Whole>,
-    bytes_added: Family<Labels<1>, Whole>,
+    last_sync: Family<Labels<2>, Seconds>,
 }
 
 /// Beside the dashboard, for this machine alone: a proxy on it speaks for others, and says so.
@@ -168,14 +167,14 @@ impl OfDatabase {
             self.job_seconds.clone(),
         );
         registry.register(
+            "job_bytes",
+            "Bytes that jobs saved or restored, all together",
+            self.job_bytes.clone(),
+        );
+        registry.register(
             "queue_age_seconds",
             "How long the oldest job that waits has waited",
             self.queue_age.clone(),
-        );
-        registry.register(
-            "backups",
-            "Backups of customers in the catalogue",
-            self.backups.clone(),
         );
         registry.register(
             "last_backup_timestamp_seconds",
@@ -183,48 +182,43 @@ impl OfDatabase {
             self.last_backup.clone(),
         );
         registry.register(
-            "bytes",
-            "Plain bytes of all backups, where known",
-            self.bytes.clone(),
-        );
-        registry.register(
-            "bytes_added",
-            "Bytes that the backups added to the repository, where known",
-            self.bytes_added.clone(),
+            "last_sync_timestamp_seconds",
+            "When the catalogue was last brought in step with a hosting server's repository",
+            self.last_sync.clone(),
         );
     }
 
     fn set(&self, figures: &Figures) {
         self.forget();
         self.is_up.set(1);
-        for count in &figures.jobs.counts {
+        for count in &figures.jobs {
             let labels = [
                 ("type", count.job_type.to_string()),
                 ("status", count.status.to_string()),
             ];
-            self.jobs.get_or_create(&labels).set(whole(count.count));
+            self.jobs.get_or_create(&labels).set(whole(count.jobs));
             self.job_seconds
                 .get_or_create(&labels)
-                .set(count.took.as_secs_f64());
+                .set(count.duration.as_secs_f64());
+            self.job_bytes
+                .get_or_create(&labels)
+                .set(whole(count.bytes));
         }
-        let age = figures.jobs.oldest_pending.unwrap_or_default();
+        let age = figures.oldest_pending.unwrap_or_default();
         self.queue_age.set(age.as_secs_f64());
-        for of_source in &figures.backups {
-            let labels = [("source", of_source.source.to_string())];
-            self.backups
+        for (source, newest) in &figures.newest_backups {
+            self.last_backup
+                .get_or_create(&[("source", source.to_string())])
+                .set(newest.as_duration().as_secs_f64());
+        }
+        for synced in &figures.synced {
+            let labels = [
+                ("server", synced.server.clone()),
+                ("source", synced.source.clone()),
+            ];
+            self.last_sync
                 .get_or_create(&labels)
-                .set(whole(of_source.count));
-            if let Some(newest) = of_source.newest {
-                self.last_backup
-                    .get_or_create(&labels)
-                    .set(newest.as_duration().as_secs_f64());
-            }
-            self.bytes
-                .get_or_create(&labels)
-                .set(whole(of_source.bytes));
-            self.bytes_added
-                .get_or_create(&labels)
-                .set(whole(of_source.bytes_added));
+                .set(synced.at.as_duration().as_secs_f64());
         }
     }
 
@@ -233,11 +227,10 @@ impl OfDatabase {
         self.is_up.set(0);
         self.jobs.clear();
         self.job_seconds.clear();
+        self.job_bytes.clear();
         self.queue_age.set(0.0);
-        self.backups.clear();
         self.last_backup.clear();
-        self.bytes.clear();
-        self.bytes_added.clear();
+        self.last_sync.clear();
     }
 }
 
