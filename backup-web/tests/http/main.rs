@@ -2,6 +2,7 @@
 
 mod actions;
 mod client;
+mod embedded;
 mod events;
 mod gate;
 mod login;

@@ -121,7 +121,6 @@ fn metrics_are_for_this_machine_or_for_a_listener_of_their_own() {
     for line in [
         "shophosting_backup_jobs{type=\"backup\",status=\"completed\"} 1",
         "shophosting_backup_jobs{type=\"backup\",status=\"pending\"} 1",
-        "shophosting_backup_backups{source=\"manual\"} 1",
         "shophosting_backup_database_up 1",
         "shophosting_backup_http_requests_total{method=\"POST\",route=\"/login\",status=\"200\"} 1",
         "shophosting_backup_http_requests_total{method=\"POST\",route=\"/backups/create\",status=\"200\"} 1",
@@ -136,7 +135,7 @@ fn metrics_are_for_this_machine_or_for_a_listener_of_their_own() {
         line.rsplit(' ').next().unwrap().parse().unwrap()
     };
     assert!(value("shophosting_backup_job_seconds{type=\"backup\",status=\"completed\"}") > 0.0);
-    assert!(value("shophosting_backup_bytes{source=\"manual\"}") > 0.0);
+    assert!(value("shophosting_backup_job_bytes{type=\"backup\",status=\"completed\"}") > 0.0);
     let newest: f64 = world
         .sql("SELECT MAX(time) / 1000 FROM customer_backups")
         .trim()

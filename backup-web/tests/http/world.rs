@@ -89,16 +89,8 @@ impl Server {
     #[track_caller]
     pub fn start(mut running: Running) -> Self {
         let mut address = None;
-        // A line that is not whole yet holds no address.
-        let log = |running: &Running| {
-            let log = running.log();
-            let (_, rest) = log.split_once("listening on http://")?;
-            let (line, _) = rest.split_once('\n')?;
-            let is_of_address = |c: char| c.is_ascii_digit() || c == '.' || c == ':';
-            line.split(|c| !is_of_address(c)).next().map(str::to_owned)
-        };
         xtask::product::wait_until("the server listens", || {
-            address = log(&running);
+            address = address_in(&running.log());
             assert!(
                 address.is_some() || running.is_running(),
                 "{}",
@@ -132,6 +124,14 @@ impl Server {
         answer.is(200);
         self.client().with("Cookie", &answer.cookie())
     }
+}
+
+/// Where a server says that it listens. A line that is not whole yet holds no address.
+pub fn address_in(log: &str) -> Option<String> {
+    let (_, rest) = log.split_once("listening on http://")?;
+    let (line, _) = rest.split_once('\n')?;
+    let is_of_address = |c: char| c.is_ascii_digit() || c == '.' || c == ':';
+    line.split(|c| !is_of_address(c)).next().map(str::to_owned)
 }
 
 pub fn email(customer: u32) -> String {
