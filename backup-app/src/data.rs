@@ -39,6 +39,9 @@ pub async fn load_backup(id: String) -> Result<BackupPage, PageError> {
 }
 
 #[cfg(feature = "ssr")]
+pub use server::{job, part};
+
+#[cfg(feature = "ssr")]
 mod server {
     use backup_core::catalog::{self, BackupEntry};
     use backup_core::error::Error;
@@ -134,7 +137,8 @@ mod server {
         }
     }
 
-    fn job(job: jobs::Job) -> Job {
+    /// A job as pages and programs see it.
+    pub fn job(job: jobs::Job) -> Job {
         let time = |time: Option<jiff::Timestamp>| time.map(|time| time.to_string());
         Job {
             id: job.id.get(),
@@ -163,10 +167,12 @@ mod server {
             bytes_per_second: job.bytes_per_second,
             cancel_requested: job.cancel_requested,
             cancellable: job.cancellable,
+            dismissed: job.dismissed,
         }
     }
 
-    fn part(backup_type: BackupType) -> Part {
+    /// The same in other words.
+    pub fn part(backup_type: BackupType) -> Part {
         match backup_type {
             BackupType::Db => Part::Db,
             BackupType::Files => Part::Files,

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// What a backup holds, a job works on, or a customer asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "ssr", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Part {
     /// The database alone.
@@ -16,6 +17,7 @@ pub enum Part {
 
 /// Where a backup is from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(feature = "ssr", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// The customer made it.
@@ -28,6 +30,7 @@ pub enum Source {
 
 /// What a job does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "ssr", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum JobType {
     /// Makes a backup.
@@ -38,6 +41,7 @@ pub enum JobType {
 
 /// Where a job is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "ssr", derive(utoipa::ToSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum JobStatus {
     /// Waits for a worker.
@@ -52,6 +56,7 @@ pub enum JobStatus {
 
 /// A job, as `/api/backups/status` and `/api/backups/events` tell it. Times are ISO 8601 in UTC.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "ssr", derive(utoipa::ToSchema))]
 pub struct Job {
     /// Its number.
     pub id: u64,
@@ -89,6 +94,8 @@ pub struct Job {
     pub cancel_requested: bool,
     /// Whether it can still be cancelled.
     pub cancellable: bool,
+    /// Whether the customer has seen that it failed, and said so.
+    pub dismissed: bool,
 }
 
 /// One backup.
@@ -125,6 +132,7 @@ pub struct Flash {
 
 /// The answer to every action, also to refused ones.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "ssr", derive(utoipa::ToSchema))]
 pub struct Outcome {
     /// Whether it was done.
     pub success: bool,

@@ -23,6 +23,10 @@ pub struct Cli {
     #[arg(long, global = true)]
     pub json: bool,
 
+    /// Write the log, too, as JSON: one object a line
+    #[arg(long, global = true)]
+    pub log_json: bool,
+
     #[command(subcommand)]
     pub command: Command,
 }
@@ -213,6 +217,7 @@ mod tests {
             "migrate",
             "serve",
             "serve --worker",
+            "serve --log-json",
             "worker",
             "jobs",
             "jobs 7",

@@ -28,7 +28,7 @@ fn main() -> ExitCode {
         }
     };
     let output = Output::new(cli.json);
-    start_logging(&cli.command);
+    start_logging(&cli.command, cli.log_json);
     allow_many_open_files();
     run(cli, output).unwrap_or_else(|error| output.failure(&error))
 }
@@ -103,7 +103,7 @@ fn allow_many_open_files() {
 }
 
 /// The log goes to standard error; `RUST_LOG` says how much of it.
-fn start_logging(command: &Command) {
+fn start_logging(command: &Command, as_json: bool) {
     // What rustic_core warns of and carries on with, our own code judges and reports.
     let usual = match command {
         Command::Serve { .. } | Command::Worker => "info,rustic_core=error,sqlx=warn,russh=warn",
@@ -117,9 +117,12 @@ fn start_logging(command: &Command) {
         }),
         _ => EnvFilter::new(usual),
     };
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(output::is_watched())
-        .init();
+        .with_writer(std::io::stderr);
+    if as_json {
+        log.json().init();
+    } else {
+        log.with_ansi(output::is_watched()).init();
+    }
 }

@@ -2,9 +2,10 @@
 //!
 //! The repositories are the truth. [`Catalog::sync_manual`] and [`Catalog::sync_daily`] bring the rows in step with them, from any number of
 //! processes at once; a backup's own job records it at once. Never: a row of a customer for a backup that is not his; a row of a
-//! customer for a snapshot that the last listing did not have.
+//! customer for a snapshot that the last listing did not have; a backup shown that its customer deleted.
 
 mod contents;
+mod deletions;
 mod repositories;
 mod sync;
 #[cfg(test)]
@@ -24,6 +25,7 @@ use crate::repository::{BackupType, Origin, SnapshotId};
 use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents, is_daily};
+pub(crate) use deletions::Deletion;
 pub use sync::{Missing, SyncReport};
 
 /// What the columns of a note hold.
@@ -35,17 +37,19 @@ const ROWS_A_STATEMENT: usize = 500;
 
 const LIST: &str =
     "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
-    FROM customer_backups WHERE customer_id = ? AND (source <> 'daily' OR time >= {now} - ?)
+    FROM customer_backups
+    WHERE customer_id = ? AND (source <> 'daily' OR time >= {now} - ?) AND deleted_at IS NULL
     ORDER BY time DESC, snapshot_id DESC";
 const FIND: &str =
     "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
-    FROM customer_backups WHERE customer_id = ? AND source = ? AND snapshot_id = ?";
+    FROM customer_backups WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NULL";
 const FIND_ANYWHERE: &str =
     "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
-    FROM customer_backups WHERE customer_id = ? AND snapshot_id = ? ORDER BY source DESC LIMIT 1";
+    FROM customer_backups WHERE customer_id = ? AND snapshot_id = ? AND deleted_at IS NULL
+    ORDER BY source DESC LIMIT 1";
 // No LIKE: SQLite would not use the key for it.
 const BEGINNING: &str = "SELECT snapshot_id FROM customer_backups
-    WHERE customer_id = ? AND source = ? AND snapshot_id >= ? AND snapshot_id < ? LIMIT 2";
+    WHERE customer_id = ? AND source = ? AND snapshot_id >= ? AND snapshot_id < ? AND deleted_at IS NULL LIMIT 2";
 
 /// Where a backup is looked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -257,10 +261,19 @@ impl Catalog {
 
     /// Remove what was forgotten on purpose, as retention does: it is missed by nobody.
     pub async fn remove(&self, repository_id: &str, ids: &[SnapshotId]) -> Result<()> {
+        self.remove_rows(repository_id, ids, Rows::All).await
+    }
+
+    async fn remove_rows(
+        &self,
+        repository_id: &str,
+        ids: &[SnapshotId],
+        which: Rows,
+    ) -> Result<()> {
         for ids in ids.chunks(SNAPSHOTS_A_STATEMENT) {
             let mut tries = Tries::default();
             loop {
-                let removed = self.try_remove(repository_id, ids).await;
+                let removed = self.try_remove(repository_id, ids, which).await;
                 if !tries.is_to_repeat(&removed).await {
                     removed?;
                     break;
@@ -270,7 +283,7 @@ impl Catalog {
         Ok(())
     }
 
-    async fn try_remove(&self, repository_id: &str, ids: &[SnapshotId]) -> Result<()> {
+    async fn try_remove(&self, repository_id: &str, ids: &[SnapshotId], which: Rows) -> Result<()> {
         let (places, values) = in_list(ids);
         let mut transaction = self.store.begin().await?;
         // In the same order everywhere, so that two do not wait for each other.
@@ -280,7 +293,7 @@ impl Catalog {
         transaction
             .execute(&delete, &of_repository(repository_id, &values))
             .await?;
-        delete_rows(&mut transaction, ids).await?;
+        delete_rows(&mut transaction, ids, which).await?;
         transaction.commit().await
     }
 
@@ -370,9 +383,22 @@ impl Row {
     }
 }
 
-async fn delete_rows(transaction: &mut Transaction, ids: &[SnapshotId]) -> Result<()> {
+/// Which rows of a snapshot go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rows {
+    /// Every one: nobody will see it again.
+    All,
+    /// Not those that their customers deleted: should the snapshot come back, they are still deleted.
+    Undeleted,
+}
+
+async fn delete_rows(transaction: &mut Transaction, ids: &[SnapshotId], which: Rows) -> Result<()> {
     let (places, values) = in_list(ids);
-    let delete = format!("DELETE FROM customer_backups WHERE snapshot_id IN ({places})");
+    let but = match which {
+        Rows::All => "",
+        Rows::Undeleted => "AND deleted_at IS NULL",
+    };
+    let delete = format!("DELETE FROM customer_backups WHERE snapshot_id IN ({places}) {but}");
     transaction.execute(&delete, &values).await.map(drop)
 }
 

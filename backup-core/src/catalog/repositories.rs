@@ -4,7 +4,7 @@
 
 use jiff::Timestamp;
 
-use super::{Catalog, Source};
+use super::{Catalog, Rows, Source};
 use crate::error::Result;
 use crate::repository::SnapshotId;
 use crate::store::{Inserted, values};
@@ -53,7 +53,8 @@ impl Catalog {
             "the repository {repository_id} is configured nowhere any more: its {} snapshots are shown no longer",
             unused.len()
         );
-        self.remove(repository_id, &unused).await
+        self.remove_rows(repository_id, &unused, Rows::Undeleted)
+            .await
     }
 
     /// Take it upon oneself to prune a repository that was not pruned since a moment: true for one of many. Who cannot do it gives it back.

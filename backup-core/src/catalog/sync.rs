@@ -2,7 +2,7 @@
 //!
 //! Only snapshots that are not known yet are read. Safe to repeat, to break off at any point, and from several processes at once: a
 //! snapshot and its customers' rows are taken in by one transaction, by whoever is first. Never: a customer's row for what the
-//! repository no longer lists; one damaged snapshot in the way of all others.
+//! repository no longer lists; a deleted backup back again; one damaged snapshot in the way of all others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -13,8 +13,8 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{
-    BackupEntry, Catalog, Contents, Place, Remembered, Row, SNAPSHOTS_A_STATEMENT, Source,
-    contents, delete_rows, in_list, insert_rows, is_daily, of_repository, remember,
+    BackupEntry, Catalog, Contents, Place, Remembered, Row, Rows, SNAPSHOTS_A_STATEMENT, Source,
+    contents, delete_rows, deletions, in_list, insert_rows, is_daily, of_repository, remember,
 };
 use crate::config::Config;
 use crate::customer::{CustomerId, CustomerStore};
@@ -182,7 +182,7 @@ impl Catalog {
             .execute(&update, &of_repository(repository_id, &values))
             .await?;
         if newly > 0 {
-            delete_rows(&mut transaction, ids).await?;
+            delete_rows(&mut transaction, ids, Rows::Undeleted).await?;
         }
         transaction.commit().await
     }
@@ -271,7 +271,9 @@ impl Catalog {
             Remembered::Already => return Ok(false),
             Remembered::New | Remembered::Again => {}
         }
-        insert_rows(&mut transaction, rows).await?;
+        if !deletions::is_marked(&mut transaction, id).await? {
+            insert_rows(&mut transaction, rows).await?;
+        }
         transaction.commit().await?;
         Ok(true)
     }

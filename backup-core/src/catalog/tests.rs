@@ -441,3 +441,45 @@ async fn backups_in_a_repository_that_nobody_has_any_more_are_shown_no_longer() 
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_deleted_stays_so_while_its_repository_is_away() {
+    on_both(async |store| {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("repository");
+        let location: Location = path.to_str().unwrap().parse().unwrap();
+        let storage = storage::open(&location, &SftpOptions::default()).unwrap();
+        let password = "a password".to_owned().into();
+        let repository = Arc::new(Repository::init(storage, &password).unwrap());
+        let restic = Restic::new(&path, "a password").unwrap();
+        let made = restic.backup([&path.join("config")], &["customer-1", "manual", "files"]);
+        let deletion = Deletion {
+            customer: customer(1),
+            snapshot: made.unwrap().parse().unwrap(),
+        };
+        let catalog = Catalog::new(&store);
+        let id = repository.id();
+        let (manual, remember) = (Source::Manual, Missing::Remember);
+        catalog.note_use("north", manual, &id).await.unwrap();
+        let synced = catalog.sync_manual(&repository, remember).await.unwrap();
+        assert_eq!(synced.added, 1);
+        let mut transaction = store.begin().await.unwrap();
+        let marked = Catalog::mark_deleted(&mut transaction, customer(1), &deletion.snapshot);
+        assert!(marked.await.unwrap());
+        transaction.commit().await.unwrap();
+        let left = async || catalog.deletions(&id, None).await.unwrap();
+        assert_eq!(left().await, [deletion]);
+
+        catalog.note_use("north", manual, ELSEWHERE).await.unwrap();
+        assert_eq!(left().await, []);
+        catalog.note_use("north", manual, &id).await.unwrap();
+        let synced = catalog.sync_manual(&repository, remember).await.unwrap();
+        assert_eq!(synced.added, 1);
+        let list = catalog.list(customer(1), MONTH).await.unwrap();
+        assert_eq!(list, BackupList::default());
+        assert_eq!(left().await, [deletion]);
+        let of_another = catalog.deletions(&id, Some(customer(2))).await;
+        assert_eq!(of_another.unwrap(), []);
+    })
+    .await;
+}

@@ -285,6 +285,14 @@ impl Config {
     }
 }
 
+impl ServerConfig {
+    /// Whether customers' browsers use https.
+    pub fn has_tls(&self) -> bool {
+        let url = self.public_url.as_ref();
+        url.is_some_and(|url| url.scheme() == "https")
+    }
+}
+
 impl RepositoryConfig {
     /// The repository's password. [`ErrorKind::Configuration`] when it cannot be had.
     pub fn read_password(&self) -> Result<SecretString> {

@@ -197,6 +197,8 @@ pub struct Job {
     pub cancel_requested: bool,
     /// Whether it can still be cancelled: it waits, or runs and is not at its commit yet.
     pub cancellable: bool,
+    /// Whether the customer has seen that it failed, and said so.
+    pub dismissed: bool,
 }
 
 /// How far a job is.

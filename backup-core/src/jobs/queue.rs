@@ -58,7 +58,7 @@ impl Queue {
         }))
     }
 
-    /// Tell a worker of this server that a job waits. It cannot fail, and takes half a second at most.
+    /// Tell a worker of this server that a job waits; with 0, that there is something else to do. It cannot fail, and takes half a second at most.
     pub async fn wake(&self, server: &str, job: u64) {
         match &self.0 {
             Kind::Embedded(notify) => notify.notify_one(),
@@ -66,14 +66,11 @@ impl Queue {
         }
     }
 
-    /// Wait until there may be a job for this server: for a wake-up, but never longer than `at_most`. It may end early
-    /// without a reason. When the caller drops it, the wake-up that was just on its way may be lost.
-    pub async fn wait(&self, server: &str, at_most: Duration) {
+    /// Wait until there may be a job for this server: for a wake-up, but never longer than `at_most`; whether one came. Woken or not, the
+    /// caller looks at the table. When he drops it, the wake-up that was just on its way may be lost.
+    pub async fn wait(&self, server: &str, at_most: Duration) -> bool {
         match &self.0 {
-            Kind::Embedded(notify) => {
-                // Woken or not, the caller looks at the table.
-                let _ = timeout(at_most, notify.notified()).await;
-            }
+            Kind::Embedded(notify) => timeout(at_most, notify.notified()).await.is_ok(),
             Kind::Redis(redis) => redis.wait(server, at_most.min(LONGEST_WAIT)).await,
         }
     }
@@ -167,32 +164,35 @@ impl RedisQueue {
         command.query_async(&mut fresh).await
     }
 
-    async fn wait(&self, server: &str, at_most: Duration) {
+    async fn wait(&self, server: &str, at_most: Duration) -> bool {
         let list = self.list(server);
         let deadline = Instant::now() + at_most;
         loop {
             let left = until(deadline);
             match timeout_at(deadline, self.pop(&list, deadline)).await {
-                Ok(Ok(())) => return self.answered(&self.health.wait_refused),
+                Ok(Ok(is_woken)) => {
+                    self.answered(&self.health.wait_refused);
+                    return is_woken;
+                }
                 Ok(Err(error)) => self.failed(&self.health.wait_refused, &error),
                 Err(_) => {
                     // A short silence says nothing.
                     if answer_limit(left) == ANSWER_LIMIT {
                         self.failed(&self.health.wait_refused, &silence());
                     }
-                    return;
+                    return false;
                 }
             }
             let again = Instant::now() + PAUSE;
             sleep_until(again.min(deadline)).await;
             if again >= deadline {
-                return;
+                return false;
             }
         }
     }
 
-    /// Take one entry off the list, whatever it is; also an answer that there is none ends it.
-    async fn pop(&self, list: &str, deadline: Instant) -> RedisResult<()> {
+    /// Take one entry off the list, whatever it is; false for the answer that there was none in time.
+    async fn pop(&self, list: &str, deadline: Instant) -> RedisResult<bool> {
         let kept = lock(&self.idle).pop();
         if let Some(kept) = kept {
             match self.pop_by(kept, list, deadline).await {
@@ -210,19 +210,19 @@ impl RedisQueue {
         mut connection: MultiplexedConnection,
         list: &str,
         deadline: Instant,
-    ) -> RedisResult<()> {
+    ) -> RedisResult<bool> {
         let left = until(deadline);
         let seconds = left.saturating_sub(answer_limit(left)).as_secs_f64();
         // Nothing at all would be for ever.
         let seconds = format!("{:.3}", seconds.max(0.001));
         // Dropped on the way it is closed, so that Redis does not go on for nobody.
-        redis::cmd("BLPOP")
+        let popped: redis::Value = redis::cmd("BLPOP")
             .arg(list)
             .arg(seconds)
-            .query_async::<redis::Value>(&mut connection)
+            .query_async(&mut connection)
             .await?;
         lock(&self.idle).push(connection);
-        Ok(())
+        Ok(popped != redis::Value::Nil)
     }
 
     fn answered(&self, refused: &AtomicBool) {
@@ -311,7 +311,7 @@ mod tests {
         Queue::new(&config(&format!("redis_url = '{url}'")).unwrap()).unwrap()
     }
 
-    fn spawn_wait(queue: &Queue, server: &'static str) -> JoinHandle<()> {
+    fn spawn_wait(queue: &Queue, server: &'static str) -> JoinHandle<bool> {
         let queue = queue.clone();
         tokio::spawn(async move { queue.wait(server, LONG).await })
     }
@@ -345,10 +345,10 @@ mod tests {
         comes_at_once(waiting).await;
 
         queue.wake("default", 2).await;
-        comes_at_once(queue.wait("default", LONG)).await;
+        assert!(queue.wait("default", LONG).await);
 
         let started = Instant::now();
-        queue.wait("default", Duration::from_millis(50)).await;
+        assert!(!queue.wait("default", Duration::from_millis(50)).await);
         assert!(started.elapsed() >= Duration::from_millis(50));
     }
 
@@ -367,8 +367,9 @@ mod tests {
             redis.command(&["LRANGE", "backups", "0", "-1"]).unwrap(),
             "8"
         );
-        comes_at_once(there.wait("default", LONG)).await;
+        assert!(there.wait("default", LONG).await);
         assert_eq!(length(&redis, "backups"), 0);
+        assert!(!there.wait("default", Duration::from_millis(50)).await);
     }
 
     #[tokio::test(flavor = "multi_thread")]

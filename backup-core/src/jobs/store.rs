@@ -12,12 +12,12 @@ use jiff::tz::TimeZone;
 #[cfg(doc)]
 use super::owner_of_this_process;
 use super::{Failure, Job, JobId, JobStatus, JobType, Progress, owner};
-use crate::catalog::Source;
+use crate::catalog::{Catalog, Source, no_such_backup};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Phase;
 use crate::repository::{BackupType, SnapshotId};
-use crate::store::{Inserted, Store, Transaction, Value, values};
+use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 /// Jobs in SQL. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -123,7 +123,7 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     CAST(backup_type AS CHAR) AS backup_type, CAST(snapshot_id AS CHAR) AS snapshot_id, CAST(status AS CHAR) AS status,
     CAST(error_message AS CHAR) AS error_message, CAST(created_at AS CHAR) AS created_at, CAST(completed_at AS CHAR) AS completed_at,
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
-    files_done, bytes_per_second, started_at, finished_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
+    files_done, bytes_per_second, started_at, finished_at, dismissed_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
 
 /// By the column: a bare `id` would be the number that [`COLUMNS`] make of it, which no index has in order.
 const RECENT: &str = "ORDER BY customer_backup_jobs.id DESC LIMIT ?";
@@ -150,12 +150,13 @@ impl JobStore {
         self.lease
     }
 
-    /// Create a job that waits for a worker.
+    /// Create a job that waits for a worker. [`ErrorKind::NotFound`] where it is to restore what the catalogue does not show of this customer: of a
+    /// restore and a deletion at the same moment one comes first.
     pub async fn create(&self, new: &NewJob) -> Result<Created> {
         self.insert(new, None).await
     }
 
-    /// Create a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him. Err: the job of
+    /// As [`Self::create`], a job that the caller runs himself, from now on. `owner` is the caller, as [`owner_of_this_process`] names him. Err: the job of
     /// the customer's that is in the way.
     pub async fn create_claimed(
         &self,
@@ -203,12 +204,11 @@ impl JobStore {
                 return Ok(Created::InTheWay(Box::new(job)));
             }
             let inserted = match owner {
-                None => self.store.insert(INSERT, common).await?,
+                None => self.insert_row(new, INSERT, common).await?,
                 Some(owner) => {
                     let claim = values![owner, self.lease_milliseconds()];
-                    self.store
-                        .insert(INSERT_CLAIMED, &[&common[..], &claim[..]].concat())
-                        .await?
+                    let values = [&common[..], &claim[..]].concat();
+                    self.insert_row(new, INSERT_CLAIMED, &values).await?
                 }
             };
             if let Inserted::Done(id) = inserted {
@@ -220,6 +220,38 @@ impl JobStore {
             ErrorKind::Busy,
             format!("jobs of customer {} come and go: try again", new.customer),
         ))
+    }
+
+    async fn insert_row(&self, new: &NewJob, sql: &str, values: &[Value]) -> Result<Inserted> {
+        let Some((source, snapshot)) = new.snapshot else {
+            return self.store.insert(sql, values).await;
+        };
+        let mut tries = Tries::default();
+        loop {
+            let inserted = self
+                .try_insert_restore(new.customer, source, &snapshot, sql, values)
+                .await;
+            if !tries.is_to_repeat(&inserted).await {
+                return inserted;
+            }
+        }
+    }
+
+    async fn try_insert_restore(
+        &self,
+        customer: CustomerId,
+        source: Source,
+        snapshot: &SnapshotId,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Inserted> {
+        let mut transaction = self.store.begin().await?;
+        if !Catalog::hold(&mut transaction, customer, source, snapshot).await? {
+            return Err(no_such_backup(customer, &snapshot.to_string()));
+        }
+        let inserted = transaction.insert(sql, values).await?;
+        transaction.commit().await?;
+        Ok(inserted)
     }
 
     /// Take a backup whose owner died, else the oldest job of a hosting server that waits. `owner` is the caller, as
@@ -496,6 +528,14 @@ impl JobStore {
         ))
     }
 
+    /// Note that the customer has seen how a job failed; false where it has not. Once is enough.
+    pub async fn dismiss(&self, id: JobId) -> Result<bool> {
+        const UPDATE: &str =
+            "UPDATE customer_backup_jobs SET dismissed_at = COALESCE(dismissed_at, {now})
+            WHERE id = ? AND COALESCE(status, '') = 'failed'";
+        Ok(self.store.execute(UPDATE, values![id.get()]).await? > 0)
+    }
+
     /// A job by its number.
     pub async fn get(&self, id: JobId) -> Result<Option<Job>> {
         self.one("WHERE id = ?", values![id.get()]).await
@@ -511,6 +551,17 @@ impl JobStore {
     pub async fn active(&self, customer: CustomerId) -> Result<Option<Job>> {
         self.one("WHERE active_customer = ?", values![customer.get()])
             .await
+    }
+
+    /// As [`Self::active`], as part of a transaction.
+    pub(crate) async fn active_in(
+        &self,
+        transaction: &mut Transaction,
+        customer: CustomerId,
+    ) -> Result<Option<Job>> {
+        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs WHERE active_customer = ?");
+        let row: Option<Row> = transaction.row(&query, values![customer.get()]).await?;
+        Ok(row.map(|row| row.seen).transpose()?.map(|seen| seen.job))
     }
 
     /// The newest jobs of a customer, newest first. Rows that make no sense are left out, and logged.
@@ -617,6 +668,7 @@ struct JobRow {
     bytes_per_second: Option<i64>,
     started_at: Option<i64>,
     finished_at: Option<i64>,
+    dismissed_at: Option<i64>,
     lease_owner: Option<String>,
     is_expired: i64,
 }
@@ -679,6 +731,7 @@ impl JobRow {
                 JobStatus::Running => self.committing == 0 && self.cancel_requested == 0,
                 JobStatus::Completed | JobStatus::Failed => false,
             },
+            dismissed: self.dismissed_at.is_some(),
             snapshot_id: self.snapshot_id.clone(),
             note: self.note.clone(),
             error_message: self.error_message.clone(),

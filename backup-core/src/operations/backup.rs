@@ -52,15 +52,6 @@ pub struct BackupReport {
     pub warnings: Vec<String>,
 }
 
-/// What retention did.
-#[derive(Debug, Default)]
-pub struct Forgotten {
-    /// The snapshots that are gone.
-    pub snapshots: Vec<SnapshotId>,
-    /// Why others that should be gone are still there.
-    pub failure: Option<Error>,
-}
-
 impl BackupReport {
     /// The new backup as a list of backups has it.
     pub fn entry(&self, note: Option<String>) -> BackupEntry {
@@ -177,32 +168,6 @@ impl Engine {
             files: snapshot.files,
         });
         Ok(entry.filter(|_| is_his))
-    }
-
-    /// Forget a customer's manual backups beyond the newest `retention.manual`, whatever their type; gives those that were forgotten.
-    /// The one that was just made stays in any case: clocks go wrong.
-    ///
-    /// A failure leaves some of them for the next time and takes nothing from the backup that was made.
-    pub fn forget_beyond_retention(&self, customer: CustomerId, made: SnapshotId) -> Forgotten {
-        let mut forgotten = Forgotten::default();
-        let done = self.excess(customer, made).and_then(|excess| {
-            let repository = self.manual()?;
-            for id in excess {
-                repository.forget(&[id])?;
-                forgotten.snapshots.push(id);
-            }
-            Ok(())
-        });
-        forgotten.failure = done.err();
-        forgotten
-    }
-
-    fn excess(&self, customer: CustomerId, made: SnapshotId) -> Result<Vec<SnapshotId>> {
-        let mut own = of_customer(&*self.manual()?, customer)?;
-        own.retain(|snapshot| snapshot.origin() == Some(Origin::Manual) && snapshot.id != made);
-        let keep = usize::try_from(self.config.retention.manual).unwrap_or(usize::MAX);
-        let excess = own.len().saturating_sub(keep.saturating_sub(1));
-        Ok(own[..excess].iter().map(|snapshot| snapshot.id).collect())
     }
 
     /// Try whether the account that a customer's dumps are imported as can log in; nothing where the platform has none for him.

@@ -1,9 +1,10 @@
-//! What the product does, as procedures that read as their steps: back up a customer, restore a customer.
+//! What the product does, as procedures that read as their steps: back up a customer, forget his backups, restore a customer.
 //!
 //! Each procedure names its commit point. Before it a failure leaves no trace; whatever the way out, maintenance is off, what was
 //! stopped is started, and what was staged is gone.
 
 mod backup;
+mod forget;
 mod restore;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,8 @@ use crate::repository::Repository;
 use crate::storage::{self, Location, SftpOptions, Storage};
 
 pub use crate::catalog::{BackupEntry, BackupList, Source};
-pub use backup::{BackupReport, BackupRequest, Forgotten};
+pub use backup::{BackupReport, BackupRequest};
+pub use forget::Forgotten;
 pub use restore::{RestoreReport, RestoreRequest};
 
 /// The configuration, and the repositories that it names, opened when they are first needed and then kept.

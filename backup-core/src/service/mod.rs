@@ -26,7 +26,9 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::catalog::{BackupEntry, BackupList, Catalog, Missing, Source, SyncReport};
+use crate::catalog::{
+    BackupEntry, BackupList, Catalog, Missing, Source, SyncReport, no_such_backup,
+};
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
@@ -41,7 +43,7 @@ use crate::operations::{
 use crate::progress::Control;
 use crate::repository::{PruneReport, SnapshotId};
 use crate::session::Sessions;
-use crate::store::{Migrated, Store};
+use crate::store::{Migrated, Store, Tries};
 use crate::worker::{Ended, Runner, Upkeep, Worker, never_stopping};
 
 /// Backups of customers, as jobs. Cheap to clone.
@@ -56,6 +58,15 @@ pub struct BackupService {
     catalog: Catalog,
     queue: Queue,
     watcher: Watcher,
+}
+
+/// What became of the wish to delete a backup.
+#[derive(Debug, Clone)]
+pub enum Deleted {
+    /// It is shown no longer, and cannot be restored. A worker removes it from the repository.
+    Done,
+    /// It stays, because this job of the customer's has not ended yet.
+    InTheWay(Box<Job>),
 }
 
 /// What a job that was run on the spot gave.
@@ -147,6 +158,38 @@ impl BackupService {
         self.enqueue(&new).await
     }
 
+    /// Delete a manual backup of a customer. From then on it is not shown, and no restore of it can be queued; a worker forgets its snapshot.
+    ///
+    /// [`ErrorKind::NotFound`] for one that is not there, is another's, or is not a manual one.
+    pub async fn delete_backup(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
+        let customer = self.customers.get(customer).await?;
+        let mut tries = Tries::default();
+        let deleted = loop {
+            let deleted = self.try_delete(customer.id, id).await;
+            if !tries.is_to_repeat(&deleted).await {
+                break deleted?;
+            }
+        };
+        if let Deleted::Done = &deleted {
+            tracing::info!(customer = %customer.id, "the backup {id} is deleted");
+            self.queue.wake(&customer.server, 0).await;
+        }
+        Ok(deleted)
+    }
+
+    async fn try_delete(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
+        let mut transaction = self.store.begin().await?;
+        // First the mark, which holds the row: a restore of it is either queued by now, and is seen, or finds nothing to restore.
+        if !Catalog::mark_deleted(&mut transaction, customer, id).await? {
+            return Err(no_such_backup(customer, &id.to_string()));
+        }
+        if let Some(job) = self.jobs.active_in(&mut transaction, customer).await? {
+            return Ok(Deleted::InTheWay(Box::new(job)));
+        }
+        transaction.commit().await?;
+        Ok(Deleted::Done)
+    }
+
     /// The backups of a customer, newest first, from the catalogue alone.
     pub async fn list(&self, customer: CustomerId) -> Result<BackupList> {
         let daily_shown = self.config.retention.daily_shown;
@@ -205,6 +248,12 @@ impl BackupService {
     pub async fn cancel(&self, customer: Option<CustomerId>, id: JobId) -> Result<CancelAnswer> {
         self.require_job(customer, id).await?;
         self.jobs.cancel(id).await
+    }
+
+    /// Note that a customer has seen how a job of his failed; false where it has not. [`ErrorKind::NotFound`] where it is not his.
+    pub async fn dismiss(&self, customer: CustomerId, id: JobId) -> Result<bool> {
+        self.require_job(Some(customer), id).await?;
+        self.jobs.dismiss(id).await
     }
 
     /// The states of a job of this customer (with None, of any) as they come, the last one its end. However many watch, the
@@ -401,6 +450,7 @@ impl BackupService {
             engine: Arc::clone(engine),
             catalog: self.catalog.clone(),
             requested: Arc::new(Notify::new()),
+            woken: Arc::default(),
             running: Arc::default(),
         }
     }

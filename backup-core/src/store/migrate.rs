@@ -25,6 +25,11 @@ const MYSQL: &[(i64, &str, &str)] = &[
         "sessions",
         include_str!("../../../migrations/mysql/0002_sessions.sql"),
     ),
+    (
+        3,
+        "deletions",
+        include_str!("../../../migrations/mysql/0003_deletions.sql"),
+    ),
 ];
 const SQLITE: &[(i64, &str, &str)] = &[
     (
@@ -36,6 +41,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         2,
         "sessions",
         include_str!("../../../migrations/sqlite/0002_sessions.sql"),
+    ),
+    (
+        3,
+        "deletions",
+        include_str!("../../../migrations/sqlite/0003_deletions.sql"),
     ),
 ];
 

@@ -275,6 +275,27 @@ impl Store {
 }
 
 impl Transaction {
+    /// The first row that matches, as it is committed or as this transaction made it.
+    pub(crate) async fn row<T: FromRow>(
+        &mut self,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Option<T>> {
+        let sql = self.store.dialect(sql);
+        let rows: sqlx::Result<Vec<T>> = match &mut self.inner {
+            Inner::MySql(transaction) => {
+                let query = bound!(sqlx::query_as(AssertSqlSafe(sql)), values);
+                in_time(query.fetch_all(&mut **transaction)).await
+            }
+            Inner::Sqlite(transaction) => {
+                let query = bound!(sqlx::query_as(AssertSqlSafe(sql)), values);
+                query.fetch_all(&mut **transaction).await
+            }
+        };
+        let rows = rows.map_err(|e| self.store.failed(e))?;
+        Ok(rows.into_iter().next())
+    }
+
     /// Run one statement; the number of rows that matched.
     pub(crate) async fn execute(&mut self, sql: &str, values: &[Value]) -> Result<u64> {
         let sql = self.store.dialect(sql);

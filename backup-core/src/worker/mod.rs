@@ -3,6 +3,7 @@
 //! A worker may die at any instruction: what it ran is taken up by another one. It takes nothing of another server, and nothing more once it is asked to end.
 //! Never: two workers that both commit for one job; a restore taken over while the process that ran it may still be at it.
 
+mod delete;
 mod run;
 mod sentence;
 mod upkeep;
@@ -83,6 +84,7 @@ impl Worker {
                 engine: Arc::clone(&engine),
                 catalog: catalog.clone(),
                 requested: Arc::clone(&after_job),
+                woken: Arc::default(),
                 running: Arc::clone(&running),
             },
             after_job,
@@ -112,12 +114,17 @@ impl Worker {
             self.concurrency
         );
         let upkeep = tokio::spawn(self.upkeep.clone().run(stopping.clone()));
+        let woken = &self.upkeep.woken;
         let mut running = JoinSet::new();
         while *stopping.borrow_and_update() == Stopping::No {
             self.take_jobs(&mut running, &stopping).await;
             let is_full = running.len() >= self.concurrency;
             tokio::select! {
-                () = self.queue.wait(&self.server, POLL), if !is_full => {}
+                is_woken = self.queue.wait(&self.server, POLL), if !is_full => {
+                    if is_woken {
+                        woken.notify_one();
+                    }
+                }
                 Some(ended) = running.join_next() => self.note_end(ended),
                 asked = stopping.changed() => if asked.is_err() { break },
             }

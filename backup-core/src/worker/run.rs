@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use super::{Stopping, sentence};
+use super::{Stopping, delete, sentence};
 use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
@@ -537,25 +537,27 @@ impl Runner {
 
     /// Gives what somebody should know.
     async fn forget_beyond_retention(&self, job: &Job, made: SnapshotId) -> Option<String> {
+        let failure = self.try_forget_beyond_retention(job, made).await.err()?;
+        let warning = format!("older backups could not be removed: {}", failure.chain());
+        tracing::warn!(job = %job.id, "{warning}");
+        Some(warning)
+    }
+
+    async fn try_forget_beyond_retention(&self, job: &Job, made: SnapshotId) -> Result<()> {
         let customer = job.customer_id;
-        let done = self
+        // What he deleted counts no more, and must not push out what he keeps.
+        delete::carry_out(&self.engine, &self.catalog, Some(customer)).await?;
+        let (repository, forgotten) = self
             .blocking(move |engine| {
                 let forgotten = engine.forget_beyond_retention(customer, made);
                 Ok((engine.manual()?.id(), forgotten))
             })
-            .await;
-        let failure = match done {
-            Ok((repository, forgotten)) => {
-                let removed = self.patiently(job, || {
-                    self.catalog.remove(&repository, &forgotten.snapshots)
-                });
-                removed.await.err().or(forgotten.failure)
-            }
-            Err(error) => Some(error),
-        };
-        let warning = format!("older backups could not be removed: {}", failure?.chain());
-        tracing::warn!(job = %job.id, "{warning}");
-        Some(warning)
+            .await?;
+        self.patiently(job, || {
+            self.catalog.remove(&repository, &forgotten.snapshots)
+        })
+        .await?;
+        forgotten.failure.map_or(Ok(()), Err)
     }
 
     async fn settle_failure(

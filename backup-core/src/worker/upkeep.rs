@@ -1,4 +1,4 @@
-//! What a worker does beside its jobs: bring the catalogue in step with the repositories, and prune in a quiet hour.
+//! What a worker does beside its jobs: forget what customers deleted, bring the catalogue in step with the repositories, and prune in a quiet hour.
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
 
-use super::Stopping;
+use super::{Stopping, delete};
 use crate::catalog::{Catalog, Missing, Source, SyncReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::Engine;
@@ -25,6 +25,8 @@ pub(crate) struct Upkeep {
     pub(crate) catalog: Catalog,
     /// Told when a job has ended.
     pub(crate) requested: Arc<Notify>,
+    /// Told when a customer may have deleted something.
+    pub(crate) woken: Arc<Notify>,
     /// How many jobs run: a prune would have to wait for them, and they for it.
     pub(crate) running: Arc<AtomicUsize>,
 }
@@ -41,6 +43,7 @@ impl Upkeep {
             }
             self.prune_if_due().await;
             tokio::select! {
+                () = self.delete_when_woken() => {}
                 () = tokio::time::sleep(every.min(self.until_prune())) => {}
                 () = self.requested.notified() => {}
                 asked = stopping.changed() => if asked.is_err() { return },
@@ -48,7 +51,17 @@ impl Upkeep {
         }
     }
 
-    /// Bring the catalogue in step with all repositories. The first failure is given, after all were tried.
+    /// Does not end by itself. What fails is tried again by the next sync.
+    async fn delete_when_woken(&self) {
+        loop {
+            self.woken.notified().await;
+            if let Err(error) = delete::carry_out(&self.engine, &self.catalog, None).await {
+                tracing::warn!("deleted backups are not forgotten now: {}", error.chain());
+            }
+        }
+    }
+
+    /// Bring the catalogue in step with all repositories, and forget what was deleted. The first failure is given, after all were tried.
     pub(crate) async fn sync(&self, missing: Missing) -> Result<Vec<(&'static str, SyncReport)>> {
         let manual = self.sync_manual(missing).await;
         let daily = self.sync_daily().await;
@@ -61,7 +74,9 @@ impl Upkeep {
         let engine = Arc::clone(&self.engine);
         let repository = blocking(move || engine.manual()).await?;
         self.note_use(Source::Manual, &repository).await?;
-        self.catalog.sync_manual(&repository, missing).await
+        let deleted = delete::carry_out(&self.engine, &self.catalog, None).await;
+        let report = self.catalog.sync_manual(&repository, missing).await?;
+        deleted.map(|()| report)
     }
 
     /// What is missing there is of no interest to anybody: its own script forgets and prunes.

@@ -20,8 +20,12 @@ on_both!(
     tables_of_a_newer_version_are_refused,
 );
 
+/// The version of the tables.
+const NEWEST: i64 = 3;
+
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
+const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -97,18 +101,17 @@ async fn a_fresh_database_gets_the_tables_and_a_second_time_changes_nothing(data
     let store = database.store().await;
     let migrated = store.migrate().await.unwrap();
     // A SQLite file gets them when it comes about.
-    let from = if database.kind() == Kind::Sqlite {
-        2
-    } else {
-        0
+    let from = match database.kind() {
+        Kind::MariaDb => 0,
+        Kind::Sqlite => NEWEST,
     };
-    assert_eq!((migrated.from, migrated.to), (from, 2));
+    assert_eq!((migrated.from, migrated.to), (from, NEWEST));
     let jobs = JobStore::new(&store, LONG);
     let job = create(&jobs, 1).await;
     let before = shape(database).await;
     for _ in 0..2 {
         let again = migrate(database).await;
-        assert_eq!((again.from, again.to), (2, 2));
+        assert_eq!((again.from, again.to), (NEWEST, NEWEST));
         store.require_migrated().await.unwrap();
     }
     assert_eq!(shape(database).await, before);
@@ -127,11 +130,11 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         // Each in its turn, and the first did it.
         let did = printed
             .iter()
-            .filter(|lines| lines.contains("migrated 0 to 2"));
+            .filter(|lines| lines.contains(&format!("migrated 0 to {NEWEST}")));
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, 2);
+    assert_eq!(database.count("backup_migrations").await, NEWEST);
 }
 
 #[tokio::test]
@@ -277,7 +280,7 @@ async fn a_table_made_by_hand_keeps_its_rows() {
         let kept: Vec<Row> = database.rows(KEPT).await;
 
         let migrated = migrate(&database).await;
-        assert_eq!((migrated.from, migrated.to), (0, 2), "{variant}");
+        assert_eq!((migrated.from, migrated.to), (0, NEWEST), "{variant}");
         assert_eq!(database.rows::<Row>(KEPT).await, kept, "{variant}");
         assert_eq!(platforms(), untouched, "{variant}");
         assert_old_jobs_are_read(&database, variant).await;
@@ -387,11 +390,12 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             );
             MARIADB.sql(&session).unwrap();
             let migrated = migrate(&database).await;
-            assert_eq!((migrated.from, migrated.to), (0, 2), "after {done}");
+            assert_eq!((migrated.from, migrated.to), (0, NEWEST), "after {done}");
             shapes.insert(shape(&database).await);
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
-            assert_eq!(database.count("backup_migrations WHERE success").await, 2);
+            let done = database.count("backup_migrations WHERE success").await;
+            assert_eq!(done, NEWEST);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -404,25 +408,37 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
-    let statements = statements(SECOND);
-    assert!(statements.len() > 4, "{statements:?}");
+    // What takes back each version.
+    const UNDO_SECOND: &str =
+        "DROP TABLE backup_sessions; ALTER TABLE customer_backup_jobs DROP COLUMN dismissed_at;";
+    const UNDO_THIRD: &str =
+        "ALTER TABLE customer_backups DROP INDEX backups_of_source, DROP COLUMN deleted_at;
+        ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
     let mut shapes = BTreeSet::new();
-    for done in 0..=statements.len() {
-        let database = Database::empty(Kind::MariaDb);
-        migrate(&database).await;
-        // As the version before left it, and then as far as it came.
-        MARIADB
-            .sql(&format!(
-                "USE {}; DROP TABLE backup_sessions; ALTER TABLE customer_backup_jobs DROP COLUMN dismissed_at;
-                 UPDATE backup_migrations SET success = FALSE WHERE version = 2; {}",
-                database.schema(),
-                statements[..done].concat()
-            ))
-            .unwrap();
-        let migrated = migrate(&database).await;
-        assert_eq!((migrated.from, migrated.to), (1, 2), "after {done}");
-        shapes.insert(shape(&database).await);
-        assert_works(&database).await;
+    for (version, migration, undo) in [
+        (2, SECOND, [UNDO_THIRD, UNDO_SECOND].concat()),
+        (3, THIRD, UNDO_THIRD.to_owned()),
+    ] {
+        let statements = statements(migration);
+        assert!(statements.len() > 4, "{statements:?}");
+        for done in 0..=statements.len() {
+            let database = Database::empty(Kind::MariaDb);
+            migrate(&database).await;
+            // As the version before left it, and then as far as it came.
+            MARIADB
+                .sql(&format!(
+                    "USE {}; {undo} DELETE FROM backup_migrations WHERE version > {version};
+                     UPDATE backup_migrations SET success = FALSE WHERE version = {version}; {}",
+                    database.schema(),
+                    statements[..done].concat()
+                ))
+                .unwrap();
+            let migrated = migrate(&database).await;
+            let expected = (version - 1, NEWEST);
+            assert_eq!((migrated.from, migrated.to), expected, "after {done}");
+            shapes.insert(shape(&database).await);
+            assert_works(&database).await;
+        }
     }
     assert_eq!(shapes.len(), 1, "{shapes:#?}");
 }
@@ -434,7 +450,7 @@ async fn a_migration_of_a_sqlite_file_that_is_killed_is_made_up_for() {
         let mut processes = Processes::spawn(2, "migrate::one_of_eight_that_migrate", &database);
         processes.open_gate();
         processes.kill();
-        assert_eq!(migrate(&database).await.to, 2);
+        assert_eq!(migrate(&database).await.to, NEWEST);
         assert_works(&database).await;
     }
 }

@@ -72,7 +72,7 @@ async fn answer(
     leptos: LeptosOptions,
     stopping: watch::Receiver<Stopping>,
 ) -> Result<()> {
-    let router = http::router(service.clone(), leptos);
+    let router = http::router(service.clone(), leptos, stopping.clone())?;
     let serving = axum::serve(
         listener,
         router.into_make_service_with_connect_info::<SocketAddr>(),

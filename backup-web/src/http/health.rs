@@ -7,6 +7,7 @@ use axum::routing::get;
 use backup_core::service::BackupService;
 
 use super::AppState;
+use super::refusal::Refusal;
 
 pub fn router() -> Router<AppState> {
     Router::new()
@@ -15,15 +16,15 @@ pub fn router() -> Router<AppState> {
 }
 
 /// Whether requests can be answered: the database is there.
-async fn readyz(State(service): State<BackupService>) -> (StatusCode, &'static str) {
+async fn readyz(State(service): State<BackupService>) -> Result<&'static str, Refusal> {
     match service.jobs(None, 1).await {
-        Ok(_) => (StatusCode::OK, "ok\n"),
+        Ok(_) => Ok("ok\n"),
         Err(error) => {
             tracing::warn!("not ready: {}", error.chain());
-            (
+            Err(Refusal::new(
                 StatusCode::SERVICE_UNAVAILABLE,
-                "the database cannot be reached\n",
-            )
+                "The database cannot be reached.",
+            ))
         }
     }
 }

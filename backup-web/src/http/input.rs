@@ -5,6 +5,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer};
 
 use super::refusal::Refusal;
 
@@ -46,4 +47,26 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
             .map(Self)
             .map_err(|()| Refusal::bad("That request could not be understood."))
     }
+}
+
+/// `true` in JSON, or a box that is ticked in a form.
+pub fn checkbox<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Said {
+        Json(bool),
+        Form(Tick),
+    }
+    #[derive(Deserialize)]
+    #[serde(rename_all = "lowercase")]
+    enum Tick {
+        On,
+        True,
+        False,
+    }
+    Ok(match Said::deserialize(deserializer)? {
+        Said::Json(is) => is,
+        Said::Form(Tick::On | Tick::True) => true,
+        Said::Form(Tick::False) => false,
+    })
 }

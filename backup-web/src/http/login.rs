@@ -6,12 +6,11 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::extract::{ConnectInfo, Extension, State};
 use axum::http::header::SET_COOKIE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::post;
-use axum::{Json, Router};
 use backup_app::model::Outcome;
 use backup_core::error::{Error, ErrorKind};
 use backup_core::login::Verdict;
@@ -20,6 +19,9 @@ use backup_core::session::SessionToken;
 use secrecy::SecretString;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::input::Input;
 use super::refusal::Refusal;
@@ -49,10 +51,14 @@ impl Default for Guesses {
     }
 }
 
-#[derive(Deserialize)]
+/// Who somebody says he is.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Credentials {
+    /// The address that the platform knows.
     email: String,
+    /// The password.
+    #[schema(value_type = String, format = Password)]
     password: SecretString,
 }
 
@@ -64,12 +70,23 @@ enum Problem {
     Unavailable(Refusal),
 }
 
-pub fn router() -> Router<AppState> {
-    Router::new()
-        .route("/login", post(log_in))
-        .route("/logout", post(log_out))
+pub fn router() -> OpenApiRouter<AppState> {
+    OpenApiRouter::new()
+        .routes(routes!(log_in))
+        .routes(routes!(log_out))
 }
 
+/// Log in: the answer brings the cookie that everything else needs.
+#[utoipa::path(post, path = "/login", tag = "login",
+    request_body(content((Credentials = "application/x-www-form-urlencoded"), (Credentials = "application/json"))),
+    responses(
+        (status = 200, body = Outcome, description = "The cookie is set."),
+        (status = 303, description = "The same for a browser, or what is in the way, said by the page."),
+        (status = 401, body = Outcome, description = "The email address or the password is wrong."),
+        (status = 403, body = Outcome, description = "The account is not active, or the request is of another site."),
+        (status = 429, body = Outcome, description = "Too many tries: `Retry-After` says how long to wait."),
+        (status = 503, body = Outcome, description = "The database is away."),
+    ))]
 async fn log_in(
     State(state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
@@ -138,12 +155,19 @@ async fn let_in(
     }
 }
 
+/// Log out: the cookie is worth nothing from then on.
+#[utoipa::path(post, path = "/logout", tag = "login",
+    responses(
+        (status = 200, body = Outcome, description = "The session has ended."),
+        (status = 303, description = "The same for a browser."),
+    ))]
 async fn log_out(
     State(state): State<AppState>,
     Extension(token): Extension<SessionToken>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     state.service.sessions().close(&token).await?;
+    state.streams.end_session(token);
     let cookie = [(SET_COOKIE, state.cookie.removed())];
     Ok(if asks_for_page(&headers) {
         (cookie, Redirect::to("/login")).into_response()

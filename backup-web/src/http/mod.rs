@@ -1,11 +1,16 @@
 //! What is answered over HTTP: the dashboard, the API, and whether the service is there.
 //!
 //! It knows the façade and the database behind it, no repository and no site. Never: an answer to somebody who is not logged in, but for what
-//! says here that it needs no login; another customer's anything.
+//! is merged here as open; another customer's anything.
 
+mod api;
+mod backups;
+mod guard;
+mod headers;
 mod health;
 mod input;
 mod login;
+mod observe;
 mod refusal;
 mod session;
 pub mod site;
@@ -16,15 +21,23 @@ use axum::extract::{FromRef, Request};
 use axum::http::header::ACCEPT;
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::{from_fn, from_fn_with_state};
-use axum::response::Redirect;
+use axum::response::{IntoResponse, Redirect};
 use axum::routing::get;
 use backup_app::{App, shell};
+use backup_core::error::Result;
 use backup_core::service::BackupService;
+use backup_core::worker::Stopping;
 use leptos::config::LeptosOptions;
 use leptos::context::provide_context;
 use leptos_axum::{LeptosRoutes, generate_route_list, render_app_async_with_context};
+use tokio::sync::watch;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
 
+use api::Streams;
+use headers::HasTls;
 use login::Guesses;
+use refusal::Refusal;
 use session::SessionCookie;
 
 /// What every handler can ask for.
@@ -34,38 +47,73 @@ struct AppState {
     leptos: LeptosOptions,
     cookie: SessionCookie,
     guesses: Guesses,
+    streams: Streams,
 }
 
 /// All routes.
-pub fn router(service: BackupService, leptos: LeptosOptions) -> Router {
+pub fn router(
+    service: BackupService,
+    leptos: LeptosOptions,
+    stopping: watch::Receiver<Stopping>,
+) -> Result<Router> {
+    let config = &service.config().server;
+    let same_site = guard::same_site(config)?;
+    let has_tls = HasTls(config.has_tls());
     let state = AppState {
-        cookie: SessionCookie::new(&service.config().server),
+        cookie: SessionCookie::new(has_tls),
         guesses: Guesses::default(),
+        streams: Streams::new(stopping),
         service,
         leptos,
     };
+    let open = health::router().merge(site::router(&state.leptos));
+    // The last comes first.
+    Ok(closed(&state)
+        .layer(from_fn_with_state(state.clone(), session::admit))
+        .merge(open)
+        .layer(same_site)
+        .layer(guard::size())
+        .layer(guard::time())
+        .layer(guard::panics())
+        .layer(from_fn(refusal::render))
+        .layer(from_fn_with_state(has_tls, headers::set))
+        .layer(from_fn(observe::observe))
+        .with_state(state))
+}
+
+/// What a login is needed for; also what does not exist, for that is nobody's business either.
+fn closed(state: &AppState) -> Router<AppState> {
     let context = {
         let service = state.service.clone();
-        move || provide_context(service.clone())
+        move || {
+            provide_context(service.clone());
+            headers::allow_scripts_of_page();
+        }
     };
     let document = {
         let leptos = state.leptos.clone();
         move || shell(leptos.clone())
     };
+    let (described, description) = OpenApiRouter::with_openapi(api::Description::openapi())
+        .merge(login::router())
+        .merge(backups::router())
+        .merge(api::router())
+        .split_for_parts();
     let not_found = render_app_async_with_context(context.clone(), document.clone());
     Router::new()
         .route("/", get(|| async { Redirect::to("/backups") }))
-        .merge(health::router())
-        .merge(login::router())
-        .merge(site::router(&state.leptos))
-        .leptos_routes_with_context(&state, generate_route_list(App), context, document)
+        .merge(described)
+        .merge(api::description(description))
+        .leptos_routes_with_context(state, generate_route_list(App), context, document)
         .fallback(move |request: Request| {
-            let page = not_found(request);
-            async { (StatusCode::NOT_FOUND, page.await) }
+            let page = asks_for_page(request.headers()).then(|| not_found(request));
+            async {
+                match page {
+                    Some(page) => (StatusCode::NOT_FOUND, page.await).into_response(),
+                    None => Refusal::from(StatusCode::NOT_FOUND).into_response(),
+                }
+            }
         })
-        .layer(from_fn_with_state(state.clone(), session::admit))
-        .layer(from_fn(refusal::render))
-        .with_state(state)
 }
 
 /// Whether somebody looks at a page, or a program asks.

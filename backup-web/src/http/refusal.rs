@@ -4,7 +4,6 @@
 //! or SQL in an answer.
 
 use axum::Json;
-use axum::body::HttpBody;
 use axum::extract::Request;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
@@ -12,8 +11,10 @@ use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use backup_app::model::Outcome;
 use backup_core::error::{Error, ErrorKind};
+use serde::Serialize;
 
 use super::asks_for_page;
+use super::observe::RequestId;
 
 /// A request that is not done.
 #[derive(Debug, Clone)]
@@ -37,9 +38,18 @@ impl Refusal {
         Self::new(StatusCode::BAD_REQUEST, message)
     }
 
-    /// The same for what does not exist and for what is another's.
-    pub fn not_found() -> Self {
+    /// The same for one that does not exist and for another's.
+    pub fn no_backup() -> Self {
         Self::new(StatusCode::NOT_FOUND, "There is no such backup.")
+    }
+
+    /// The same for one that does not exist and for another's.
+    pub fn no_job() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "There is no such job.")
+    }
+
+    pub fn conflict(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, message)
     }
 
     pub fn logged_out() -> Self {
@@ -56,6 +66,13 @@ impl Refusal {
     }
 }
 
+/// With what there is to say of a status.
+impl From<StatusCode> for Refusal {
+    fn from(status: StatusCode) -> Self {
+        Self::new(status, in_words(status))
+    }
+}
+
 /// Failures of the library. What is not the caller's fault is logged here, once.
 impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
@@ -64,7 +81,7 @@ impl From<Error> for Refusal {
                 StatusCode::BAD_REQUEST,
                 "That request could not be understood.",
             ),
-            ErrorKind::NotFound => return Self::not_found(),
+            ErrorKind::NotFound => return Self::no_backup(),
             ErrorKind::Busy => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too much is going on just now. Please try again in a moment.",
@@ -102,14 +119,17 @@ impl IntoResponse for Refusal {
     }
 }
 
-/// Outermost of all: give every refusal its document, also those that have nothing but a status.
+/// Give every refusal its document, also those that have nothing but a status.
 pub async fn render(request: Request, next: Next) -> Response {
     let is_for_people =
         asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/");
+    let id = request.extensions().get::<RequestId>().cloned();
     let response = next.run(request).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
-    let is_empty = response.body().size_hint().exact() == Some(0);
-    if !is_refused || !is_empty {
+    // What the framework says of a path or a body that it does not understand is for programmers.
+    let content_type = response.headers().get(CONTENT_TYPE);
+    let is_bare = content_type.is_none_or(|is| is.as_bytes().starts_with(b"text/plain"));
+    if !is_refused || !is_bare {
         return response;
     }
     let status = response.status();
@@ -117,25 +137,46 @@ pub async fn render(request: Request, next: Next) -> Response {
     let refusal = parts
         .extensions
         .remove::<Refusal>()
-        .unwrap_or_else(|| Refusal::new(status, in_words(status)));
+        .unwrap_or_else(|| Refusal::from(status));
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(CONTENT_TYPE);
-    let document = document(&refusal, is_for_people);
+    let document = document(&refusal, is_for_people, id);
     merge(document, status, parts.headers)
 }
 
-fn document(refusal: &Refusal, is_for_people: bool) -> Response {
+fn document(refusal: &Refusal, is_for_people: bool, id: Option<RequestId>) -> Response {
+    let id = id.map(|RequestId(id)| id).unwrap_or_default();
     if !is_for_people {
-        return Json(refusal.outcome()).into_response();
+        let outcome = refusal.outcome();
+        return Json(Document {
+            outcome,
+            request_id: &id,
+        })
+        .into_response();
     }
-    // Sentences are ours, without a sign that means something to HTML.
+    let for_support = if refusal.status.is_server_error() {
+        format!("<p>If you ask for help, please say this number: {id}</p>")
+    } else {
+        String::new()
+    };
+    // Sentences and ids are without any sign that means something to HTML.
     Html(format!(
-        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{0} · ShopHosting Backups</title></head><body><main><h1>{0}</h1><p>{1}</p><p><a href=\"/backups\">Back to your backups</a></p></main></body></html>\n",
+        "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{0} · ShopHosting Backups</title></head><body><main><h1>{0}</h1><p>{1}</p>{for_support}\
+         <p><a href=\"/backups\">Back to your backups</a></p></main></body></html>\n",
         in_words(refusal.status).trim_end_matches('.'),
         refusal.message,
     ))
     .into_response()
+}
+
+/// What a program is told.
+#[derive(Serialize)]
+struct Document<'a> {
+    #[serde(flatten)]
+    outcome: Outcome,
+    request_id: &'a str,
 }
 
 fn merge(mut document: Response, status: StatusCode, headers: HeaderMap) -> Response {

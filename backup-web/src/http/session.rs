@@ -1,6 +1,6 @@
 //! Who asks: the cookie, and the gate that everything but the login is behind.
 //!
-//! What needs no login is named here; a route that nobody thought of is closed. Never: a customer taken from anything but the session.
+//! Behind it only `/login` is open; a route that nobody thought of is closed. Never: a customer taken from anything but the session.
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -11,11 +11,11 @@ use axum::response::{IntoResponse, Redirect, Response};
 use backup_app::data::PageError;
 use backup_app::model::Flash;
 use backup_app::visit::Visit;
-use backup_core::config::ServerConfig;
 use backup_core::service::BackupService;
 use backup_core::session::SessionToken;
 use jiff::tz::TimeZone;
 
+use super::headers::HasTls;
 use super::refusal::Refusal;
 use super::{AppState, asks_for_page};
 
@@ -29,11 +29,8 @@ pub struct SessionCookie {
 }
 
 impl SessionCookie {
-    pub fn new(config: &ServerConfig) -> Self {
-        let url = config.public_url.as_ref();
-        Self {
-            is_secure: url.is_some_and(|url| url.scheme() == "https"),
-        }
+    pub fn new(HasTls(is_secure): HasTls) -> Self {
+        Self { is_secure }
     }
 
     /// The prefix makes a browser refuse a cookie of this name that a neighbour host or a page without TLS sets.
@@ -69,21 +66,9 @@ impl SessionCookie {
     }
 }
 
-/// What is open to everybody.
-fn is_open(path: &str) -> bool {
-    const FILES: [&str; 3] = ["/favicon.ico", "/favicon.svg", "/robots.txt"];
-    matches!(path, "/login" | "/healthz" | "/readyz")
-        || path.starts_with("/pkg/")
-        || FILES.contains(&path)
-}
-
 /// Let those in who are logged in, and tell the handlers who it is.
 pub async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let is_login = path == "/login";
-    if is_open(path) && !is_login {
-        return next.run(request).await;
-    }
+    let is_login = request.uri().path() == "/login";
     let held = state.cookie.of(request.headers());
     let token = held.clone().flatten();
     let session = match &token {
@@ -212,31 +197,6 @@ mod tests {
             ("", "UTC"),
         ] {
             assert_eq!(zone(&headers(said)), is, "{said}");
-        }
-    }
-
-    #[test]
-    fn nothing_is_open_but_the_login_and_files() {
-        for path in [
-            "/login",
-            "/healthz",
-            "/readyz",
-            "/pkg/backup.css",
-            "/favicon.ico",
-        ] {
-            assert!(is_open(path), "{path}");
-        }
-        for path in [
-            "/",
-            "/backups",
-            "/login/",
-            "/loginx",
-            "/pkg",
-            "/api/backups",
-            "//pkg/x",
-            "/metrics",
-        ] {
-            assert!(!is_open(path), "{path}");
         }
     }
 }

@@ -204,7 +204,7 @@ fn the_service_runs_jobs_in_an_empty_directory_without_a_configuration() {
         let answer = get(&address, path);
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
-    assert!(get(&address, "/else").starts_with("HTTP/1.1 404"));
+    assert!(get(&address, "/else").starts_with("HTTP/1.1 401"));
 
     let added = program().args(["customer", "add", "--id", "7"]).output();
     assert!(added.unwrap().status.success());

@@ -1,0 +1,95 @@
+//! Backups that their customers deleted.
+//!
+//! The mark in the row is the commit point: from then on nobody sees it. It stays until the snapshot is forgotten, through every sync, whatever a
+//! listing lacks meanwhile. A restore that is queued and a deletion hold the same row, so one of the two comes first. Never: a mark that is taken back.
+
+use super::{Catalog, Source, unreadable};
+use crate::customer::CustomerId;
+use crate::error::Result;
+use crate::repository::SnapshotId;
+use crate::store::{Transaction, values};
+
+/// A backup that is to be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Deletion {
+    pub(crate) customer: CustomerId,
+    pub(crate) snapshot: SnapshotId,
+}
+
+impl Catalog {
+    /// Mark a manual backup of a customer as deleted; false where he has none of this id. Until the transaction ends nobody can
+    /// [`Self::hold`] it.
+    pub(crate) async fn mark_deleted(
+        transaction: &mut Transaction,
+        customer: CustomerId,
+        id: &SnapshotId,
+    ) -> Result<bool> {
+        const UPDATE: &str = "UPDATE customer_backups SET deleted_at = {now}
+            WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NULL";
+        let values = values![customer.get(), Source::Manual.as_str(), id.to_string()];
+        Ok(transaction.execute(UPDATE, values).await? > 0)
+    }
+
+    /// Make sure that a backup of a customer is there and is not deleted until the transaction ends; false where there is none.
+    pub(crate) async fn hold(
+        transaction: &mut Transaction,
+        customer: CustomerId,
+        source: Source,
+        id: &SnapshotId,
+    ) -> Result<bool> {
+        // It changes nothing, and locks the row in either kind of database.
+        const UPDATE: &str = "UPDATE customer_backups SET deleted_at = NULL
+            WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NULL";
+        let values = values![customer.get(), source.as_str(), id.to_string()];
+        Ok(transaction.execute(UPDATE, values).await? > 0)
+    }
+
+    /// What was deleted and is not forgotten yet, of the backups in a repository; of one customer, or of all.
+    pub(crate) async fn deletions(
+        &self,
+        repository_id: &str,
+        customer: Option<CustomerId>,
+    ) -> Result<Vec<Deletion>> {
+        const QUERY: &str = "SELECT b.customer_id, b.snapshot_id FROM customer_backups b
+            JOIN backup_snapshots s ON s.snapshot_id = b.snapshot_id AND s.repository_id = ?
+            WHERE b.source = ? AND b.deleted_at > 0";
+        let (repository, source) = (repository_id, Source::Manual.as_str());
+        let rows: Vec<(i64, String)> = match customer {
+            None => self.store.rows(QUERY, values![repository, source]).await?,
+            Some(customer) => {
+                let query = format!("{QUERY} AND b.customer_id = ?");
+                let values = values![repository, source, customer.get()];
+                self.store.rows(&query, values).await?
+            }
+        };
+        let read = |(customer, snapshot): (i64, String)| {
+            Ok(Deletion {
+                customer: customer.to_string().parse()?,
+                snapshot: snapshot.parse()?,
+            })
+        };
+        rows.into_iter()
+            .map(|row| read(row).map_err(unreadable))
+            .collect()
+    }
+
+    /// Remove the row of a deletion of something that is not that customer's. Whose it is keeps it.
+    pub(crate) async fn remove_false(&self, deletion: &Deletion) -> Result<()> {
+        const DELETE: &str = "DELETE FROM customer_backups
+            WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NOT NULL";
+        let values = values![
+            deletion.customer.get(),
+            Source::Manual.as_str(),
+            deletion.snapshot.to_string()
+        ];
+        self.store.execute(DELETE, values).await.map(drop)
+    }
+}
+
+/// Whether a snapshot is one that its customer deleted.
+pub(super) async fn is_marked(transaction: &mut Transaction, id: &SnapshotId) -> Result<bool> {
+    const QUERY: &str =
+        "SELECT COUNT(*) FROM customer_backups WHERE snapshot_id = ? AND deleted_at IS NOT NULL";
+    let found: Option<(i64,)> = transaction.row(QUERY, values![id.to_string()]).await?;
+    Ok(found.is_some_and(|(marks,)| marks > 0))
+}

@@ -1,0 +1,72 @@
+//! What customers deleted goes: first the snapshot from the repository, then its row from the catalogue.
+//!
+//! The mark in the catalogue was the commit point. This can be broken off anywhere, repeated, and done by several workers at once. Never: a snapshot
+//! forgotten that is not wholly his who deleted it; a row removed while its snapshot is there; one that cannot be forgotten in the way of the others.
+
+use std::sync::Arc;
+
+use crate::catalog::{Catalog, Deletion};
+use crate::customer::CustomerId;
+use crate::error::{Error, ErrorKind, Result};
+use crate::operations::Engine;
+
+/// Forget what was deleted from the manual repository, by one customer or by all. The first failure is given, after all were tried; what could not be
+/// forgotten stays deleted for its customer, and is left to the next time.
+pub(super) async fn carry_out(
+    engine: &Arc<Engine>,
+    catalog: &Catalog,
+    customer: Option<CustomerId>,
+) -> Result<()> {
+    let repository_id = blocking(engine, |engine| Ok(engine.manual()?.id())).await?;
+    let mut failure = None;
+    for deletion in catalog.deletions(&repository_id, customer).await? {
+        match forget(engine, catalog, &repository_id, deletion).await {
+            Ok(()) => tracing::info!(
+                customer = %deletion.customer,
+                "the snapshot {} is forgotten: its customer deleted it", deletion.snapshot
+            ),
+            // It is for the others as well.
+            Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+async fn forget(
+    engine: &Arc<Engine>,
+    catalog: &Catalog,
+    repository_id: &str,
+    deletion: Deletion,
+) -> Result<()> {
+    let Deletion { customer, snapshot } = deletion;
+    let is_his = blocking(engine, move |engine| {
+        engine.forget_deleted(customer, &snapshot)
+    });
+    if is_his.await? {
+        return catalog.remove(repository_id, &[snapshot]).await;
+    }
+    catalog.remove_false(&deletion).await?;
+    Err(Error::new(
+        ErrorKind::Damaged,
+        format!(
+            "the catalogue had the snapshot {snapshot} as a manual backup that customer {customer} deleted, and by its tags it is not his:              it stays, and the row is removed; find out who wrote it"
+        ),
+    ))
+}
+
+async fn blocking<T: Send + 'static>(
+    engine: &Arc<Engine>,
+    act: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let engine = Arc::clone(engine);
+    tokio::task::spawn_blocking(move || act(&engine))
+        .await
+        .unwrap_or_else(|e| {
+            Err(Error::caused(
+                ErrorKind::Failed,
+                "forgetting a backup broke off inside the program",
+                e,
+            ))
+        })
+}
