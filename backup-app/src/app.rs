@@ -5,7 +5,8 @@ use leptos_meta::{Title, provide_meta_context};
 use leptos_router::components::{Route, Router, Routes};
 use leptos_router::{SsrMode, path};
 
-use crate::pages::{BackupView, BackupsView, LoginView};
+use crate::live::Notices;
+use crate::pages::{BackupView, BackupsView, LoginView, MissingView};
 
 /// The document that the server sends.
 #[cfg(feature = "ssr")]
@@ -38,10 +39,11 @@ pub fn shell(options: LeptosOptions) -> impl IntoView {
 #[component]
 pub fn App() -> impl IntoView {
     provide_meta_context();
+    Notices::provide();
     view! {
         <Title formatter=|title| format!("{title} · ShopHosting Backups") />
         <Router>
-            <Routes fallback=|| "There is no such page.">
+            <Routes fallback=MissingView>
                 <Route path=path!("/login") view=LoginView ssr=SsrMode::Async />
                 <Route path=path!("/backups") view=BackupsView ssr=SsrMode::Async />
                 <Route path=path!("/backups/:id") view=BackupView ssr=SsrMode::Async />

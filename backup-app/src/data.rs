@@ -155,6 +155,7 @@ mod server {
                 jobs::JobStatus::Completed => JobStatus::Completed,
                 jobs::JobStatus::Failed => JobStatus::Failed,
             },
+            online: job.online,
             failure: job.failure.map(|failure| failure.as_str().to_owned()),
             error_message: job.error_message,
             created_at: time(job.created_at),

@@ -5,11 +5,15 @@
 //! JavaScript to be understood; a word about another customer; a style or script inline without the nonce of the answer.
 
 mod app;
+mod clock;
+mod components;
 pub mod data;
+mod live;
 pub mod model;
 mod pages;
 #[cfg(feature = "ssr")]
 pub mod visit;
+mod words;
 
 pub use app::App;
 #[cfg(feature = "ssr")]

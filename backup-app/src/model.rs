@@ -70,6 +70,8 @@ pub struct Job {
     pub source: Option<Source>,
     /// Where it is in its life.
     pub status: JobStatus,
+    /// Whether a restore leaves the shop open as long as possible.
+    pub online: bool,
     /// Why it failed: `cancelled`, `timeout`, `interrupted`, `stuck`, `error`.
     pub failure: Option<String>,
     /// What to tell the customer of a failure.
@@ -190,5 +192,17 @@ impl JobStatus {
     /// Whether the job still waits or runs.
     pub fn is_active(self) -> bool {
         matches!(self, Self::Pending | Self::Running)
+    }
+}
+
+impl Part {
+    /// Whether the database belongs to it.
+    pub fn has_database(self) -> bool {
+        matches!(self, Self::Db | Self::Both)
+    }
+
+    /// Whether the files belong to it.
+    pub fn has_files(self) -> bool {
+        matches!(self, Self::Files | Self::Both)
     }
 }

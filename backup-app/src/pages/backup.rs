@@ -1,10 +1,20 @@
 //! `/backups/{id}`.
 
+use leptos::either::Either;
 use leptos::prelude::*;
 use leptos_meta::Title;
 use leptos_router::hooks::use_params_map;
 
+use super::refresh_without_script;
+use crate::clock::{self, Clock};
+use crate::components::{
+    Age, Frame, Icon, JobCards, Leave, PageProblem, Questions, RestoreLink, Symbol, When, WhyOff,
+    use_ask,
+};
 use crate::data::load_backup;
+use crate::live::Live;
+use crate::model::{Backup, BackupPage, Job, JobStatus, JobType, Source};
+use crate::words;
 
 /// One backup.
 #[component]
@@ -14,15 +24,161 @@ pub fn BackupView() -> impl IntoView {
         move || params.read().get("id").unwrap_or_default(),
         load_backup,
     );
+    let again = Callback::new(move |()| page.refetch());
     view! {
         <Title text="Backup" />
-        <main>
-            <h1>"Backup"</h1>
-            <Suspense>
-                {move || Suspend::new(async move {
-                    page.await.ok().map(|page| view! { <p>{page.backup.map(|backup| backup.id)}</p> })
-                })}
-            </Suspense>
-        </main>
+        <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
+            {move || Suspend::new(async move {
+                match page.await {
+                    Ok(page) => Either::Left(view! { <Details page /> }),
+                    Err(problem) => Either::Right(view! { <PageProblem problem again /> }),
+                }
+            })}
+        </Suspense>
     }
+}
+
+/// The page with its data.
+#[component]
+pub fn Details(page: BackupPage) -> impl IntoView {
+    let backup = StoredValue::new(page.backup);
+    let live = Live::start(page.jobs, move |jobs| async move {
+        let Some(id) = backup.with_value(|backup| backup.as_ref().map(|backup| backup.id.clone()))
+        else {
+            return Ok(());
+        };
+        jobs.set(load_backup(id).await?.jobs);
+        Ok(())
+    });
+    provide_context(live);
+    let content = match backup.get_value() {
+        Some(backup) => {
+            let here = ["/backups/", &backup.id].concat();
+            let ask = use_ask(Some(backup.id.clone()));
+            Leave::provide(here.clone(), ask);
+            let asked = vec![backup.clone()];
+            Either::Left(move || {
+                view! {
+                    {refresh_without_script(live, ask.with_untracked(Option::is_some))}
+                    <Questions ask backups=asked.clone() after_delete="/backups" />
+                    <JobCards here=here.clone() />
+                    <Facts backup=backup.clone() here=here.clone() />
+                }
+            })
+        }
+        None => {
+            #[cfg(feature = "ssr")]
+            super::answer_with(axum::http::StatusCode::NOT_FOUND);
+            Either::Right(|| {
+                view! {
+                    <section class="panel">
+                        <h1>"There is no such backup"</h1>
+                        <p>"It was deleted, newer ones took its place, or the address is not right."</p>
+                        <p><a class="button primary" href="/backups">"Go to your backups"</a></p>
+                    </section>
+                }
+            })
+        }
+    };
+    view! {
+        <Frame viewer=page.viewer>
+            <p class="way-back"><a href="/backups"><Icon symbol=Symbol::Back />"All backups"</a></p>
+            {match content {
+                Either::Left(content) => Either::Left(content()),
+                Either::Right(content) => Either::Right(content()),
+            }}
+        </Frame>
+    }
+}
+
+#[component]
+fn Facts(backup: Backup, here: String) -> impl IntoView {
+    let time = backup.time;
+    let delete = (backup.source == Source::Manual).then(|| [here.as_str(), "?ask=delete"].concat());
+    let live: Live = expect_context();
+    view! {
+        <section class="panel details" aria-labelledby="details-title">
+            <div class="details-head">
+                <Icon symbol=Symbol::of(backup.holds) />
+                <div>
+                    <h1 id="details-title"><When time /></h1>
+                    <p class="quiet">{words::source(backup.source)} " · " {words::part(backup.holds)} " · " <Age time /></p>
+                </div>
+            </div>
+            {backup.note.clone().map(|note| view! { <p class="backup-note">{note}</p> })}
+            <dl class="facts">
+                <Fact name="Holds" value=words::part_means(backup.holds) />
+                <Number name="Size" number=backup.bytes words=words::size />
+                <Number name="Of that, the database" number=backup.database_bytes.filter(|_| backup.holds.has_files()) words=words::size />
+                <Number name="Files" number=backup.files words=words::grouped />
+                <Number name="New since the backup before" number=backup.bytes_added words=words::size />
+                <Fact name="Kept" value=kept(backup.source) />
+                <Restores id=backup.id.clone() />
+                <div>
+                    <dt>"Number"</dt>
+                    <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Tell it to support when you have a question about this backup."</small></dd>
+                </div>
+            </dl>
+            <p class="details-actions">
+                <RestoreLink id=backup.id.clone() page=here.clone() time />
+                {delete.map(|delete| move || if live.is_busy.get() {
+                    Either::Left(view! { <button class="button quiet" disabled aria-describedby="why-off">"Delete …"</button> })
+                } else {
+                    Either::Right(view! { <a class="button quiet" href=delete.clone() data-noscroll>"Delete …"</a> })
+                })}
+                <WhyOff />
+            </p>
+        </section>
+    }
+    .into_any()
+}
+
+/// How long a backup is kept.
+fn kept(source: Source) -> &'static str {
+    match source {
+        Source::Manual => "Until newer ones of yours take its place, or you delete it.",
+        Source::Daily => "Until it is too old; a new one is made every night.",
+        Source::PreRestore => "Until newer ones of its kind take its place.",
+    }
+}
+
+/// When this backup was restored, as far back as jobs are known.
+#[component]
+fn Restores(id: String) -> impl IntoView {
+    let live: Live = expect_context();
+    let clock: Clock = expect_context();
+    let times = Memo::new(move |_| {
+        let is_one = |job: &&Job| {
+            job.job_type == JobType::Restore
+                && job.status == JobStatus::Completed
+                && job.snapshot_id.as_deref() == Some(&id)
+        };
+        live.jobs.with(|jobs| {
+            let ended = jobs
+                .iter()
+                .filter(is_one)
+                .filter_map(|job| clock::parse(job.completed_at.as_deref()?));
+            ended.collect::<Vec<_>>()
+        })
+    });
+    move || {
+        let last = times.get().first().copied()?;
+        Some(view! {
+            <div>
+                <dt>"Last restored"</dt>
+                <dd>{clock.in_words(last)}</dd>
+            </div>
+        })
+    }
+}
+
+#[component]
+fn Fact(name: &'static str, value: &'static str) -> impl IntoView {
+    view! { <div><dt>{name}</dt><dd>{value}</dd></div> }
+}
+
+/// Left out where it is not known.
+#[component]
+fn Number(name: &'static str, number: Option<u64>, words: fn(u64) -> String) -> impl IntoView {
+    number.map(|number| view! { <div><dt>{name}</dt><dd>{words(number)}</dd></div> })
 }

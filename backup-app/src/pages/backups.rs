@@ -1,23 +1,135 @@
 //! `/backups`.
 
+use leptos::either::Either;
 use leptos::prelude::*;
 use leptos_meta::Title;
 
+use super::refresh_without_script;
+use crate::components::{
+    BackupList, Choices, DailyBackups, Frame, JobCards, Kept, Leave, PageProblem, Questions,
+    RecentJobs, use_ask,
+};
 use crate::data::load_backups;
+use crate::live::Live;
+use crate::model::{Backup, BackupsPage};
+use crate::words;
 
 /// The customer's backups.
 #[component]
 pub fn BackupsView() -> impl IntoView {
     let page = Resource::new(|| (), |()| load_backups());
+    let again = Callback::new(move |()| page.refetch());
     view! {
         <Title text="Backups" />
-        <main>
-            <h1>"Backups"</h1>
-            <Suspense>
-                {move || Suspend::new(async move {
-                    page.await.ok().map(|page| view! { <p>{page.manual.len()} " of " {page.kept} " kept"</p> })
-                })}
-            </Suspense>
-        </main>
+        <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
+            {move || Suspend::new(async move {
+                match page.await {
+                    Ok(page) => Either::Left(view! { <Backups page /> }),
+                    Err(problem) => Either::Right(view! { <PageProblem problem again /> }),
+                }
+            })}
+        </Suspense>
     }
+}
+
+/// The page with its data.
+#[component]
+pub fn Backups(page: BackupsPage) -> impl IntoView {
+    let viewer = page.viewer.clone();
+    let jobs = page.jobs.clone();
+    let page = RwSignal::new(page);
+    let live = Live::start(jobs, move |jobs| async move {
+        let fresh = load_backups().await?;
+        jobs.set(fresh.jobs.clone());
+        page.set(fresh);
+        Ok(())
+    });
+    provide_context(live);
+    let ask = use_ask(None);
+    Leave::provide("/backups".into(), ask);
+
+    let manual = Memo::new(move |_| page.with(|page| page.manual.clone()));
+    let pre_restore = Memo::new(move |_| page.with(|page| page.pre_restore.clone()));
+    let daily = Memo::new(move |_| page.with(|page| page.daily.clone()));
+    let all = Memo::new(move |_| {
+        page.with(|page| [&page.manual[..], &page.pre_restore, &page.daily].concat())
+    });
+    let kept = Memo::new(move |_| page.with(kept));
+    let days = Memo::new(move |_| page.with(|page| page.daily_days));
+    let has_pre_restore = Memo::new(move |_| pre_restore.with(|list| !list.is_empty()));
+    view! {
+        <Frame viewer>
+            {refresh_without_script(live, ask.with_untracked(Option::is_some))}
+            <h1 class="visually-hidden">"Your backups"</h1>
+            <Questions ask backups=all kept=Signal::derive(move || Some(kept.get())) after_delete="/backups" />
+            <JobCards here="/backups".into() />
+            <Choices />
+            <div class="columns">
+                <div class="column">
+                    <ManualBackups manual kept />
+                    {move || has_pre_restore.get().then(|| view! {
+                        <section class="panel" aria-labelledby="before-title">
+                            <div class="section-head">
+                                <h2 id="before-title">"Made before a restore"</h2>
+                                <p class="quiet">"What a restore replaced, to go back to."</p>
+                            </div>
+                            <BackupList backups=pre_restore />
+                        </section>
+                    })}
+                    <DailyBackups backups=daily days />
+                </div>
+                <RecentJobs />
+            </div>
+        </Frame>
+    }
+}
+
+fn kept(page: &BackupsPage) -> Kept {
+    let have = page.manual.len();
+    let is_full = u64::try_from(have).is_ok_and(|have| have >= u64::from(page.kept));
+    Kept {
+        have,
+        most: page.kept,
+        next_to_go: page.manual.last().filter(|_| is_full).cloned(),
+    }
+}
+
+#[component]
+fn ManualBackups(manual: Memo<Vec<Backup>>, kept: Memo<Kept>) -> impl IntoView {
+    let has_any = Memo::new(move |_| manual.with(|manual| !manual.is_empty()));
+    let next_to_go = Signal::derive(move || {
+        kept.with(|kept| kept.next_to_go.as_ref().map(|backup| backup.id.clone()))
+    });
+    let count = move || {
+        kept.with(|kept| {
+            [
+                &words::grouped(kept.have as u64),
+                " of ",
+                &words::grouped(kept.most.into()),
+                " kept",
+            ]
+            .concat()
+        })
+    };
+    let rule = move || {
+        if kept.with(|kept| kept.next_to_go.is_some()) {
+            "A new one takes the place of the oldest."
+        } else {
+            "They stay until newer ones take their place."
+        }
+    };
+    view! {
+        <section class="panel" aria-labelledby="manual-title">
+            <div class="section-head">
+                <h2 id="manual-title">"Your backups"</h2>
+                <p class="quiet"><b>{count}</b> " " {rule}</p>
+            </div>
+            {move || if has_any.get() {
+                Either::Left(view! { <BackupList backups=manual next_to_go /> })
+            } else {
+                Either::Right(view! { <p class="empty">"None yet. Make your first one above: your shop stays open meanwhile."</p> })
+            }}
+        </section>
+    }
+    .into_any()
 }

@@ -2,19 +2,51 @@
 
 use leptos::prelude::*;
 use leptos_meta::Title;
+use leptos_router::hooks::use_query_map;
 
-/// The page on which a customer logs in.
+use crate::components::{Icon, Symbol};
+
+/// The page on which a customer logs in. A plain form: the browser posts it and goes where the server says.
 #[component]
 pub fn LoginView() -> impl IntoView {
+    let query = use_query_map();
+    let problem = move || query.with(|query| query.get_str("problem").and_then(in_words));
     view! {
         <Title text="Log in" />
-        <main>
-            <h1>"Log in"</h1>
-            <form method="post" action="/login">
-                <label>"Email" <input type="email" name="email" autocomplete="username" required /></label>
-                <label>"Password" <input type="password" name="password" autocomplete="current-password" required /></label>
-                <button>"Log in"</button>
-            </form>
+        <main id="main" class="alone">
+            <p class="brand">
+                <Icon symbol=Symbol::Logo />
+                <span>"ShopHosting " <b>"Backups"</b></span>
+            </p>
+            <section class="panel" aria-labelledby="login-title">
+                <h1 id="login-title">"Log in"</h1>
+                {move || problem().map(|problem| view! { <p class="refusal" role="alert">{problem}</p> })}
+                <form method="post" action="/login">
+                    <label class="field">
+                        <span>"Email"</span>
+                        <input type="email" name="email" autocomplete="username" required maxlength="254" autofocus />
+                    </label>
+                    <label class="field">
+                        <span>"Password"</span>
+                        <input type="password" name="password" autocomplete="current-password" required maxlength="1000" />
+                    </label>
+                    <button class="button primary wide">"Log in"</button>
+                </form>
+            </section>
+            <p class="quiet">"Email and password are those of your hosting account."</p>
         </main>
     }
+}
+
+fn in_words(problem: &str) -> Option<&'static str> {
+    Some(match problem {
+        "wrong" => "Email or password is not right. Please try again.",
+        "slow" => "Too many tries. Please wait a few minutes, then try again.",
+        "inactive" => "This account is not active. Please contact support.",
+        "unavailable" => "Logging in does not work right now. Please try again in a minute.",
+        "expired" => {
+            "You were logged out because nothing happened for a while. Please log in again."
+        }
+        _ => return None,
+    })
 }

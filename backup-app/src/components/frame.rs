@@ -1,0 +1,98 @@
+//! What is around every page of somebody who is logged in.
+
+use leptos::prelude::*;
+
+use super::icon::{Icon, Symbol};
+use crate::clock::Clock;
+use crate::data::PageError;
+use crate::live::Notices;
+use crate::model::Viewer;
+
+/// Header, notices and footer.
+#[component]
+pub fn Frame(viewer: Viewer, children: Children) -> impl IntoView {
+    let clock = Clock::start(&viewer);
+    provide_context(clock);
+    let notices: Notices = expect_context();
+    if viewer.flash.is_some() {
+        notices.message.set(viewer.flash);
+    }
+    view! {
+        <header class="top">
+            <div class="top-inside">
+                <a class="brand" href="/backups">
+                    <Icon symbol=Symbol::Logo />
+                    <span>"ShopHosting " <b>"Backups"</b></span>
+                </a>
+                <p class="who"><span class="visually-hidden">"Logged in as "</span>{viewer.name}</p>
+                <form method="post" action="/logout">
+                    <button class="button quiet">"Log out"</button>
+                </form>
+            </div>
+        </header>
+        <main id="main">
+            <div role="status">
+                {move || (!notices.connected.get()).then(|| view! {
+                    <p class="offline">"The connection is lost. What you see may be out of date; trying again …"</p>
+                })}
+            </div>
+            <div role="status">
+                {move || notices.message.get().map(|message| view! {
+                    <p class="message" class:bad=!message.success>
+                        <Icon symbol=if message.success { Symbol::Done } else { Symbol::Failed } />
+                        <span>{message.message}</span>
+                    </p>
+                })}
+            </div>
+            {children()}
+        </main>
+        <footer class="bottom">
+            <p>"Times are those of " <span class="zone">{move || clock.zone.get()}</span> "."</p>
+        </footer>
+    }
+}
+
+/// Instead of a page that cannot be shown.
+#[component]
+pub fn PageProblem(problem: PageError, again: Callback<()>) -> impl IntoView {
+    #[cfg(feature = "ssr")]
+    crate::pages::answer_with(http_status(&problem));
+    #[cfg(feature = "hydrate")]
+    if problem == PageError::LoggedOut {
+        crate::live::log_in_again();
+    }
+    let (title, text) = match problem {
+        PageError::LoggedOut => (
+            "You were logged out",
+            "Nothing is lost: log in again and go on.",
+        ),
+        PageError::Unavailable | PageError::Unreachable => (
+            "This page cannot be shown right now",
+            "Your shop and your backups are not affected. Please try again in a minute.",
+        ),
+    };
+    view! {
+        <main id="main" class="alone">
+            <section class="panel">
+                <h1>{title}</h1>
+                <p>{text}</p>
+                <p>
+                    <a class="button primary" href="" on:click=move |event| {
+                        event.prevent_default();
+                        again.run(());
+                    }>"Try again"</a>
+                </p>
+            </section>
+        </main>
+    }
+}
+
+#[cfg(feature = "ssr")]
+fn http_status(problem: &PageError) -> axum::http::StatusCode {
+    use axum::http::StatusCode;
+    match problem {
+        PageError::LoggedOut => StatusCode::UNAUTHORIZED,
+        PageError::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        PageError::Unreachable => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}

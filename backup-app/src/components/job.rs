@@ -1,0 +1,303 @@
+//! Jobs: the one that runs, the one that just failed, and those before.
+
+use leptos::either::Either;
+use leptos::prelude::*;
+
+use super::form::ActionForm;
+use super::icon::{Icon, Symbol};
+use super::time::Age;
+use crate::clock::{self, Clock};
+use crate::live::Live;
+use crate::model::{Job, JobStatus, JobType, Outcome};
+use crate::words;
+
+/// How many of the past jobs are shown at once.
+const RECENT: usize = 6;
+
+/// The running job, or the newest one if it failed and was not dismissed.
+#[component]
+pub fn JobCards(
+    /// Where the page is that this is on.
+    here: String,
+) -> impl IntoView {
+    let live: Live = expect_context();
+    // Only a change of the job makes a new card; progress is told within it.
+    let active = Memo::new(move |_| live.active.with(|job| job.as_ref().map(|job| job.id)));
+    let failed = Memo::new(move |_| {
+        live.jobs.with(|jobs| {
+            let newest = jobs.first()?;
+            let is_news = newest.status == JobStatus::Failed && !newest.dismissed;
+            is_news.then(|| newest.clone())
+        })
+    });
+    let here = StoredValue::new(here);
+    view! {
+        {move || active.get().map(|_| view! { <RunningJob here=here.get_value() /> })}
+        {move || failed.get().map(|job| view! { <FailedJob job /> })}
+    }
+    .into_any()
+}
+
+#[component]
+fn RunningJob(here: String) -> impl IntoView {
+    let live: Live = expect_context();
+    let clock: Clock = expect_context();
+    let of = move |read: fn(&Job) -> String| {
+        Memo::new(move |_| {
+            live.active
+                .with(|job| job.as_ref().map(read).unwrap_or_default())
+        })
+    };
+    let title = of(|job| words::job_title(job).into());
+    let doing = of(|job| words::doing(job).into());
+    let amount = of(amount);
+    let left = of(time_left);
+    let elapsed = Memo::new(move |_| {
+        let begun = live.active.with(|job| begun(job.as_ref()?));
+        begun.map(|begun| words::stopwatch(clock.now.get() - begun))
+    });
+    let meanwhile = of(|job| meanwhile(job).into());
+    let can_cancel = Memo::new(move |_| {
+        live.active.with(|job| {
+            job.as_ref()
+                .is_some_and(|job| job.cancellable && !job.cancel_requested)
+        })
+    });
+    let cancel_link = [here.as_str(), "?ask=cancel"].concat();
+    view! {
+        <section class="job" aria-labelledby="job-title">
+            <div class="job-head">
+                <h2 id="job-title" tabindex="-1">{move || title.get()}</h2>
+                <p class="job-clock"><span class="visually-hidden">"Running for "</span>{move || elapsed.get()}</p>
+            </div>
+            <p class="job-doing" role="status">{move || doing.get()}</p>
+            <JobProgress />
+            <p class="job-figures">
+                <span>{move || amount.get()}</span>
+                <span>{move || left.get()}</span>
+            </p>
+            <JobSteps />
+            <div class="job-foot">
+                <p>{move || meanwhile.get()}</p>
+                {move || can_cancel.get().then(|| view! {
+                    <a class="button" href=cancel_link.clone() data-noscroll>"Cancel …"</a>
+                })}
+            </div>
+        </section>
+    }
+    .into_any()
+}
+
+/// The bar: filled as far as is known, moving where nothing is.
+#[component]
+fn JobProgress() -> impl IntoView {
+    let live: Live = expect_context();
+    // In thousandths, so that a tick that moves nothing draws nothing.
+    let done = Memo::new(move |_| {
+        live.active.with(|job| {
+            let job = job.as_ref()?;
+            let total = job.bytes_total.filter(|total| *total > 0)?;
+            let done = u128::from(job.bytes_done.min(total)) * 1000 / u128::from(total);
+            u32::try_from(done).ok()
+        })
+    });
+    view! {
+        {move || match done.get() {
+            Some(done) => Either::Left(view! {
+                <progress class="bar" max="1000" value=done.to_string() aria-label="Progress of this step"></progress>
+            }),
+            None => Either::Right(view! {
+                <progress class="bar" aria-label="Progress of this step, not known yet"></progress>
+            }),
+        }}
+    }
+}
+
+/// The steps of the job: which are behind it, which it is at, which are to come.
+#[component]
+fn JobSteps() -> impl IntoView {
+    let live: Live = expect_context();
+    let at = Memo::new(move |_| {
+        live.active.with(|job| {
+            let job = job.as_ref()?;
+            let phases = words::phases(job.job_type, job.backup_type);
+            let at = job.phase.as_deref()?;
+            let at = phases.iter().position(|phase| *phase == at);
+            Some((job.job_type, job.backup_type, at.unwrap_or_default()))
+        })
+    });
+    view! {
+        {move || at.get().map(|(job_type, part, at)| {
+            let steps = words::phases(job_type, part).iter().enumerate();
+            let steps = steps.map(|(place, phase)| view! {
+                <li
+                    class:done=place < at
+                    aria-current=(place == at).then_some("step")
+                >{words::phase(phase, part)}</li>
+            });
+            view! { <ol class="steps">{steps.collect_view()}</ol> }
+        })}
+    }
+}
+
+fn begun(job: &Job) -> Option<i64> {
+    let begun = job.started_at.as_deref().or(job.created_at.as_deref())?;
+    clock::parse(begun)
+}
+
+/// `340 MB of 1.2 GB · 24 MB/s`.
+fn amount(job: &Job) -> String {
+    if job.bytes_done == 0 {
+        return String::new();
+    }
+    let mut words = words::size(job.bytes_done);
+    if let Some(total) = job.bytes_total {
+        words.push_str(" of ");
+        words.push_str(&words::size(total.max(job.bytes_done)));
+    }
+    if let Some(rate) = job.bytes_per_second.filter(|rate| *rate > 0) {
+        words.push_str(" · ");
+        words.push_str(&words::size(rate));
+        words.push_str("/s");
+    }
+    words
+}
+
+fn time_left(job: &Job) -> String {
+    let left = || {
+        let left = job.bytes_total?.checked_sub(job.bytes_done)?;
+        let rate = job.bytes_per_second.filter(|rate| *rate > 0)?;
+        Some(words::time_left(left / rate))
+    };
+    left().unwrap_or_default()
+}
+
+/// What the job means for the shop while it runs.
+fn meanwhile(job: &Job) -> &'static str {
+    match job.job_type {
+        JobType::Backup => {
+            "Your shop stays open. You can close this page: the backup goes on without it."
+        }
+        JobType::Restore if job.online => {
+            "Your shop stays open until everything is ready. You can close this page: the restore goes on without it."
+        }
+        JobType::Restore => {
+            "Visitors see a maintenance page until it is done. You can close this page: the restore goes on without it."
+        }
+    }
+}
+
+#[component]
+fn FailedJob(job: Job) -> impl IntoView {
+    let live: Live = expect_context();
+    let ended = job.completed_at.as_deref().and_then(clock::parse);
+    let was_cancelled = job.failure.as_deref() == Some("cancelled");
+    let title = match (job.job_type, was_cancelled) {
+        (JobType::Backup, false) => "The backup failed",
+        (JobType::Backup, true) => "The backup was cancelled",
+        (JobType::Restore, false) => "The restore failed",
+        (JobType::Restore, true) => "The restore was cancelled",
+    };
+    let reason = job
+        .error_message
+        .clone()
+        .unwrap_or_else(|| left_as_it_is(&job).into());
+    let action = ["/backups/jobs/", &job.id.to_string(), "/dismiss"].concat();
+    let done = Callback::new(move |_: Outcome| {
+        live.notices.message.set(None);
+        live.refresh();
+    });
+    view! {
+        <section class="failed" class:calm=was_cancelled role="alert" aria-labelledby="failed-title">
+            <Icon symbol=if was_cancelled { Symbol::Stopped } else { Symbol::Failed } />
+            <div class="failed-what">
+                <h2 id="failed-title">{title}</h2>
+                <p>{reason}</p>
+                <p class="quiet">{words::job_title(&job)} {ended.map(|time| view! { ", " <Age time /> })}</p>
+            </div>
+            <ActionForm action done>
+                <button class="button">"Dismiss"</button>
+            </ActionForm>
+        </section>
+    }
+    .into_any()
+}
+
+/// For a job that an earlier version left without a sentence.
+fn left_as_it_is(job: &Job) -> &'static str {
+    match job.job_type {
+        JobType::Backup => "Your shop and your other backups are as they were.",
+        JobType::Restore => "Please contact support: they can see why.",
+    }
+}
+
+/// What was done before.
+#[component]
+pub fn RecentJobs() -> impl IntoView {
+    let live: Live = expect_context();
+    let ended = Memo::new(move |_| {
+        live.jobs.with(|jobs| {
+            let ended = jobs.iter().filter(|job| !job.status.is_active());
+            ended.cloned().collect::<Vec<_>>()
+        })
+    });
+    view! {
+        <section class="panel recent" aria-labelledby="recent-title">
+            <h2 id="recent-title">"Recent activity"</h2>
+            {move || {
+                let mut newest = ended.get();
+                let older = newest.split_off(newest.len().min(RECENT));
+                if newest.is_empty() {
+                    return Either::Left(view! { <p class="empty">"Nothing yet. Backups and restores that you start are listed here."</p> });
+                }
+                Either::Right(view! {
+                    <ul class="jobs">{job_items(newest)}</ul>
+                    {(!older.is_empty()).then(|| view! {
+                        <details class="more">
+                            <summary>{words::grouped(older.len() as u64)} " more"</summary>
+                            <ul class="jobs">{job_items(older)}</ul>
+                        </details>
+                    })}
+                })
+            }}
+        </section>
+    }
+    .into_any()
+}
+
+fn job_items(jobs: Vec<Job>) -> impl IntoView {
+    let items = jobs.into_iter().map(|job| view! { <JobItem job /> });
+    items.collect_view()
+}
+
+#[component]
+fn JobItem(job: Job) -> impl IntoView {
+    let ended_at = job.completed_at.as_deref().and_then(clock::parse);
+    let took = begun(&job)
+        .zip(ended_at)
+        .map(|(begun, ended)| words::duration(ended - begun));
+    let (class, symbol) = match (job.status, job.failure.as_deref()) {
+        (JobStatus::Completed, _) => ("job-item good", Symbol::Done),
+        (JobStatus::Failed, Some("cancelled")) => ("job-item", Symbol::Stopped),
+        _ => ("job-item bad", Symbol::Failed),
+    };
+    // What became of it is told once at length, on top of the page.
+    let reason = (job.status == JobStatus::Failed && job.failure.as_deref() != Some("cancelled"))
+        .then(|| job.error_message.clone())
+        .flatten();
+    view! {
+        <li class=class>
+            <Icon symbol />
+            <div>
+                <p>{words::job_title(&job)}</p>
+                <p class="quiet">
+                    {words::ended(&job)}
+                    {ended_at.map(|time| view! { " " <Age time /> })}
+                    {took.map(|took| [" · took ", &took].concat())}
+                </p>
+                {reason.map(|reason| view! { <p class="quiet reason">{reason}</p> })}
+            </div>
+        </li>
+    }
+    .into_any()
+}

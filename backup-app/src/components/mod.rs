@@ -1,0 +1,18 @@
+//! What pages are made of.
+
+mod ask;
+mod dialog;
+mod form;
+mod frame;
+mod icon;
+mod job;
+mod list;
+mod time;
+
+pub use ask::{Kept, Questions};
+pub use dialog::{Leave, use_ask};
+pub use frame::{Frame, PageProblem};
+pub use icon::{Icon, Symbol};
+pub use job::{JobCards, RecentJobs};
+pub use list::{BackupList, Choices, DailyBackups, RestoreLink, WhyOff};
+pub use time::{Age, When};

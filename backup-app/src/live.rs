@@ -1,0 +1,328 @@
+//! How a page stays true while it is looked at: one event stream while a job is active, a look at the status now and then otherwise.
+//!
+//! Only in the browser, and only while the tab is visible. Never: two streams of one tab; a page that says it is up to date while the server cannot be reached.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use leptos::prelude::*;
+
+use crate::data::PageError;
+use crate::model::{Flash, Job};
+
+/// What is said above every page. Outlives the pages.
+#[derive(Clone, Copy)]
+pub struct Notices {
+    /// What became of the last action.
+    pub message: RwSignal<Option<Flash>>,
+    /// Whether the server answers.
+    pub connected: RwSignal<bool>,
+}
+
+impl Notices {
+    /// For the whole application.
+    pub fn provide() {
+        provide_context(Self {
+            message: RwSignal::new(None),
+            connected: RwSignal::new(true),
+        });
+    }
+}
+
+type Loading = Pin<Box<dyn Future<Output = Result<(), PageError>> + Send>>;
+
+/// What a page shows of jobs, and how it is brought up to date.
+#[derive(Clone, Copy)]
+pub struct Live {
+    /// The customer's newest jobs, newest first.
+    pub jobs: RwSignal<Vec<Job>>,
+    /// The one that has not ended.
+    pub active: Memo<Option<Job>>,
+    /// Whether there is one: no other can be started then.
+    pub is_busy: Memo<bool>,
+    /// What is said above the page.
+    pub notices: Notices,
+    reload: Callback<(), Loading>,
+}
+
+impl Live {
+    /// Keep these jobs, and whatever else `reload` brings, up to date for as long as the page is shown.
+    pub fn start<F, R>(jobs: Vec<Job>, reload: F) -> Self
+    where
+        F: Fn(RwSignal<Vec<Job>>) -> R + Send + Sync + 'static,
+        R: Future<Output = Result<(), PageError>> + Send + 'static,
+    {
+        let jobs = RwSignal::new(jobs);
+        let active = Memo::new(move |_| {
+            jobs.with(|jobs| jobs.first().filter(|job| job.status.is_active()).cloned())
+        });
+        let live = Self {
+            jobs,
+            active,
+            is_busy: Memo::new(move |_| active.with(Option::is_some)),
+            notices: expect_context(),
+            reload: Callback::new(move |()| Box::pin(reload(jobs)) as Loading),
+        };
+        #[cfg(feature = "hydrate")]
+        browser::run(live);
+        live
+    }
+
+    /// Bring everything on the page up to date.
+    pub fn refresh(self) {
+        #[cfg(feature = "hydrate")]
+        leptos::task::spawn_local(browser::refresh(self));
+        #[cfg(feature = "ssr")]
+        let _ = self.reload;
+    }
+}
+
+/// Go where one logs in again.
+#[cfg(feature = "hydrate")]
+pub fn log_in_again() {
+    // Fails where there is no window any more.
+    let _ = window().location().set_href("/login?problem=expired");
+}
+
+#[cfg(feature = "hydrate")]
+mod browser {
+    use std::cell::Cell;
+    use std::time::Duration;
+
+    use gloo_net::http::Request;
+    use leptos::ev;
+    use leptos::prelude::*;
+    use leptos::task::spawn_local;
+    use serde::Deserialize;
+    use wasm_bindgen::JsCast;
+    use wasm_bindgen::closure::Closure;
+    use web_sys::{Event, EventSource, MessageEvent};
+
+    use super::{Live, log_in_again};
+    use crate::data::PageError;
+    use crate::model::{Flash, Job, JobStatus, JobType};
+
+    /// How often the server is asked for news while no job is active.
+    const POLL: Duration = Duration::from_secs(15);
+    /// Every so many polls the whole page is brought up to date: a job of another device may have come and gone.
+    const POLLS_PER_REFRESH: u32 = 4;
+    const RECONNECT: Duration = Duration::from_secs(5);
+
+    pub fn run(live: Live) {
+        let visible = RwSignal::new(!document().hidden());
+        follow_visibility(live, visible);
+        follow_connection(live);
+        stream_while_active(live, visible);
+        poll_while_idle(live, visible);
+        tell_of_ends(live);
+    }
+
+    pub async fn refresh(live: Live) {
+        let Some(loading) = live.reload.try_run(()) else {
+            return;
+        };
+        match loading.await {
+            Ok(()) => live.notices.connected.set(true),
+            Err(PageError::LoggedOut) => log_in_again(),
+            Err(PageError::Unavailable) => live.notices.connected.set(false),
+            // What was not understood may have been the news that nobody is logged in.
+            Err(PageError::Unreachable) => {
+                ask_status(live).await;
+                live.notices.connected.set(false);
+            }
+        }
+    }
+
+    fn follow_visibility(live: Live, visible: RwSignal<bool>) {
+        let listening = window_event_listener(ev::visibilitychange, move |_| {
+            let is_visible = !document().hidden();
+            visible.set(is_visible);
+            if is_visible {
+                live.refresh();
+            }
+        });
+        on_cleanup(move || listening.remove());
+    }
+
+    fn follow_connection(live: Live) {
+        let online = window_event_listener(ev::online, move |_| live.refresh());
+        let offline = window_event_listener(ev::offline, move |_| {
+            live.notices.connected.set(false);
+        });
+        on_cleanup(move || {
+            online.remove();
+            offline.remove();
+        });
+    }
+
+    fn stream_while_active(live: Live, visible: RwSignal<bool>) {
+        let attempt = RwSignal::new(0u32);
+        let stream = StoredValue::new_local(None);
+        Effect::new(move |_| {
+            attempt.track();
+            let wanted = live.is_busy.get() && visible.get();
+            // The old one is closed before the new one is opened.
+            stream.set_value(None);
+            if wanted {
+                stream.set_value(Stream::open(live, attempt));
+            }
+        });
+    }
+
+    fn poll_while_idle(live: Live, visible: RwSignal<bool>) {
+        let polls = Cell::new(0);
+        let polling = set_interval_with_handle(
+            move || {
+                let streams =
+                    live.is_busy.get_untracked() && live.notices.connected.get_untracked();
+                if streams || !visible.get_untracked() {
+                    return;
+                }
+                polls.set(polls.get() + 1);
+                if polls.get().is_multiple_of(POLLS_PER_REFRESH) {
+                    live.refresh();
+                } else {
+                    spawn_local(look_for_news(live));
+                }
+            },
+            POLL,
+        );
+        if let Ok(polling) = polling {
+            on_cleanup(move || polling.clear());
+        }
+    }
+
+    /// Say when a job ended that was seen running, however that became known.
+    fn tell_of_ends(live: Live) {
+        Effect::new(move |before: Option<Option<u64>>| {
+            let active = live.active.with(|job| job.as_ref().map(|job| job.id));
+            let Some(ended) = before.flatten().filter(|id| active != Some(*id)) else {
+                return active;
+            };
+            let success = live.jobs.with_untracked(|jobs| {
+                let job = jobs.iter().find(|job| job.id == ended)?;
+                (job.status == JobStatus::Completed).then_some(job.job_type)
+            });
+            // A failure has a card of its own.
+            live.notices.message.set(success.map(|job_type| Flash {
+                success: true,
+                message: match job_type {
+                    JobType::Backup => "Your backup is done.".into(),
+                    JobType::Restore => "Your shop is restored and open again.".into(),
+                },
+            }));
+            live.refresh();
+            active
+        });
+    }
+
+    /// What `/api/backups/status` says.
+    #[derive(Deserialize)]
+    struct Status {
+        job: Option<Job>,
+        last_failed: Option<Job>,
+    }
+
+    /// None where there was no answer; whoever is not logged in any more is sent to log in.
+    async fn ask_status(live: Live) -> Option<Status> {
+        let answer = Request::get("/api/backups/status").send().await.ok()?;
+        if answer.status() == 401 {
+            log_in_again();
+            return None;
+        }
+        let status = answer.json().await.ok()?;
+        live.notices.connected.set(true);
+        Some(status)
+    }
+
+    async fn look_for_news(live: Live) {
+        let Some(status) = ask_status(live).await else {
+            live.notices.connected.set(false);
+            return;
+        };
+        let is_known = |told: &Option<Job>| {
+            live.jobs.with_untracked(|jobs| match told {
+                Some(told) => jobs
+                    .iter()
+                    .any(|job| job.id == told.id && job.status == told.status),
+                None => true,
+            })
+        };
+        let was_busy = live.is_busy.get_untracked();
+        if was_busy != status.job.is_some()
+            || !is_known(&status.job)
+            || !is_known(&status.last_failed)
+        {
+            live.refresh();
+        }
+    }
+
+    /// The one stream of this tab. Closed when dropped.
+    struct Stream {
+        source: EventSource,
+        _on_job: Closure<dyn Fn(MessageEvent)>,
+        _on_open: Closure<dyn Fn(Event)>,
+        _on_error: Closure<dyn Fn(Event)>,
+    }
+
+    impl Stream {
+        fn open(live: Live, attempt: RwSignal<u32>) -> Option<Self> {
+            let source = EventSource::new("/api/backups/events").ok()?;
+            let on_job = Closure::new(move |event: MessageEvent| {
+                let told = event.data().as_string().unwrap_or_default();
+                if let Ok(job) = serde_json::from_str(&told) {
+                    show(live, job);
+                }
+            });
+            let on_open = Closure::new(move |_| live.notices.connected.set(true));
+            let on_error = Closure::new({
+                let source = source.clone();
+                move |_| match source.ready_state() {
+                    EventSource::CLOSED => reopen_later(live, attempt),
+                    // It tries again by itself.
+                    _ => live.notices.connected.set(false),
+                }
+            });
+            // Fails for objects that are no targets of events.
+            let _ = source.add_event_listener_with_callback("job", on_job.as_ref().unchecked_ref());
+            source.set_onopen(Some(on_open.as_ref().unchecked_ref()));
+            source.set_onerror(Some(on_error.as_ref().unchecked_ref()));
+            Some(Self {
+                source,
+                _on_job: on_job,
+                _on_open: on_open,
+                _on_error: on_error,
+            })
+        }
+    }
+
+    impl Drop for Stream {
+        fn drop(&mut self) {
+            self.source.set_onopen(None);
+            self.source.set_onerror(None);
+            self.source.close();
+        }
+    }
+
+    fn show(live: Live, job: Job) {
+        live.jobs.update(
+            |jobs| match jobs.iter_mut().find(|known| known.id == job.id) {
+                Some(known) => *known = job,
+                None => jobs.insert(0, job),
+            },
+        );
+    }
+
+    /// The server had nothing to tell, or would not: see what is true, then try again if there is still a job.
+    fn reopen_later(live: Live, attempt: RwSignal<u32>) {
+        set_timeout(
+            move || {
+                spawn_local(async move {
+                    refresh(live).await;
+                    attempt.update(|attempt| *attempt += 1);
+                });
+            },
+            RECONNECT,
+        );
+    }
+}

@@ -1,0 +1,21 @@
+//! Where there is no page.
+
+use leptos::prelude::*;
+use leptos_meta::Title;
+
+/// Says so, and leads back.
+#[component]
+pub fn MissingView() -> impl IntoView {
+    #[cfg(feature = "ssr")]
+    super::answer_with(axum::http::StatusCode::NOT_FOUND);
+    view! {
+        <Title text="No such page" />
+        <main id="main" class="alone">
+            <section class="panel">
+                <h1>"There is no such page"</h1>
+                <p>"Perhaps the address was mistyped."</p>
+                <p><a class="button primary" href="/backups">"Go to your backups"</a></p>
+            </section>
+        </main>
+    }
+}

@@ -1,0 +1,264 @@
+//! What pages promise, rendered as the server renders them.
+
+use leptos::prelude::*;
+use leptos_meta::provide_meta_context;
+use leptos_router::components::Router;
+use leptos_router::location::RequestUrl;
+
+use super::backup::Details;
+use super::backups::Backups;
+use crate::live::Notices;
+use crate::model::{
+    Backup, BackupPage, BackupsPage, Job, JobStatus, JobType, Part, Source, Viewer,
+};
+
+/// 20 November 2026, 02:00 UTC.
+const NOW: i64 = 1_795_140_000_000;
+const HOUR: i64 = 3_600_000;
+
+#[test]
+fn a_backup_offers_only_what_it_holds() {
+    for (holds, offered, missing) in [
+        (Part::Db, &["db"][..], &["both", "files"][..]),
+        (Part::Files, &["files"], &["both", "db"]),
+        (Part::Both, &["both", "db", "files"], &[]),
+    ] {
+        let mut page = page();
+        page.manual = vec![backup("a1", Source::Manual, holds, 30)];
+        // A part that it does not hold is not offered to those either who ask for it.
+        let html = backups_html(page, "/backups?ask=restore&id=a1&type=both");
+        let offer =
+            |word: &&&str| html.contains(&format!("name=\"restore_type\" value=\"{word}\""));
+        assert_eq!(
+            offered.iter().filter(offer).count(),
+            offered.len(),
+            "{html}"
+        );
+        assert_eq!(missing.iter().filter(offer).count(), 0, "{html}");
+    }
+}
+
+#[test]
+fn a_restore_says_what_is_lost_before_it_asks_for_the_word() {
+    let mut page = page();
+    page.manual = vec![backup("a1", Source::Manual, Part::Both, 51)];
+    let html = text(&backups_html(page, "/backups?ask=restore&id=a1"));
+    for words in [
+        "Orders placed since then ( 2 days ago ) will be lost.",
+        "Visitors see a maintenance page meanwhile.",
+        "If it cannot be finished, your shop stays exactly as it is now.",
+        "Type RESTORE to confirm",
+    ] {
+        assert!(html.contains(words), "{words}\n{html}");
+    }
+}
+
+#[test]
+fn a_full_shelf_says_which_backup_goes_next() {
+    let mut page = page();
+    page.manual = (0..5)
+        .map(|age| backup(&format!("a{age}"), Source::Manual, Part::Db, age * 24))
+        .collect();
+    let html = backups_html(page, "/backups?ask=backup&type=db");
+    assert_eq!(html.matches("goes next").count(), 1, "{html}");
+    let text = text(&html);
+    assert!(text.contains("5 of 5 kept"), "{text}");
+    assert!(
+        text.contains("so the oldest is deleted: Mon 16 Nov 2026, 02:00"),
+        "{text}"
+    );
+}
+
+#[test]
+fn while_a_job_is_active_nothing_else_can_be_started_and_the_page_says_why() {
+    let mut page = page();
+    page.manual = vec![backup("a1", Source::Manual, Part::Both, 30)];
+    page.jobs = vec![running()];
+    for address in [
+        "/backups",
+        "/backups?ask=restore&id=a1",
+        "/backups?ask=backup",
+    ] {
+        let html = backups_html(page.clone(), address);
+        assert!(text(&html).contains("A backup is running."), "{html}");
+        for action in ["/backups/create", "/backups/a1/restore"] {
+            assert!(!html.contains(&format!("action=\"{action}\"")), "{html}");
+        }
+    }
+}
+
+#[test]
+fn without_script_a_page_refreshes_itself_while_a_job_is_active_but_never_under_a_form() {
+    let mut page = page();
+    let refreshes = |page: &BackupsPage, address| {
+        backups_html(page.clone(), address)
+            .contains("<noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>")
+    };
+    assert!(!refreshes(&page, "/backups"));
+    page.jobs = vec![running()];
+    assert!(refreshes(&page, "/backups"));
+    assert!(!refreshes(&page, "/backups?ask=cancel"));
+}
+
+#[test]
+fn a_failure_is_told_until_it_is_dismissed() {
+    let mut page = page();
+    page.jobs = vec![Job {
+        status: JobStatus::Failed,
+        failure: Some("error".into()),
+        error_message: Some("The disk is full.".into()),
+        ..running()
+    }];
+    let html = backups_html(page.clone(), "/backups");
+    assert!(
+        html.contains("action=\"/backups/jobs/7/dismiss\""),
+        "{html}"
+    );
+    page.jobs[0].dismissed = true;
+    let html = backups_html(page, "/backups");
+    assert!(!html.contains("/dismiss"), "{html}");
+    assert!(html.contains("The disk is full."), "{html}");
+}
+
+#[test]
+fn what_a_customer_writes_is_text() {
+    const NOTE: &str = "<script>alert(1)</script>\"'&";
+    let mut page = page();
+    let mut backup = backup("a1", Source::Manual, Part::Both, 30);
+    backup.note = Some(NOTE.into());
+    page.viewer.name = NOTE.into();
+    page.manual = vec![backup.clone()];
+    let details = BackupPage {
+        viewer: page.viewer.clone(),
+        backup: Some(backup),
+        jobs: Vec::new(),
+    };
+    for html in [
+        backups_html(page, "/backups?ask=delete&id=a1"),
+        details_html(details, "/backups/a1"),
+    ] {
+        assert!(html.contains("&lt;script&gt;alert(1)"), "{html}");
+        assert!(!html.contains("<script>alert"), "{html}");
+    }
+}
+
+#[test]
+fn only_backups_that_the_customer_made_can_be_deleted() {
+    for (source, deletable) in [
+        (Source::Manual, true),
+        (Source::Daily, false),
+        (Source::PreRestore, false),
+    ] {
+        let page = BackupPage {
+            viewer: viewer(),
+            backup: Some(backup("a1", source, Part::Both, 30)),
+            jobs: Vec::new(),
+        };
+        let html = details_html(page, "/backups/a1?ask=delete");
+        let form = "action=\"/backups/a1/delete\"";
+        assert_eq!(html.contains(form), deletable, "{source:?}\n{html}");
+    }
+}
+
+#[test]
+fn a_page_has_no_style_and_no_script_inline() {
+    let mut page = page();
+    page.jobs = vec![running()];
+    page.daily = vec![backup("d1", Source::Daily, Part::Both, 3)];
+    let html = backups_html(page, "/backups?ask=cancel");
+    for forbidden in [" style=", "<style", "<script", " onclick="] {
+        assert!(!html.contains(forbidden), "{forbidden}\n{html}");
+    }
+}
+
+fn backups_html(page: BackupsPage, address: &str) -> String {
+    html(address, || view! { <Backups page /> })
+}
+
+fn details_html(page: BackupPage, address: &str) -> String {
+    html(address, || view! { <Details page /> })
+}
+
+fn html<V: IntoView + 'static>(address: &str, page: impl FnOnce() -> V + Send + 'static) -> String {
+    let owner = Owner::new();
+    let html = owner.with(|| {
+        provide_context(RequestUrl::new(address));
+        provide_meta_context();
+        Notices::provide();
+        view! { <Router>{page()}</Router> }.to_html()
+    });
+    owner.cleanup();
+    // The framework's marks between texts say nothing to anybody.
+    html.replace("<!>", "").replace("<!---->", "")
+}
+
+/// The words alone, one space apart.
+fn text(html: &str) -> String {
+    let words = html.split('<').flat_map(|piece| {
+        piece
+            .split_once('>')
+            .map_or(piece, |(_, text)| text)
+            .split_whitespace()
+    });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+fn page() -> BackupsPage {
+    BackupsPage {
+        viewer: viewer(),
+        manual: Vec::new(),
+        pre_restore: Vec::new(),
+        daily: Vec::new(),
+        daily_days: 30,
+        kept: 5,
+        jobs: Vec::new(),
+    }
+}
+
+fn viewer() -> Viewer {
+    Viewer {
+        name: "Lampenladen Nord".into(),
+        zone: "UTC".into(),
+        now: NOW,
+        flash: None,
+    }
+}
+
+fn backup(id: &str, source: Source, holds: Part, hours_old: i64) -> Backup {
+    Backup {
+        id: id.into(),
+        source,
+        time: NOW - hours_old * HOUR,
+        holds,
+        note: None,
+        bytes: Some(1_240_000_000),
+        bytes_added: Some(12_000_000),
+        database_bytes: Some(84_000_000),
+        files: Some(18_240),
+    }
+}
+
+fn running() -> Job {
+    Job {
+        id: 7,
+        job_type: JobType::Backup,
+        backup_type: Part::Both,
+        snapshot_id: None,
+        source: None,
+        status: JobStatus::Running,
+        online: false,
+        dismissed: false,
+        failure: None,
+        error_message: None,
+        created_at: Some("2026-11-20T01:58:00Z".into()),
+        started_at: Some("2026-11-20T01:58:00Z".into()),
+        completed_at: None,
+        phase: Some("saving".into()),
+        bytes_done: 340_000_000,
+        bytes_total: Some(1_240_000_000),
+        files_done: 3000,
+        bytes_per_second: Some(24_000_000),
+        cancel_requested: false,
+        cancellable: true,
+    }
+}
