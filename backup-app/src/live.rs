@@ -170,7 +170,7 @@ mod browser {
     }
 
     fn poll_while_idle(live: Live, visible: RwSignal<bool>) {
-        let polls = Cell::new(0);
+        let polls = Cell::new(0u32);
         let polling = set_interval_with_handle(
             move || {
                 let streams =

@@ -198,6 +198,17 @@ pub fn part_means(part: Part) -> &'static str {
     }
 }
 
+/// What is in a backup of this.
+pub fn part_holds(part: Part) -> &'static str {
+    match part {
+        Part::Both => {
+            "The whole shop: products, orders, customers, settings, theme, plugins and pictures."
+        }
+        Part::Db => "Products, orders, customers, texts and settings. No files.",
+        Part::Files => "Theme, plugins, pictures and other uploads. No orders, no customers.",
+    }
+}
+
 /// Where a backup is from.
 pub fn source(source: Source) -> &'static str {
     match source {

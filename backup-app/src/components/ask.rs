@@ -3,14 +3,13 @@
 //! Each can be understood without its page. Never: a restore or a deletion that one click does.
 
 use leptos::either::Either;
-use leptos::html;
 use leptos::prelude::*;
 
 use super::dialog::{Ask, CloseLink, Dialog, part_word, use_leave};
 use super::form::ActionForm;
 use super::list::why_off;
 use super::time::{Age, When};
-use crate::clock;
+use crate::clock::{self, Clock};
 use crate::live::Live;
 use crate::model::{Backup, Flash, Job, JobStatus, JobType, Outcome, Part, Source};
 use crate::words;
@@ -166,6 +165,8 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
         .filter(|part| choices.contains(part))
         .unwrap_or(backup.holds);
     let took = took_last_time(live, JobType::Restore, proposed);
+    let clock: Clock = expect_context();
+    let since = move || words::amount(clock.now.get() - time);
     let action = ["/backups/", &backup.id, "/restore"].concat();
     let choice_items = choices.iter().map(move |&part| {
         view! {
@@ -196,7 +197,7 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
                         <li class="for-database">
                             "Orders, customers, products and settings go back to how they were on "
                             <When time /> ". "
-                            <strong>"Orders placed since then (" <Age time /> ") will be lost."</strong>
+                            <strong>"Orders placed in the " {since} " since then will be lost."</strong>
                         </li>
                     })}
                     {backup.holds.has_files().then(|| view! {
@@ -235,12 +236,11 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
 /// The word that nobody types by accident.
 #[component]
 fn Confirmation() -> impl IntoView {
-    let field = NodeRef::<html::Input>::new();
     view! {
         <label class="field">
             <span>"Type " <kbd>"RESTORE"</kbd> " to confirm"</span>
             <input
-                class="confirmation" type="text" name="confirmation" node_ref=field
+                class="confirmation" type="text" name="confirmation"
                 required pattern="RESTORE" title="RESTORE, in capital letters"
                 autocomplete="off" autocapitalize="characters" spellcheck="false" maxlength="20"
             />

@@ -235,27 +235,29 @@ fn left_as_it_is(job: &Job) -> &'static str {
 #[component]
 pub fn RecentJobs() -> impl IntoView {
     let live: Live = expect_context();
-    let ended = Memo::new(move |_| {
+    // Of the active job its number alone: progress changes nothing here.
+    let known = Memo::new(move |_| {
         live.jobs.with(|jobs| {
             let ended = jobs.iter().filter(|job| !job.status.is_active());
-            ended.cloned().collect::<Vec<_>>()
+            let newest = jobs.first().map(|job| job.id);
+            (ended.cloned().collect::<Vec<_>>(), newest)
         })
     });
     view! {
         <section class="panel recent" aria-labelledby="recent-title">
             <h2 id="recent-title">"Recent activity"</h2>
             {move || {
-                let mut newest = ended.get();
-                let older = newest.split_off(newest.len().min(RECENT));
-                if newest.is_empty() {
+                let (mut shown, newest) = known.get();
+                let older = shown.split_off(shown.len().min(RECENT));
+                if shown.is_empty() {
                     return Either::Left(view! { <p class="empty">"Nothing yet. Backups and restores that you start are listed here."</p> });
                 }
                 Either::Right(view! {
-                    <ul class="jobs">{job_items(newest)}</ul>
+                    <ul class="jobs">{job_items(shown, newest)}</ul>
                     {(!older.is_empty()).then(|| view! {
                         <details class="more">
                             <summary>{words::grouped(older.len() as u64)} " more"</summary>
-                            <ul class="jobs">{job_items(older)}</ul>
+                            <ul class="jobs">{job_items(older, newest)}</ul>
                         </details>
                     })}
                 })
@@ -265,13 +267,16 @@ pub fn RecentJobs() -> impl IntoView {
     .into_any()
 }
 
-fn job_items(jobs: Vec<Job>) -> impl IntoView {
-    let items = jobs.into_iter().map(|job| view! { <JobItem job /> });
+fn job_items(jobs: Vec<Job>, newest: Option<u64>) -> impl IntoView {
+    let items = jobs.into_iter().map(|job| {
+        let is_newest = newest == Some(job.id);
+        view! { <JobItem job is_newest /> }
+    });
     items.collect_view()
 }
 
 #[component]
-fn JobItem(job: Job) -> impl IntoView {
+fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
     let ended_at = job.completed_at.as_deref().and_then(clock::parse);
     let took = begun(&job)
         .zip(ended_at)
@@ -281,10 +286,9 @@ fn JobItem(job: Job) -> impl IntoView {
         (JobStatus::Failed, Some("cancelled")) => ("job-item", Symbol::Stopped),
         _ => ("job-item bad", Symbol::Failed),
     };
-    // What became of it is told once at length, on top of the page.
-    let reason = (job.status == JobStatus::Failed && job.failure.as_deref() != Some("cancelled"))
-        .then(|| job.error_message.clone())
-        .flatten();
+    // A failure that is news is told on top of the page.
+    let is_told = job.failure.as_deref() == Some("cancelled") || (is_newest && !job.dismissed);
+    let reason = job.error_message.clone().filter(|_| !is_told);
     view! {
         <li class=class>
             <Icon symbol />

@@ -107,7 +107,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
             </div>
             {backup.note.clone().map(|note| view! { <p class="backup-note">{note}</p> })}
             <dl class="facts">
-                <Fact name="Holds" value=words::part_means(backup.holds) />
+                <Fact name="Holds" value=words::part_holds(backup.holds) />
                 <Number name="Size" number=backup.bytes words=words::size />
                 <Number name="Of that, the database" number=backup.database_bytes.filter(|_| backup.holds.has_files()) words=words::size />
                 <Number name="Files" number=backup.files words=words::grouped />
@@ -119,7 +119,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                     <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Tell it to support when you have a question about this backup."</small></dd>
                 </div>
             </dl>
-            <p class="details-actions">
+            <div class="details-actions">
                 <RestoreLink id=backup.id.clone() page=here.clone() time />
                 {delete.map(|delete| move || if live.is_busy.get() {
                     Either::Left(view! { <button class="button quiet" disabled aria-describedby="why-off">"Delete …"</button> })
@@ -127,7 +127,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                     Either::Right(view! { <a class="button quiet" href=delete.clone() data-noscroll>"Delete …"</a> })
                 })}
                 <WhyOff />
-            </p>
+            </div>
         </section>
     }
     .into_any()

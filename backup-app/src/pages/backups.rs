@@ -60,7 +60,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
     view! {
         <Frame viewer>
             {refresh_without_script(live, ask.with_untracked(Option::is_some))}
-            <h1 class="visually-hidden">"Your backups"</h1>
+            <h1 class="visually-hidden">"Backups of your shop"</h1>
             <Questions ask backups=all kept=Signal::derive(move || Some(kept.get())) after_delete="/backups" />
             <JobCards here="/backups".into() />
             <Choices />

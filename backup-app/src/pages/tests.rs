@@ -44,7 +44,7 @@ fn a_restore_says_what_is_lost_before_it_asks_for_the_word() {
     page.manual = vec![backup("a1", Source::Manual, Part::Both, 51)];
     let html = text(&backups_html(page, "/backups?ask=restore&id=a1"));
     for words in [
-        "Orders placed since then ( 2 days ago ) will be lost.",
+        "Orders placed in the 2 days since then will be lost.",
         "Visitors see a maintenance page meanwhile.",
         "If it cannot be finished, your shop stays exactly as it is now.",
         "Type RESTORE to confirm",
