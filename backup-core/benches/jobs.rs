@@ -1,4 +1,4 @@
-//! How fast the jobs' table, a customer's list and the sync of the catalogue are, on MariaDB and on SQLite.
+//! How fast the jobs' table, a customer's list, a monitoring's figures and the sync of the catalogue are, on MariaDB and on SQLite.
 //!
 //! `cargo bench -p backup-core --bench jobs` writes docs/benchmarks-jobs.md; with `-- --quick` a tenth of everything is measured, and printed only.
 
@@ -17,6 +17,7 @@ use backup_core::customer::{CustomerId, DEFAULT_SERVER};
 use backup_core::jobs::{Created, Failure, JobStore, JobType, NewJob, owner_of_this_process};
 use backup_core::progress::Control;
 use backup_core::repository::{ArchiveRequest, BackupType, Repository, TreeSource};
+use backup_core::service::BackupService;
 use backup_core::storage::{self, SftpOptions, Storage};
 use backup_core::store::Store;
 use jiff::Zoned;
@@ -116,6 +117,7 @@ impl Kind {
 
 /// A database with its tables and nothing in them.
 struct Database {
+    config: Config,
     store: Store,
     raw: Raw,
 }
@@ -171,7 +173,7 @@ impl Bench {
         let config = Config::read(Origin::File("bench".into()), &text, &password)?;
         let store = Store::connect(&config).await?;
         store.migrate().await?;
-        Ok(Database { store, raw })
+        Ok(Database { config, store, raw })
     }
 
     fn jobs(&self, runtime: &Runtime) -> Result<String> {
@@ -228,16 +230,17 @@ impl Bench {
 
     fn lists(&self, runtime: &Runtime) -> Result<String> {
         let mut text = format!(
-            "## What a dashboard asks\n\n{ROWS} backups and {HISTORY} ended jobs of {CUSTOMERS} customers; {} questions of each kind, one after the other.\n\n\
+            "## What a dashboard asks\n\n{ROWS} backups and {HISTORY} ended jobs of {CUSTOMERS} customers; {} questions of each kind, one after the other, a fiftieth for the figures.\n\n\
              | | | median | 99 of 100 |\n|---|---|---|---|\n",
             self.extent.lists
         );
         for kind in KINDS {
-            let [lists, active, newest] = runtime.block_on(self.list_times(kind))?;
+            let [lists, active, newest, figures] = runtime.block_on(self.list_times(kind))?;
             for (question, mut times) in [
                 ("all backups of a customer", lists),
                 ("his running job", active),
                 ("his ten newest jobs", newest),
+                ("all figures for a monitoring", figures),
             ] {
                 writeln!(
                     text,
@@ -251,12 +254,12 @@ impl Bench {
         Ok(text)
     }
 
-    async fn list_times(&self, kind: Kind) -> Result<[Vec<Duration>; 3]> {
+    async fn list_times(&self, kind: Kind) -> Result<[Vec<Duration>; 4]> {
         let database = self.database(kind, "lists").await?;
         self.fill(&database).await?;
         let catalog = Catalog::new(&database.store);
         let jobs = JobStore::new(&database.store, LEASE);
-        let [mut lists, mut active, mut newest] = <[Vec<Duration>; 3]>::default();
+        let [mut lists, mut active, mut newest, mut figures] = <[Vec<Duration>; 4]>::default();
         for n in 0..self.extent.lists {
             // All over the table: both numbers have no common divisor.
             let customer = CustomerId::new(1 + n * 7919 % CUSTOMERS)?;
@@ -275,8 +278,17 @@ impl Bench {
             newest.push(started.elapsed());
             ensure!(ended.len() == 10, "{ended:?}");
         }
+        let service = BackupService::connect(database.config.clone()).await?;
+        for _ in 0..self.extent.lists / 50 {
+            let started = Instant::now();
+            let counted = service.figures().await?;
+            figures.push(started.elapsed());
+            let jobs: u64 = counted.jobs.iter().map(|count| count.jobs).sum();
+            ensure!(jobs == u64::from(HISTORY), "{counted:?}");
+        }
+        service.close().await;
         database.store.close().await;
-        Ok([lists, active, newest])
+        Ok([lists, active, newest, figures])
     }
 
     /// What a platform has after a while.
@@ -295,10 +307,12 @@ impl Bench {
              FROM n"
         );
         let jobs = format!(
-            "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, snapshot_id, status, created_at, completed_at, attempts)
+            "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, snapshot_id, status, created_at, completed_at, attempts,
+                 started_at, finished_at, bytes_done)
              WITH {DIGITS}
              SELECT 1 + a.i + 10 * b.i + 100 * c.i + 1000 * e.i, 'backup', 'both', REPLACE('00000000', '0', '00000000'),
-                 CASE f.i WHEN 3 THEN 'failed' ELSE 'completed' END, '2026-01-01 00:00:00', '2026-01-01 00:01:00', 1
+                 CASE f.i WHEN 3 THEN 'failed' ELSE 'completed' END, '2026-01-01 00:00:00', '2026-01-01 00:01:00', 1,
+                 {NOW} - 61000, {NOW} - 1000, 100000000
              FROM d AS f, d AS a, d AS b, d AS c, d AS e"
         );
         for statement in [backups, jobs] {

@@ -48,6 +48,26 @@ pub struct Error {
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
 
+#[cfg(test)]
+impl ErrorKind {
+    /// Every one, for tests of what is said of them.
+    pub(crate) const ALL: [Self; 13] = [
+        Self::InvalidInput,
+        Self::Configuration,
+        Self::NotFound,
+        Self::Busy,
+        Self::Refused,
+        Self::Unreachable,
+        Self::NoSpace,
+        Self::Timeout,
+        Self::Cancelled,
+        Self::Interrupted,
+        Self::Damaged,
+        Self::Stuck,
+        Self::Failed,
+    ];
+}
+
 impl Error {
     /// An error without a deeper cause.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
@@ -115,11 +135,11 @@ impl Error {
                 "That backup does not exist, or does not hold what was asked for."
             }
             ErrorKind::Busy => {
-                "Another backup or restore is running, or the backup storage is being maintained. \
+                "Another job for your shop is running, or the backup system is being maintained. \
                  Please try again in a few minutes."
             }
             ErrorKind::Unreachable => {
-                "The backup storage could not be reached. Please try again later."
+                "The backup system could not be reached. Please try again in a few minutes."
             }
             ErrorKind::NoSpace => {
                 "There is not enough space left. Our team has to make room first."
@@ -130,10 +150,10 @@ impl Error {
                 "Something went wrong on our side and our team has been told. \
                  Please do not change anything in the meantime."
             }
+            ErrorKind::Interrupted => "It was interrupted on our side. Please try again.",
             ErrorKind::Configuration
             | ErrorKind::Refused
             | ErrorKind::Damaged
-            | ErrorKind::Interrupted
             | ErrorKind::Failed => "Something went wrong on our side. Please contact support.",
         }
     }
@@ -188,6 +208,35 @@ mod tests {
             "the backup failed: cannot read /a: disk on fire"
         );
         assert_eq!(error.to_string(), "the backup failed");
+    }
+
+    #[test]
+    fn a_customer_is_told_what_he_can_do_and_nothing_of_machines_or_commands() {
+        for kind in ErrorKind::ALL {
+            let cause = std::io::Error::other("SELECT password FROM /etc/shadow ON 10.0.0.5");
+            let error = Error::caused(kind, "see `jobs`, or run `doctor` for customer 7", cause);
+            let sentence = error.customer_message();
+            let is_plain = |c: char| c.is_ascii_alphabetic() || " .,".contains(c);
+            assert!(sentence.chars().all(is_plain), "{kind:?}: {sentence}");
+            assert!(sentence.ends_with('.') && sentence.starts_with(char::is_uppercase));
+            for word in [
+                "database",
+                "repository",
+                "snapshot",
+                "lock",
+                "worker",
+                "queue",
+                "server",
+                "disk",
+                "customer",
+                "operator",
+                "doctor",
+                "run ",
+                "configuration",
+            ] {
+                assert!(!sentence.contains(word), "{kind:?}: {word}: {sentence}");
+            }
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use leptos::either::Either;
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use super::dialog::{Ask, CloseLink, Dialog, part_word, use_leave};
 use super::form::ActionForm;
 use super::list::why_off;
@@ -46,26 +47,26 @@ pub fn Questions(
         // A question that is on the screen is not taken away by what happens meanwhile.
         let active = live.active.get_untracked();
         Some(match (ask, active) {
-            (Ask::Cancel, Some(job)) => view! { <AskCancel job /> }.into_any(),
-            (Ask::Cancel, None) => view! {
+            (Ask::Cancel, Some(job)) => at_once(view! { <AskCancel job /> }),
+            (Ask::Cancel, None) => at_once(view! {
                 <NotNow title="There is nothing to cancel" reason="No backup or restore is running any more." />
-            }.into_any(),
+            }),
             (_, Some(job)) => {
-                view! { <NotNow title="Not right now" reason=why_off(&job) /> }.into_any()
+                at_once(view! { <NotNow title="Not right now" reason=why_off(&job) /> })
             }
             (Ask::Backup(part), None) => {
-                view! { <AskBackup part kept=kept.get_untracked() /> }.into_any()
+                at_once(view! { <AskBackup part kept=kept.get_untracked() /> })
             }
             (Ask::Restore(id, part), None) => match find(&id) {
-                Some(backup) => view! { <AskRestore backup proposed=part /> }.into_any(),
-                None => view! { <NotNow title=GONE.0 reason=GONE.1 /> }.into_any(),
+                Some(backup) => at_once(view! { <AskRestore backup proposed=part /> }),
+                None => at_once(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
             },
             (Ask::Delete(id), None) => match find(&id) {
                 Some(backup) if backup.source == Source::Manual => {
                     let after = after_delete.get_value();
-                    view! { <AskDelete backup after /> }.into_any()
+                    at_once(view! { <AskDelete backup after /> })
                 }
-                _ => view! { <NotNow title=GONE.0 reason=GONE.1 /> }.into_any(),
+                _ => at_once(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
             },
         })
     }

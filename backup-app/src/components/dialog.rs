@@ -5,6 +5,7 @@ use leptos::prelude::*;
 use leptos_router::NavigateOptions;
 use leptos_router::hooks::{use_navigate, use_query_map};
 
+use super::at_once::at_once;
 use crate::model::Part;
 
 /// What a page asks the customer.
@@ -110,12 +111,16 @@ fn without_trace() -> NavigateOptions {
 
 /// A question. Without JavaScript a card on top of the page; with it a modal dialog that has the focus.
 #[component]
-pub fn Dialog(
+pub fn Dialog<C: IntoView + 'static>(
     /// What is asked.
     #[prop(into)]
     title: String,
-    children: Children,
+    children: TypedChildren<C>,
 ) -> impl IntoView {
+    dialog(title, at_once(children.into_inner()()))
+}
+
+fn dialog(title: String, content: AnyView) -> AnyView {
     let dialog = NodeRef::<html::Dialog>::new();
     let leave = use_leave();
     Effect::new(move |_| {
@@ -142,13 +147,12 @@ pub fn Dialog(
             leave();
         }
     };
-    view! {
+    at_once(view! {
         <dialog class="dialog" open node_ref=dialog on:close=closed aria-labelledby="dialog-title">
             <h2 id="dialog-title">{title}</h2>
-            {children()}
+            {content}
         </dialog>
-    }
-    .into_any()
+    })
 }
 
 /// The way out that changes nothing.

@@ -4,11 +4,12 @@ use leptos::ev::SubmitEvent;
 use leptos::html;
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use crate::model::Outcome;
 
 /// A form that acts. What it refuses is said in it; `done` is called for what was accepted.
 #[component]
-pub fn ActionForm(
+pub fn ActionForm<C: IntoView + 'static>(
     /// Where it is posted.
     action: String,
     /// Whether it is being sent: buttons are off then.
@@ -16,8 +17,17 @@ pub fn ActionForm(
     sending: RwSignal<bool>,
     /// The way on after success.
     done: Callback<Outcome>,
-    children: Children,
+    children: TypedChildren<C>,
 ) -> impl IntoView {
+    form(action, sending, done, at_once(children.into_inner()()))
+}
+
+fn form(
+    action: String,
+    sending: RwSignal<bool>,
+    done: Callback<Outcome>,
+    content: AnyView,
+) -> AnyView {
     let refusal = RwSignal::new(None::<String>);
     let refused = NodeRef::<html::P>::new();
     let submit = move |event: SubmitEvent| {
@@ -32,15 +42,14 @@ pub fn ActionForm(
             let _ = element.focus();
         }
     });
-    view! {
+    at_once(view! {
         <form method="post" action=action on:submit=submit aria-busy=move || sending.get().then_some("true")>
-            {children()}
+            {content}
             {move || refusal.get().map(|refusal| view! {
                 <p class="refusal" role="alert" tabindex="-1" node_ref=refused>{refusal}</p>
             })}
         </form>
-    }
-    .into_any()
+    })
 }
 
 #[cfg(feature = "hydrate")]

@@ -2,6 +2,7 @@
 
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use super::icon::{Icon, Symbol};
 use crate::clock::Clock;
 use crate::data::PageError;
@@ -10,9 +11,13 @@ use crate::model::Viewer;
 
 /// Header, notices and footer.
 #[component]
-pub fn Frame(viewer: Viewer, children: Children) -> impl IntoView {
+pub fn Frame<C: IntoView + 'static>(viewer: Viewer, children: TypedChildren<C>) -> impl IntoView {
     let clock = Clock::start(&viewer);
     provide_context(clock);
+    frame(viewer, clock, at_once(children.into_inner()()))
+}
+
+fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
     let notices: Notices = expect_context();
     if viewer.flash.is_some() {
         notices.message.set(viewer.flash);
@@ -44,7 +49,7 @@ pub fn Frame(viewer: Viewer, children: Children) -> impl IntoView {
                     </p>
                 })}
             </div>
-            {children()}
+            {content}
         </main>
         <footer class="bottom">
             <p>"Times are those of " <span class="zone">{move || clock.zone.get()}</span> "."</p>

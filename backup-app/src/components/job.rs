@@ -3,6 +3,7 @@
 use leptos::either::Either;
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use super::form::ActionForm;
 use super::icon::{Icon, Symbol};
 use super::time::Age;
@@ -31,11 +32,10 @@ pub fn JobCards(
         })
     });
     let here = StoredValue::new(here);
-    view! {
+    at_once(view! {
         {move || active.get().map(|_| view! { <RunningJob here=here.get_value() /> })}
         {move || failed.get().map(|job| view! { <FailedJob job /> })}
-    }
-    .into_any()
+    })
 }
 
 #[component]
@@ -64,28 +64,27 @@ fn RunningJob(here: String) -> impl IntoView {
         })
     });
     let cancel_link = [here.as_str(), "?ask=cancel"].concat();
-    view! {
+    at_once(view! {
         <section class="job" aria-labelledby="job-title">
             <div class="job-head">
-                <h2 id="job-title" tabindex="-1">{move || title.get()}</h2>
-                <p class="job-clock"><span class="visually-hidden">"Running for "</span>{move || elapsed.get()}</p>
+                <h2 id="job-title" tabindex="-1">{title}</h2>
+                <p class="job-clock"><span class="visually-hidden">"Running for "</span>{elapsed}</p>
             </div>
-            <p class="job-doing" role="status">{move || doing.get()}</p>
+            <p class="job-doing" role="status">{doing}</p>
             <JobProgress />
             <p class="job-figures">
-                <span>{move || amount.get()}</span>
-                <span>{move || left.get()}</span>
+                <span>{amount}</span>
+                <span>{left}</span>
             </p>
             <JobSteps />
             <div class="job-foot">
-                <p>{move || meanwhile.get()}</p>
+                <p>{meanwhile}</p>
                 {move || can_cancel.get().then(|| view! {
                     <a class="button" href=cancel_link.clone() data-noscroll>"Cancel …"</a>
                 })}
             </div>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// The bar: filled as far as is known, moving where nothing is.
@@ -207,7 +206,7 @@ fn FailedJob(job: Job) -> impl IntoView {
         live.notices.message.set(None);
         live.refresh();
     });
-    view! {
+    at_once(view! {
         <section class="failed" class:calm=was_cancelled role="alert" aria-labelledby="failed-title">
             <Icon symbol=if was_cancelled { Symbol::Stopped } else { Symbol::Failed } />
             <div class="failed-what">
@@ -219,8 +218,7 @@ fn FailedJob(job: Job) -> impl IntoView {
                 <button class="button">"Dismiss"</button>
             </ActionForm>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// For a job that an earlier version left without a sentence.
@@ -243,7 +241,7 @@ pub fn RecentJobs() -> impl IntoView {
             (ended.cloned().collect::<Vec<_>>(), newest)
         })
     });
-    view! {
+    at_once(view! {
         <section class="panel recent" aria-labelledby="recent-title">
             <h2 id="recent-title">"Recent activity"</h2>
             {move || {
@@ -263,8 +261,7 @@ pub fn RecentJobs() -> impl IntoView {
                 })
             }}
         </section>
-    }
-    .into_any()
+    })
 }
 
 fn job_items(jobs: Vec<Job>, newest: Option<u64>) -> impl IntoView {
@@ -289,7 +286,7 @@ fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
     // A failure that is news is told on top of the page.
     let is_told = job.failure.as_deref() == Some("cancelled") || (is_newest && !job.dismissed);
     let reason = job.error_message.clone().filter(|_| !is_told);
-    view! {
+    at_once(view! {
         <li class=class>
             <Icon symbol />
             <div>
@@ -302,6 +299,5 @@ fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
                 {reason.map(|reason| view! { <p class="quiet reason">{reason}</p> })}
             </div>
         </li>
-    }
-    .into_any()
+    })
 }

@@ -3,6 +3,7 @@
 use leptos::either::Either;
 use leptos::prelude::*;
 
+use super::at_once::at_once;
 use super::dialog::part_word;
 use super::icon::{Icon, Symbol};
 use super::time::{Age, When};
@@ -39,7 +40,7 @@ pub fn Choices() -> impl IntoView {
             }
         }
     };
-    view! {
+    at_once(view! {
         <section class="create" aria-labelledby="create-title">
             <div class="section-head">
                 <h2 id="create-title">"Make a backup"</h2>
@@ -49,8 +50,7 @@ pub fn Choices() -> impl IntoView {
                 {choice(Part::Both)} {choice(Part::Db)} {choice(Part::Files)}
             </div>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// Why nothing can be started now.
@@ -58,7 +58,7 @@ pub fn Choices() -> impl IntoView {
 pub fn WhyOff() -> impl IntoView {
     let live: Live = expect_context();
     let reason = Memo::new(move |_| live.active.with(|job| job.as_ref().map(why_off)));
-    view! { <p id="why-off" class="why-off">{move || reason.get()}</p> }
+    view! { <p id="why-off" class="why-off">{reason}</p> }
 }
 
 /// Why nothing can be started while this job has not ended.
@@ -101,7 +101,7 @@ fn BackupItem(
                 .is_some_and(|next| id.with_value(|id| id == next))
         })
     });
-    view! {
+    at_once(view! {
         <li class="backup">
             <Icon symbol=Symbol::of(backup.holds) />
             <div class="backup-what">
@@ -120,8 +120,7 @@ fn BackupItem(
                 </a>
             </p>
         </li>
-    }
-    .into_any()
+    })
 }
 
 /// Which backup a button is about, for those who hear one button after the other.
@@ -185,7 +184,7 @@ pub fn DailyBackups(
             .concat()
         })
     };
-    view! {
+    at_once(view! {
         <section class="panel" aria-labelledby="daily-title">
             <div class="section-head">
                 <h2 id="daily-title">"Daily backups"</h2>
@@ -203,6 +202,5 @@ pub fn DailyBackups(
                 </details>
             })}
         </section>
-    }
-    .into_any()
+    })
 }

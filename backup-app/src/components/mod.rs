@@ -1,6 +1,7 @@
 //! What pages are made of.
 
 mod ask;
+mod at_once;
 mod dialog;
 mod form;
 mod frame;
@@ -10,6 +11,7 @@ mod list;
 mod time;
 
 pub use ask::{Kept, Questions};
+pub use at_once::at_once;
 pub use dialog::{Leave, use_ask};
 pub use frame::{Frame, PageProblem};
 pub use icon::{Icon, Symbol};

@@ -23,5 +23,5 @@ pub fn Age(
 ) -> impl IntoView {
     let clock: Clock = expect_context();
     let age = Memo::new(move |_| words::age(clock.now.get(), time));
-    view! { <span class="age">{move || age.get()}</span> }
+    view! { <span class="age">{age}</span> }
 }

@@ -9,7 +9,7 @@ use super::refresh_without_script;
 use crate::clock::{self, Clock};
 use crate::components::{
     Age, Frame, Icon, JobCards, Leave, PageProblem, Questions, RestoreLink, Symbol, When, WhyOff,
-    use_ask,
+    at_once, use_ask,
 };
 use crate::data::load_backup;
 use crate::live::Live;
@@ -25,7 +25,7 @@ pub fn BackupView() -> impl IntoView {
         load_backup,
     );
     let again = Callback::new(move |()| page.refetch());
-    view! {
+    at_once(view! {
         <Title text="Backup" />
         <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
             {move || Suspend::new(async move {
@@ -35,7 +35,7 @@ pub fn BackupView() -> impl IntoView {
                 }
             })}
         </Suspense>
-    }
+    })
 }
 
 /// The page with its data.
@@ -96,7 +96,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
     let time = backup.time;
     let delete = (backup.source == Source::Manual).then(|| [here.as_str(), "?ask=delete"].concat());
     let live: Live = expect_context();
-    view! {
+    at_once(view! {
         <section class="panel details" aria-labelledby="details-title">
             <div class="details-head">
                 <Icon symbol=Symbol::of(backup.holds) />
@@ -129,8 +129,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                 <WhyOff />
             </div>
         </section>
-    }
-    .into_any()
+    })
 }
 
 /// How long a backup is kept.

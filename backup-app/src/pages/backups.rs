@@ -7,7 +7,7 @@ use leptos_meta::Title;
 use super::refresh_without_script;
 use crate::components::{
     BackupList, Choices, DailyBackups, Frame, JobCards, Kept, Leave, PageProblem, Questions,
-    RecentJobs, use_ask,
+    RecentJobs, at_once, use_ask,
 };
 use crate::data::load_backups;
 use crate::live::Live;
@@ -19,7 +19,7 @@ use crate::words;
 pub fn BackupsView() -> impl IntoView {
     let page = Resource::new(|| (), |()| load_backups());
     let again = Callback::new(move |()| page.refetch());
-    view! {
+    at_once(view! {
         <Title text="Backups" />
         <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
             {move || Suspend::new(async move {
@@ -29,7 +29,7 @@ pub fn BackupsView() -> impl IntoView {
                 }
             })}
         </Suspense>
-    }
+    })
 }
 
 /// The page with its data.
@@ -118,7 +118,7 @@ fn ManualBackups(manual: Memo<Vec<Backup>>, kept: Memo<Kept>) -> impl IntoView {
             "They stay until newer ones take their place."
         }
     };
-    view! {
+    at_once(view! {
         <section class="panel" aria-labelledby="manual-title">
             <div class="section-head">
                 <h2 id="manual-title">"Your backups"</h2>
@@ -130,6 +130,5 @@ fn ManualBackups(manual: Memo<Vec<Backup>>, kept: Memo<Kept>) -> impl IntoView {
                 Either::Right(view! { <p class="empty">"None yet. Make your first one above: your shop stays open meanwhile."</p> })
             }}
         </section>
-    }
-    .into_any()
+    })
 }

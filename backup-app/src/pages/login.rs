@@ -4,14 +4,14 @@ use leptos::prelude::*;
 use leptos_meta::Title;
 use leptos_router::hooks::use_query_map;
 
-use crate::components::{Icon, Symbol};
+use crate::components::{Icon, Symbol, at_once};
 
 /// The page on which a customer logs in. A plain form: the browser posts it and goes where the server says.
 #[component]
 pub fn LoginView() -> impl IntoView {
     let query = use_query_map();
     let problem = move || query.with(|query| query.get_str("problem").and_then(in_words));
-    view! {
+    at_once(view! {
         <Title text="Log in" />
         <main id="main" class="alone">
             <p class="brand">
@@ -35,7 +35,7 @@ pub fn LoginView() -> impl IntoView {
             </section>
             <p class="quiet">"Email and password are those of your hosting account."</p>
         </main>
-    }
+    })
 }
 
 fn in_words(problem: &str) -> Option<&'static str> {

@@ -3,12 +3,14 @@
 use leptos::prelude::*;
 use leptos_meta::Title;
 
+use crate::components::at_once;
+
 /// Says so, and leads back.
 #[component]
 pub fn MissingView() -> impl IntoView {
     #[cfg(feature = "ssr")]
     super::answer_with(axum::http::StatusCode::NOT_FOUND);
-    view! {
+    at_once(view! {
         <Title text="No such page" />
         <main id="main" class="alone">
             <section class="panel">
@@ -17,5 +19,5 @@ pub fn MissingView() -> impl IntoView {
                 <p><a class="button primary" href="/backups">"Go to your backups"</a></p>
             </section>
         </main>
-    }
+    })
 }

@@ -6,6 +6,7 @@
 
 mod contents;
 mod deletions;
+mod figures;
 mod repositories;
 mod sync;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents, is_daily};
 pub(crate) use deletions::Deletion;
+pub use figures::Synced;
 pub use sync::{Missing, SyncReport};
 
 /// What the columns of a note hold.

@@ -995,6 +995,7 @@ password_file = "/root/.password"
             ("server.public_url", "[server]\npublic_url = 'shop'"),
             ("server.public_url", "[server]\npublic_url = 'ftp://shop'"),
             ("server.session_idle", "[server]\nsession_idle = '59s'"),
+            ("server.metrics_listen", "[server]\nmetrics_listen = 9100"),
             ("server.session_max", "[server]\nsession_max = '24'"),
             ("sevrer", "[sevrer]\nlisten = '127.0.0.1:1'"),
             ("queue.redis_url", "[queue]\nredis_url = 'http://x'"),

@@ -76,6 +76,8 @@ pub struct ServerConfig {
     /// How long a customer stays logged in at most, at least `1m`. Default `24h`.
     #[serde(deserialize_with = "values::duration")]
     pub session_max: Duration,
+    /// An address on which `/metrics` is answered, and nothing else. Without one it is at `listen`, for this machine alone.
+    pub metrics_listen: Option<SocketAddr>,
 }
 
 /// `[database]`: the platform's database, with customers, jobs and the catalogue.
@@ -403,6 +405,7 @@ impl Default for ServerConfig {
             public_url: None,
             session_idle: Duration::from_secs(2 * 60 * 60),
             session_max: Duration::from_secs(24 * 60 * 60),
+            metrics_listen: None,
         }
     }
 }

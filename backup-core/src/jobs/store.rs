@@ -22,7 +22,7 @@ use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 /// Jobs in SQL. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct JobStore {
-    store: Store,
+    pub(super) store: Store,
     lease: Duration,
 }
 
@@ -456,20 +456,25 @@ impl JobStore {
         })
     }
 
-    /// End a job well, as part of a transaction; false where the lease is lost, and then nothing may be committed.
+    /// End a job well, as part of a transaction; false where the lease is lost, and then nothing may be committed. `bytes` is what was saved or
+    /// restored, as far as that is known.
     pub(crate) async fn complete(
         &self,
         transaction: &mut Transaction,
         lease: Lease,
         snapshot: Option<SnapshotId>,
+        bytes: Option<u64>,
     ) -> Result<bool> {
         let update = format!(
             "UPDATE customer_backup_jobs SET snapshot_id = COALESCE(?, snapshot_id), error_message = NULL, completed_at = CURRENT_TIMESTAMP,
-                 finished_at = {{now}}, lease_until = NULL, intended_snapshot = NULL, phase = NULL, bytes_per_second = NULL, status = 'completed'
+                 finished_at = {{now}}, lease_until = NULL, intended_snapshot = NULL, phase = NULL, bytes_per_second = NULL,
+                 bytes_done = COALESCE(?, bytes_done), bytes_total = COALESCE(?, bytes_total), status = 'completed'
              WHERE {IS_HELD}"
         );
         let values = values![
             snapshot.map(|id| id.to_string()),
+            bytes,
+            bytes,
             lease.job.get(),
             lease.attempt
         ];
@@ -753,7 +758,7 @@ fn no_job(id: JobId) -> Error {
 }
 
 /// Of the platform's columns: a text without a zone, in UTC.
-fn understand_time(text: &str) -> Option<Timestamp> {
+pub(super) fn understand_time(text: &str) -> Option<Timestamp> {
     let time: DateTime = text.parse().ok()?;
     Some(time.to_zoned(TimeZone::UTC).ok()?.timestamp())
 }
@@ -793,7 +798,9 @@ mod tests {
 
     async fn complete(jobs: &JobStore, lease: Lease, snapshot: Option<SnapshotId>) -> bool {
         let mut transaction = jobs.store.begin().await.unwrap();
-        let done = jobs.complete(&mut transaction, lease, snapshot).await;
+        let done = jobs
+            .complete(&mut transaction, lease, snapshot, Some(4_711))
+            .await;
         transaction.commit().await.unwrap();
         done.unwrap()
     }
@@ -821,6 +828,7 @@ mod tests {
         let ended = jobs.require(new.job).await.unwrap();
         assert_eq!(ended.status, JobStatus::Completed);
         assert_eq!(ended.snapshot_id, Some(snapshot.to_string()));
+        assert_eq!((ended.bytes_done, ended.bytes_total), (4_711, Some(4_711)));
         assert!(ended.completed_at >= ended.started_at && ended.error_message.is_none());
         for lease in [old, new] {
             assert!(!complete(&jobs, lease, None).await);
@@ -854,7 +862,8 @@ mod tests {
         let jobs = jobs(&dir, Duration::from_secs(60)).await;
         let lease = create_claimed(&jobs, "me").await;
         let mut transaction = jobs.store.begin().await.unwrap();
-        assert!(jobs.complete(&mut transaction, lease, None).await.unwrap());
+        let completed = jobs.complete(&mut transaction, lease, None, None).await;
+        assert!(completed.unwrap());
         drop(transaction);
         assert_eq!(jobs.look(lease).await.unwrap(), Kept::Held);
         assert!(complete(&jobs, lease, None).await);

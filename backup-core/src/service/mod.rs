@@ -23,18 +23,20 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::Notify;
 
 use crate::catalog::{
-    BackupEntry, BackupList, Catalog, Missing, Source, SyncReport, no_such_backup,
+    BackupEntry, BackupList, Catalog, Missing, Source, SyncReport, Synced, no_such_backup,
 };
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Created, Job, JobId, JobStatus, JobStore, JobStream, JobType, NewJob, Queue,
-    Watcher, owner_of_this_process,
+    CancelAnswer, Created, Job, JobCount, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
+    Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
 use crate::operations::{
@@ -58,6 +60,19 @@ pub struct BackupService {
     catalog: Catalog,
     queue: Queue,
     watcher: Watcher,
+}
+
+/// What a monitoring wants to know of all customers together. All times are by the database's clock.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Figures {
+    /// Jobs by type and state; what there is none of is left out.
+    pub jobs: Vec<JobCount>,
+    /// For how long the oldest job waits that nobody has taken up.
+    pub oldest_pending: Option<Duration>,
+    /// When the newest backup of each source was made.
+    pub newest_backups: Vec<(Source, Timestamp)>,
+    /// When each hosting server's repositories were last looked at.
+    pub synced: Vec<Synced>,
 }
 
 /// What became of the wish to delete a backup.
@@ -121,6 +136,21 @@ impl BackupService {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Whether requests can be answered: fails with [`ErrorKind::Unreachable`] unless the database answers at once.
+    pub async fn ready(&self) -> Result<()> {
+        self.store.require_answer().await
+    }
+
+    /// Figures for a monitoring: cheap enough for every few seconds.
+    pub async fn figures(&self) -> Result<Figures> {
+        Ok(Figures {
+            jobs: self.jobs.counts().await?,
+            oldest_pending: self.jobs.oldest_pending().await?,
+            newest_backups: self.catalog.newest().await?,
+            synced: self.catalog.syncs().await?,
+        })
     }
 
     /// The customers.

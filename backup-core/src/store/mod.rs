@@ -8,6 +8,8 @@ mod connect;
 mod migrate;
 mod query;
 
+use std::time::Duration;
+
 use sqlx::mysql::MySqlPool;
 use sqlx::sqlite::SqlitePool;
 
@@ -68,6 +70,19 @@ impl Store {
         }
     }
 
+    /// That the database answers, and at once.
+    pub(crate) async fn require_answer(&self) -> Result<()> {
+        const LIMIT: Duration = Duration::from_secs(2);
+        let answer = self.row::<(i64,)>("SELECT 1", &[]);
+        match tokio::time::timeout(LIMIT, answer).await {
+            Ok(answer) => answer.map(drop),
+            Err(_) => Err(Error::new(
+                ErrorKind::Unreachable,
+                format!("the database {} does not answer at once", self.shown),
+            )),
+        }
+    }
+
     /// Its address without the password, for messages.
     pub fn shown(&self) -> &str {
         &self.shown
@@ -102,12 +117,9 @@ fn explain(shown: &str, error: sqlx::Error) -> Error {
         | sqlx::Error::Protocol(_)
         | sqlx::Error::Tls(_) => (
             ErrorKind::Unreachable,
-            format!("the platform's database {shown} cannot be reached"),
+            format!("the database {shown} cannot be reached"),
         ),
-        _ => (
-            ErrorKind::Failed,
-            format!("the platform's database {shown} failed"),
-        ),
+        _ => (ErrorKind::Failed, format!("the database {shown} failed")),
     };
     Error::caused(kind, message, error)
 }
@@ -117,6 +129,7 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
     const SHUTTING_DOWN: [u16; 3] = [1053, 1927, 1317];
     // While an operator or a failover has it so.
     const READ_ONLY: [u16; 2] = [1290, 1836];
+    const DISK_FULL: [u16; 2] = [1021, 1114];
     const UNKNOWN_DATABASE: u16 = 1049;
     const UNKNOWN_COLUMN: u16 = 1054;
     let number = refusal
@@ -154,20 +167,27 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
             ),
         );
     }
+    if number.is_none()
+        && let Some(explained) = explain_sqlite(shown, refusal)
+    {
+        return explained;
+    }
     match number {
+        Some(n) if DISK_FULL.contains(&n) => (
+            ErrorKind::NoSpace,
+            format!("the disk of the database {shown} is full: make room on it"),
+        ),
         Some(n) if TOO_MANY_CONNECTIONS.contains(&n) || SHUTTING_DOWN.contains(&n) => (
             ErrorKind::Unreachable,
-            format!("the platform's database {shown} takes no more work now"),
+            format!("the database {shown} takes no more work now"),
         ),
         Some(n) if READ_ONLY.contains(&n) => (
             ErrorKind::Unreachable,
-            format!("the platform's database {shown} can only be read now"),
+            format!("the database {shown} can only be read now"),
         ),
         Some(n) if ACCESS_DENIED.contains(&n) => (
             ErrorKind::Refused,
-            format!(
-                "the platform's database {shown} refuses the account: check database.url and DB_PASSWORD"
-            ),
+            format!("the database {shown} refuses the account: check database.url and DB_PASSWORD"),
         ),
         Some(n) if COMMAND_DENIED.contains(&n) => (
             ErrorKind::Refused,
@@ -181,11 +201,52 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
             ErrorKind::Configuration,
             format!("there is no database {shown}: check database.url"),
         ),
-        _ => (
-            ErrorKind::Failed,
-            format!("the platform's database {shown} failed"),
-        ),
+        _ => (ErrorKind::Failed, format!("the database {shown} failed")),
     }
+}
+
+/// What a SQLite file says is wrong with it, or with the disk that it is on.
+fn explain_sqlite(
+    shown: &str,
+    refusal: &dyn sqlx::error::DatabaseError,
+) -> Option<(ErrorKind, String)> {
+    const PERMISSION: u32 = 3;
+    const READ_ONLY: u32 = 8;
+    const IO_ERROR: u32 = 10;
+    const CORRUPT: u32 = 11;
+    const FULL: u32 = 13;
+    const CANNOT_OPEN: u32 = 14;
+    const NOT_A_DATABASE: u32 = 26;
+    Some(match sqlite_code(refusal)? {
+        FULL => (
+            ErrorKind::NoSpace,
+            format!("the disk that has {shown} is full: make room on it"),
+        ),
+        READ_ONLY | PERMISSION | CANNOT_OPEN => (
+            ErrorKind::Refused,
+            format!(
+                "{shown} cannot be written or opened: check whose it is, and that its disk is not mounted read-only"
+            ),
+        ),
+        IO_ERROR => (
+            ErrorKind::Failed,
+            format!("the disk that has {shown} fails: see the log of the system"),
+        ),
+        CORRUPT | NOT_A_DATABASE => (
+            ErrorKind::Damaged,
+            format!(
+                "{shown} is damaged or no database: bring it back from a copy; the backups themselves do not depend on it"
+            ),
+        ),
+        _ => return None,
+    })
+}
+
+/// The kind of a failure of SQLite; its extended codes say more in the higher bits.
+fn sqlite_code(refusal: &dyn sqlx::error::DatabaseError) -> Option<u32> {
+    refusal.try_downcast_ref::<sqlx::sqlite::SqliteError>()?;
+    let code: u32 = refusal.code()?.parse().ok()?;
+    Some(code & 0xff)
 }
 
 /// Whether somebody else was in the way for a moment: the same again may succeed.
@@ -197,9 +258,9 @@ fn is_contention(refusal: &dyn sqlx::error::DatabaseError) -> bool {
     if let Some(mysql) = refusal.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
         return [LOCK_WAIT_TIMEOUT, DEADLOCK, RECORD_CHANGED].contains(&mysql.number());
     }
-    // SQLITE_BUSY and SQLITE_LOCKED, with their extended codes.
-    let code: Option<u32> = refusal.code().and_then(|code| code.parse().ok());
-    code.is_some_and(|code| matches!(code & 0xff, 5 | 6))
+    const BUSY: u32 = 5;
+    const LOCKED: u32 = 6;
+    sqlite_code(refusal).is_some_and(|code| matches!(code, BUSY | LOCKED))
 }
 
 /// Whether the account may not do that.

@@ -177,12 +177,12 @@ impl Runner {
         work: Work,
         control: &Control,
     ) -> Ended {
-        let entry = match &work {
-            Work::Backup(report) => Some(report.entry(job.note.clone())),
-            Work::Found(entry) => Some((**entry).clone()),
-            Work::Restore(_) => None,
+        let (entry, bytes) = match &work {
+            Work::Backup(report) => (Some(report.entry(job.note.clone())), Some(report.bytes)),
+            Work::Found(entry) => (Some((**entry).clone()), entry.bytes),
+            Work::Restore(report) => (None, Some(report.bytes)),
         };
-        match self.complete(job, lease, entry).await {
+        match self.complete(job, lease, entry, bytes).await {
             Ok(true) => {}
             Ok(false) => return Ended::Lost,
             // What was written is noted in the job: who takes it up finds it.
@@ -226,8 +226,10 @@ impl Runner {
             let found = self
                 .blocking(move |engine| engine.find_manual(customer, &intended))
                 .await?;
-            if found.is_some() {
-                if self.complete(&claimed.job, claimed.lease, found).await? {
+            if let Some(found) = found {
+                let bytes = found.bytes;
+                let completed = self.complete(&claimed.job, claimed.lease, Some(found), bytes);
+                if completed.await? {
                     self.forget_beyond_retention(&claimed.job, intended).await;
                 }
                 tracing::info!(job = %job.id, "completed: its worker had died after writing the snapshot {intended}");
@@ -448,7 +450,13 @@ impl Runner {
     }
 
     /// The job's end: its row and the catalogue's in one transaction. False where another worker has ended it otherwise; then the snapshot is gone.
-    async fn complete(&self, job: &Job, lease: Lease, entry: Option<BackupEntry>) -> Result<bool> {
+    async fn complete(
+        &self,
+        job: &Job,
+        lease: Lease,
+        entry: Option<BackupEntry>,
+        bytes: Option<u64>,
+    ) -> Result<bool> {
         let repository = match &entry {
             Some(_) => Some(self.blocking(|engine| Ok(engine.manual()?.id())).await?),
             None => None,
@@ -464,7 +472,7 @@ impl Runner {
         let since = Instant::now();
         loop {
             let done = self
-                .patiently(job, || self.try_complete(job, lease, recorded))
+                .patiently(job, || self.try_complete(job, lease, recorded, bytes))
                 .await?;
             if done {
                 return Ok(true);
@@ -504,12 +512,13 @@ impl Runner {
         job: &Job,
         lease: Lease,
         recorded: Option<(&BackupEntry, &str)>,
+        bytes: Option<u64>,
     ) -> Result<bool> {
         let mut transaction = self.store.begin().await?;
         let snapshot = recorded.map(|(entry, _)| entry.id);
         if !self
             .jobs
-            .complete(&mut transaction, lease, snapshot)
+            .complete(&mut transaction, lease, snapshot, bytes)
             .await?
         {
             return Ok(false);

@@ -34,21 +34,6 @@ mod tests {
 
     #[test]
     fn a_customer_is_told_nothing_of_the_machines() {
-        let kinds = [
-            ErrorKind::InvalidInput,
-            ErrorKind::Configuration,
-            ErrorKind::NotFound,
-            ErrorKind::Busy,
-            ErrorKind::Refused,
-            ErrorKind::Unreachable,
-            ErrorKind::NoSpace,
-            ErrorKind::Timeout,
-            ErrorKind::Cancelled,
-            ErrorKind::Damaged,
-            ErrorKind::Interrupted,
-            ErrorKind::Stuck,
-            ErrorKind::Failed,
-        ];
         let failures = [
             Failure::Cancelled,
             Failure::Timeout,
@@ -56,7 +41,7 @@ mod tests {
             Failure::Stuck,
             Failure::Error,
         ];
-        for kind in kinds {
+        for kind in ErrorKind::ALL {
             let error = Error::caused(
                 kind,
                 "cannot read /var/customers/customer-7/secret on 10.0.0.5: SELECT password",

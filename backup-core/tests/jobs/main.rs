@@ -5,6 +5,8 @@ mod cancel;
 mod claims;
 mod contention;
 mod databases;
+mod disks;
+mod figures;
 mod leases;
 mod migrate;
 mod model;

@@ -1,17 +1,18 @@
-//! `serve`: whether the service is there, over HTTP, and jobs where it is asked to.
+//! `serve`: the dashboard and the API over HTTP, and jobs where it is asked to.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use backup_core::config::{Config, Origin};
 use backup_core::error::{Error, Result};
 use backup_core::operations::Engine;
 use backup_core::progress::Cancel;
 use backup_core::service::BackupService;
 use backup_core::worker::Stopping;
-use leptos::config::LeptosOptions;
+use futures_util::future::try_join_all;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -41,10 +42,9 @@ pub fn run(
             return Ok(ExitCode::SUCCESS);
         };
         // Before any job is taken: what cannot serve ends here.
-        let leptos = http::site::options()?;
-        let listener = bind(&service).await?;
+        let servers = servers(&service, stopping.clone()).await?;
         let worker = runs_jobs.then(|| tokio::spawn(service.worker(engine).run(stopping.clone())));
-        answer(listener, &service, leptos, stopping).await?;
+        answer(servers, stopping).await?;
         if let Some(worker) = worker
             && let Err(error) = worker.await
         {
@@ -55,36 +55,53 @@ pub fn run(
     })
 }
 
-async fn bind(service: &BackupService) -> Result<TcpListener> {
-    let address = service.config().server.listen;
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|e| Error::io(format!("cannot listen on {address} (server.listen)"), e))?;
-    if let Ok(address) = listener.local_addr() {
+/// A listener, and what is answered on it.
+type Server = (TcpListener, Router);
+
+async fn servers(
+    service: &BackupService,
+    stopping: watch::Receiver<Stopping>,
+) -> Result<Vec<Server>> {
+    let config = &service.config().server;
+    let leptos = http::site::options()?;
+    let routers = http::routers(service.clone(), leptos, stopping)?;
+    let dashboard = bind(config.listen, "server.listen").await?;
+    if let Ok(address) = dashboard.local_addr() {
         tracing::info!("listening on http://{address}");
     }
-    Ok(listener)
+    let mut servers = vec![(dashboard, routers.dashboard)];
+    if let (Some(address), Some(metrics)) = (config.metrics_listen, routers.metrics) {
+        let listener = bind(address, "server.metrics_listen").await?;
+        if let Ok(address) = listener.local_addr() {
+            tracing::info!("metrics are at http://{address}/metrics");
+        }
+        servers.push((listener, metrics));
+    }
+    Ok(servers)
 }
 
-async fn answer(
-    listener: TcpListener,
-    service: &BackupService,
-    leptos: LeptosOptions,
-    stopping: watch::Receiver<Stopping>,
-) -> Result<()> {
-    let router = http::router(service.clone(), leptos, stopping.clone())?;
-    let serving = axum::serve(
-        listener,
-        router.into_make_service_with_connect_info::<SocketAddr>(),
-    )
-    .with_graceful_shutdown(end_of(stopping.clone()))
-    .into_future();
+async fn bind(address: SocketAddr, key: &str) -> Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Error::io(format!("cannot listen on {address} ({key})"), e))
+}
+
+/// Until all answers are given that were asked for before the end.
+async fn answer(servers: Vec<Server>, stopping: watch::Receiver<Stopping>) -> Result<()> {
+    let serving = servers.into_iter().map(|(listener, router)| {
+        let router = router.into_make_service_with_connect_info::<SocketAddr>();
+        axum::serve(listener, router)
+            .with_graceful_shutdown(end_of(stopping.clone()))
+            .into_future()
+    });
     let overdue = async {
-        end_of(stopping).await;
+        end_of(stopping.clone()).await;
         tokio::time::sleep(GRACE).await;
     };
     tokio::select! {
-        served = serving => served.map_err(|e| Error::io("the server ended", e)),
+        served = try_join_all(serving) => {
+            served.map(drop).map_err(|e| Error::io("the server ended", e))
+        }
         () = overdue => Ok(()),
     }
 }

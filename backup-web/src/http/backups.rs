@@ -16,7 +16,7 @@ use backup_core::error::ErrorKind;
 use backup_core::jobs::{CancelAnswer, Created, Job, JobId, JobType};
 use backup_core::operations::{BackupRequest, RestoreRequest};
 use backup_core::repository::{BackupType, SnapshotId};
-use backup_core::service::BackupService;
+use backup_core::service::{BackupService, Deleted};
 use backup_core::session::SessionToken;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -31,6 +31,7 @@ pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create))
         .routes(routes!(restore))
+        .routes(routes!(delete))
         .routes(routes!(cancel))
         .routes(routes!(dismiss))
 }
@@ -56,6 +57,14 @@ struct NewRestore {
     /// Whether the shop stays up until the moment of the exchange.
     #[serde(default, deserialize_with = "checkbox")]
     online: bool,
+}
+
+/// A backup to be deleted.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct Deletion {
+    /// The word `DELETE`.
+    confirmation: String,
 }
 
 /// Nothing to say.
@@ -153,6 +162,58 @@ async fn queue_restore(
     };
     let created = service.restore(customer, &request).await?;
     queued(created, "Your restore is queued and starts in a moment.")
+}
+
+/// Delete a backup that the customer made himself.
+#[utoipa::path(post, path = "/backups/{id}/delete", tag = "backups",
+    params(("id" = String, Path, description = "The backup's id.")),
+    request_body(content((Deletion = "application/x-www-form-urlencoded"), (Deletion = "application/json"))),
+    responses(
+        (status = 200, body = Outcome, description = "It is deleted."),
+        (status = 303, description = "The same for a browser, which is sent back to the page."),
+        (status = 400, body = Outcome, description = "It is not confirmed, or not one that the customer made himself."),
+        (status = 404, body = Outcome, description = "There is no such backup of this customer."),
+        (status = 409, body = Outcome, description = "A job has not ended yet."),
+    ))]
+async fn delete(
+    State(service): State<BackupService>,
+    caller: Caller,
+    Path(id): Path<String>,
+    Input(deletion): Input<Deletion>,
+) -> Response {
+    let found = find(&service, caller.customer, &id).await;
+    let (page, done) = match found {
+        Ok(found) => (
+            format!("/backups/{}", found.1.id),
+            delete_backup(&service, caller.customer, found, &deletion).await,
+        ),
+        Err(refusal) => ("/backups".into(), Err(refusal)),
+    };
+    let page = if done.is_ok() { "/backups" } else { &page };
+    caller.answer(&service, done, page).await
+}
+
+async fn delete_backup(
+    service: &BackupService,
+    customer: CustomerId,
+    (source, entry): (Source, BackupEntry),
+    deletion: &Deletion,
+) -> Result<Outcome, Refusal> {
+    const CONFIRMATION: &str = "DELETE";
+    if source != Source::Manual {
+        return Err(Refusal::bad(
+            "Only backups that you made yourself can be deleted.",
+        ));
+    }
+    if deletion.confirmation != CONFIRMATION {
+        return Err(Refusal::bad(
+            "Nothing was deleted: please type DELETE in capital letters to confirm.",
+        ));
+    }
+    match service.delete_backup(customer, &entry.id).await? {
+        Deleted::Done => Ok(done("The backup is deleted.", None)),
+        Deleted::InTheWay(job) => Err(in_the_way(&job)),
+    }
 }
 
 /// Cancel a job that waits, or that runs and is not past the point of no return.

@@ -17,8 +17,8 @@ pub fn router() -> Router<AppState> {
 
 /// Whether requests can be answered: the database is there.
 async fn readyz(State(service): State<BackupService>) -> Result<&'static str, Refusal> {
-    match service.jobs(None, 1).await {
-        Ok(_) => Ok("ok\n"),
+    match service.ready().await {
+        Ok(()) => Ok("ok\n"),
         Err(error) => {
             tracing::warn!("not ready: {}", error.chain());
             Err(Refusal::new(

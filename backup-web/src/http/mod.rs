@@ -10,6 +10,7 @@ mod headers;
 mod health;
 mod input;
 mod login;
+mod metrics;
 mod observe;
 mod refusal;
 mod session;
@@ -37,6 +38,7 @@ use utoipa_axum::router::OpenApiRouter;
 use api::Streams;
 use headers::HasTls;
 use login::Guesses;
+use metrics::Metrics;
 use refusal::Refusal;
 use session::SessionCookie;
 
@@ -48,27 +50,43 @@ struct AppState {
     cookie: SessionCookie,
     guesses: Guesses,
     streams: Streams,
+    metrics: Metrics,
+}
+
+/// What is answered, and where.
+pub struct Routers {
+    /// At `server.listen`.
+    pub dashboard: Router,
+    /// At `server.metrics_listen`, where that is configured.
+    pub metrics: Option<Router>,
 }
 
 /// All routes.
-pub fn router(
+pub fn routers(
     service: BackupService,
     leptos: LeptosOptions,
     stopping: watch::Receiver<Stopping>,
-) -> Result<Router> {
+) -> Result<Routers> {
     let config = &service.config().server;
     let same_site = guard::same_site(config)?;
     let has_tls = HasTls(config.has_tls());
+    let has_own_listener = config.metrics_listen.is_some();
     let state = AppState {
         cookie: SessionCookie::new(has_tls),
         guesses: Guesses::default(),
         streams: Streams::new(stopping),
+        metrics: Metrics::new(),
         service,
         leptos,
     };
     let open = health::router().merge(site::router(&state.leptos));
+    let open = if has_own_listener {
+        open
+    } else {
+        open.merge(metrics::beside_dashboard())
+    };
     // The last comes first.
-    Ok(closed(&state)
+    let dashboard = closed(&state)
         .layer(from_fn_with_state(state.clone(), session::admit))
         .merge(open)
         .layer(same_site)
@@ -77,8 +95,12 @@ pub fn router(
         .layer(guard::panics())
         .layer(from_fn(refusal::render))
         .layer(from_fn_with_state(has_tls, headers::set))
-        .layer(from_fn(observe::observe))
-        .with_state(state))
+        .layer(from_fn_with_state(state.metrics.clone(), observe::observe));
+    let metrics = metrics::on_own_listener().layer(from_fn(refusal::render));
+    Ok(Routers {
+        dashboard: dashboard.with_state(state.clone()),
+        metrics: has_own_listener.then(|| metrics.with_state(state)),
+    })
 }
 
 /// What a login is needed for; also what does not exist, for that is nobody's business either.

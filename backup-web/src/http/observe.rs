@@ -4,11 +4,13 @@
 
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::Response;
 use tracing::Instrument;
+
+use super::metrics::Metrics;
 
 const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -17,7 +19,7 @@ const HEADER: HeaderName = HeaderName::from_static("x-request-id");
 pub struct RequestId(pub String);
 
 /// Outermost of all.
-pub async fn observe(mut request: Request, next: Next) -> Response {
+pub async fn observe(State(metrics): State<Metrics>, mut request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let id = id_of(request.headers());
     let method = request.method().clone();
@@ -30,6 +32,7 @@ pub async fn observe(mut request: Request, next: Next) -> Response {
     async {
         let mut response = next.run(request).await;
         let (status, took) = (response.status(), begun.elapsed());
+        metrics.answered(&method, &route, status, took);
         tracing::info!(
             %method, route, status = status.as_u16(), ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
             "answered"

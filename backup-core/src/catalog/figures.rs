@@ -1,0 +1,53 @@
+//! Figures of the whole catalogue, for a monitoring that asks every few seconds.
+//!
+//! Never: a look at each of hundreds of thousands of rows; the index `backups_of_source` ends with what is asked for.
+
+use jiff::Timestamp;
+
+use super::{Catalog, Source};
+use crate::error::Result;
+use crate::store::values;
+
+const NEWEST: &str =
+    "SELECT MAX(time) FROM customer_backups WHERE source = ? AND deleted_at IS NULL";
+const SYNCS: &str = "SELECT u.server, u.source, r.synced_at FROM backup_repository_users u
+    JOIN backup_repositories r ON r.repository_id = u.repository_id
+    WHERE r.synced_at IS NOT NULL ORDER BY u.server, u.source";
+
+/// When a hosting server's repository was last looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Synced {
+    /// The hosting server.
+    pub server: String,
+    /// Which of its repositories: `manual` or `daily`.
+    pub source: String,
+    /// When the catalogue was last brought in step with it.
+    pub at: Timestamp,
+}
+
+impl Catalog {
+    /// When the newest backup of each source was made, of whichever customer; a source that has none is left out.
+    pub(crate) async fn newest(&self) -> Result<Vec<(Source, Timestamp)>> {
+        let mut newest = Vec::new();
+        for source in [Source::Manual, Source::Daily, Source::PreRestore] {
+            let values = values![source.as_str()];
+            let row: Option<(Option<i64>,)> = self.store.row(NEWEST, values).await?;
+            let time = row.and_then(|(time,)| Timestamp::from_millisecond(time?).ok());
+            newest.extend(time.map(|time| (source, time)));
+        }
+        Ok(newest)
+    }
+
+    /// When the repositories were last looked at; one that never was is left out.
+    pub(crate) async fn syncs(&self) -> Result<Vec<Synced>> {
+        let rows: Vec<(String, String, i64)> = self.store.rows(SYNCS, &[]).await?;
+        let synced = |(server, source, at): (String, String, i64)| {
+            Some(Synced {
+                server,
+                source,
+                at: Timestamp::from_millisecond(at).ok()?,
+            })
+        };
+        Ok(rows.into_iter().filter_map(synced).collect())
+    }
+}

@@ -1,0 +1,239 @@
+//! `/metrics`, for Prometheus: requests as they are answered, jobs and backups out of the database when somebody looks.
+//!
+//! Never: a customer in it; an answer to anybody but this machine, or the listener that the operator chose for it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{ConnectInfo, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::service::{BackupService, Figures};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+use tokio::sync::Mutex;
+
+use super::AppState;
+use super::refusal::Refusal;
+
+/// Figures of the database are that old at most: however many look, it is asked no more often.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// Seconds: from what is in memory to what hardly anybody waits for.
+const BUCKETS: [f64; 10] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+type Labels<const N: usize> = [(&'static str, String); N];
+type Whole = Gauge<i64>;
+type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
+
+/// All that is counted. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Arc<Registry>,
+    requests: Family<Labels<3>, Counter>,
+    request_seconds: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    of_database: OfDatabase,
+    looked_at: Arc<Mutex<Option<Instant>>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct OfDatabase {
+    is_up: Whole,
+    jobs: Family<Labels<2>, Whole>,
+    job_seconds: Family<Labels<2>, Seconds>,
+    job_bytes: Family<Labels<2>, Whole>,
+    queue_age: Seconds,
+    last_backup: Family<Labels<1>, Seconds>,
+    last_sync: Family<Labels<2>, Seconds>,
+}
+
+/// Beside the dashboard, for this machine alone: a proxy on it speaks for others, and says so.
+pub fn beside_dashboard() -> Router<AppState> {
+    async fn answer(
+        State(state): State<AppState>,
+        ConnectInfo(peer): ConnectInfo<SocketAddr>,
+        headers: HeaderMap,
+    ) -> Result<Response, Refusal> {
+        let is_forwarded = ["x-forwarded-for", "forwarded", "x-real-ip"]
+            .iter()
+            .any(|name| headers.contains_key(*name));
+        if !peer.ip().to_canonical().is_loopback() || is_forwarded {
+            return Err(StatusCode::NOT_FOUND.into());
+        }
+        show(State(state)).await
+    }
+    Router::new().route("/metrics", get(answer))
+}
+
+/// On a listener of its own: whoever reaches that may look.
+pub fn on_own_listener() -> Router<AppState> {
+    Router::new().route("/metrics", get(show))
+}
+
+async fn show(State(state): State<AppState>) -> Result<Response, Refusal> {
+    let text = state.metrics.text(&state.service).await?;
+    Ok(([(CONTENT_TYPE, OPEN_METRICS)], text).into_response())
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let requests = Family::default();
+        let request_seconds: Family<_, _, fn() -> Histogram> =
+            Family::new_with_constructor(|| Histogram::new(BUCKETS));
+        let of_database = OfDatabase::default();
+        let mut registry = Registry::with_prefix("shophosting_backup");
+        registry.register("http_requests", "Requests answered", requests.clone());
+        registry.register(
+            "http_request_seconds",
+            "Time until an answer began",
+            request_seconds.clone(),
+        );
+        of_database.register(&mut registry);
+        Self {
+            registry: Arc::new(registry),
+            requests,
+            request_seconds,
+            of_database,
+            looked_at: Arc::default(),
+        }
+    }
+
+    /// Count a request.
+    pub fn answered(&self, method: &Method, route: &str, status: StatusCode, took: Duration) {
+        // Anybody can make up methods.
+        const KNOWN: [&str; 7] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
+        let method = KNOWN.into_iter().find(|known| *known == method.as_str());
+        let labels = [
+            ("method", method.unwrap_or("other").to_owned()),
+            ("route", route.to_owned()),
+            ("status", status.as_u16().to_string()),
+        ];
+        self.requests.get_or_create(&labels).inc();
+        self.request_seconds
+            .get_or_create(&[("route", route.to_owned())])
+            .observe(took.as_secs_f64());
+    }
+
+    async fn text(&self, service: &BackupService) -> Result<String> {
+        self.look(service).await;
+        let mut text = String::new();
+        encode(&mut text, &self.registry)
+            .map_err(|e| Error::caused(ErrorKind::Failed, "the metrics cannot be written", e))?;
+        Ok(text)
+    }
+
+    /// Those who come meanwhile wait for the one that asks.
+    async fn look(&self, service: &BackupService) {
+        let mut looked_at = self.looked_at.lock().await;
+        if looked_at.is_some_and(|at| at.elapsed() < FRESH) {
+            return;
+        }
+        match service.figures().await {
+            Ok(figures) => self.of_database.set(&figures),
+            Err(error) => {
+                tracing::warn!(
+                    "the metrics lack the figures of the database: {}",
+                    error.chain()
+                );
+                self.of_database.forget();
+            }
+        }
+        *looked_at = Some(Instant::now());
+    }
+}
+
+impl OfDatabase {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "database_up",
+            "Whether the database answers",
+            self.is_up.clone(),
+        );
+        registry.register("jobs", "Jobs in the table", self.jobs.clone());
+        registry.register(
+            "job_seconds",
+            "What ended jobs took, all together",
+            self.job_seconds.clone(),
+        );
+        registry.register(
+            "job_bytes",
+            "Bytes that jobs saved or restored, all together",
+            self.job_bytes.clone(),
+        );
+        registry.register(
+            "queue_age_seconds",
+            "How long the oldest job that waits has waited",
+            self.queue_age.clone(),
+        );
+        registry.register(
+            "last_backup_timestamp_seconds",
+            "When the newest backup was made",
+            self.last_backup.clone(),
+        );
+        registry.register(
+            "last_sync_timestamp_seconds",
+            "When the catalogue was last brought in step with a hosting server's repository",
+            self.last_sync.clone(),
+        );
+    }
+
+    fn set(&self, figures: &Figures) {
+        self.forget();
+        self.is_up.set(1);
+        for count in &figures.jobs {
+            let labels = [
+                ("type", count.job_type.to_string()),
+                ("status", count.status.to_string()),
+            ];
+            self.jobs.get_or_create(&labels).set(whole(count.jobs));
+            self.job_seconds
+                .get_or_create(&labels)
+                .set(count.duration.as_secs_f64());
+            self.job_bytes
+                .get_or_create(&labels)
+                .set(whole(count.bytes));
+        }
+        let age = figures.oldest_pending.unwrap_or_default();
+        self.queue_age.set(age.as_secs_f64());
+        for (source, newest) in &figures.newest_backups {
+            self.last_backup
+                .get_or_create(&[("source", source.to_string())])
+                .set(newest.as_duration().as_secs_f64());
+        }
+        for synced in &figures.synced {
+            let labels = [
+                ("server", synced.server.clone()),
+                ("source", synced.source.clone()),
+            ];
+            self.last_sync
+                .get_or_create(&labels)
+                .set(synced.at.as_duration().as_secs_f64());
+        }
+    }
+
+    /// Better nothing than what is not so any more.
+    fn forget(&self) {
+        self.is_up.set(0);
+        self.jobs.clear();
+        self.job_seconds.clear();
+        self.job_bytes.clear();
+        self.queue_age.set(0.0);
+        self.last_backup.clear();
+        self.last_sync.clear();
+    }
+}
+
+fn whole(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
