@@ -24,6 +24,7 @@ pub fn shell(options: LeptosOptions) -> impl IntoView {
                 <meta name="color-scheme" content="light dark" />
                 <MetaTags />
                 {has_bundle.then(|| view! {
+                    <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
                     <HashedStylesheet options=options.clone() />
                     <HydrationScripts options=options.clone() />
                 })}
