@@ -1,7 +1,7 @@
 # Thin on purpose: every target calls cargo, xtask or one script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps lint licences bundle test demo demo-cli bench
+.PHONY: help deps lint licences bundle test end2end screenshots demo demo-cli bench
 
 # Tests, demo and benchmarks start servers and restore files with their owners: that takes root. Whoever is not
 # root builds as himself, and cargo runs what it built through sudo.
@@ -11,7 +11,7 @@ export CARGO_TARGET_$(host)_RUNNER := sudo --preserve-env env PATH=$(PATH)
 endif
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 deps: ## Install what building and testing need and this machine lacks (Debian, Ubuntu)
 	@xtask/install-deps
@@ -33,6 +33,15 @@ bundle: deps ## The browser's part of the dashboard: script, WebAssembly, style;
 
 test: deps lint licences ## Everything that has to pass before a change goes in
 	cargo test --workspace --locked --no-fail-fast
+	@$(MAKE) --no-print-directory end2end
+
+end2end: bundle ## Drive a real browser against server, worker, shops and backup server
+	cargo build --locked -p backup-web
+	cargo run --locked --quiet -p xtask -- end2end
+
+screenshots: bundle ## Pictures of every page and state, in target/screenshots
+	cargo build --locked -p backup-web
+	cargo run --locked --quiet -p xtask -- screenshots
 
 demo: bundle ## The dashboard with two real shops, at http://127.0.0.1:3000; Ctrl-C stops it
 	cargo build --locked -p backup-web

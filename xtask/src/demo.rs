@@ -4,7 +4,7 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::Result;
 use xtask::sandbox::{Options, Owner, Sandbox};
 
 use crate::measure;
@@ -33,27 +33,14 @@ pub fn run(binary: &Path) -> Result<()> {
         "{:>6.1} s  two backups that customer 1 made himself",
         started.elapsed().as_secs_f64()
     );
-    back_up(&sandbox, "both", "Before the new theme")?;
-    back_up(&sandbox, "db", "Prices for the sale are in")?;
+    sandbox.back_up(1, "both", "Before the new theme")?;
+    measure::check_interrupted()?;
+    sandbox.back_up(1, "db", "Prices for the sale are in")?;
     introduce(&sandbox);
     while measure::check_interrupted().is_ok() {
         sandbox.check_alive()?;
         thread::sleep(PAUSE);
     }
-    Ok(())
-}
-
-fn back_up(sandbox: &Sandbox, backup_type: &str, note: &str) -> Result<()> {
-    measure::check_interrupted()?;
-    let output = sandbox
-        .command()
-        .args(["backup", "1", "--type", backup_type, "--note", note])
-        .output()?;
-    ensure!(
-        output.status.success(),
-        "the backup failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
     Ok(())
 }
 

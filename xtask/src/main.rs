@@ -3,6 +3,7 @@
 mod bench;
 mod demo;
 mod demo_cli;
+mod end2end;
 mod measure;
 
 use std::env;
@@ -20,6 +21,9 @@ usage: cargo run -p xtask -- TASK [--binary FILE]
 
   demo              the dashboard with two real shops, at http://127.0.0.1:3000, until Ctrl-C
   demo-cli          back up a real shop, wreck it, restore it, prove that it is the same
+  end2end [--playwright ARGUMENTS]
+                    drive a real browser against all of it
+  screenshots       pictures of every page and state, in target/screenshots
   bench [--runs N] [--scale PERCENT]
                     time and memory beside the stock restic; writes docs/benchmarks.md
 
@@ -41,12 +45,14 @@ fn task() -> Result<()> {
         bail!("{USAGE}")
     };
     let (mut binary, mut runs, mut scale) = (None, 1, 100);
+    let mut playwright = String::new();
     while let Some(option) = arguments.next() {
         let value = arguments
             .next()
             .with_context(|| format!("{option} takes a value\n\n{USAGE}"))?;
         match option.as_str() {
             "--binary" => binary = Some(PathBuf::from(value)),
+            "--playwright" => playwright = value,
             "--runs" => runs = value.parse().context("--runs takes a number")?,
             "--scale" => scale = value.parse().context("--scale takes a percentage")?,
             _ => bail!("{option} is unknown\n\n{USAGE}"),
@@ -55,6 +61,7 @@ fn task() -> Result<()> {
     match task.as_str() {
         "demo" => demo::run(&product(binary, "debug")?),
         "demo-cli" => demo_cli::run(&product(binary, "debug")?),
+        "end2end" | "screenshots" => end2end::run(&product(binary, "debug")?, &task, &playwright),
         "bench" => bench::run(&product(binary, "release")?, runs, scale),
         _ => bail!("{task} is unknown\n\n{USAGE}"),
     }

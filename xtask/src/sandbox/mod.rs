@@ -218,6 +218,21 @@ impl Sandbox {
         Ok(String::from_utf8(output.stdout)?)
     }
 
+    /// Let a customer make a backup: `db`, `files` or `both`.
+    pub fn back_up(&self, customer: u32, backup_type: &str, note: &str) -> Result<()> {
+        let customer = customer.to_string();
+        let output = self
+            .command()
+            .args(["backup", &customer, "--type", backup_type, "--note", note])
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "the backup failed: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        Ok(())
+    }
+
     /// An error if the server or the worker has ended by itself.
     pub fn check_alive(&self) -> Result<()> {
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,118 @@
+// The dashboard as a customer sees and hears it, and the test that everything is built on: logged in, with a clean console.
+
+import { test as base, expect, type Locator, type Page } from '@playwright/test';
+import { owner, type Owner } from './sandbox';
+
+interface Options {
+  /** Who looks at the dashboard; 0: nobody. */
+  customer: number;
+}
+
+interface Fixtures {
+  me: Owner;
+  /** What the browser complained about. A test that provokes something takes it out; the rest fails it. */
+  complaints: string[];
+}
+
+export const test = base.extend<Options & Fixtures>({
+  customer: [0, { option: true }],
+  me: async ({ customer }, use) => use(owner(customer)),
+  storageState: async ({ customer, playwright, baseURL }, use) => {
+    if (customer === 0) return use({ cookies: [], origins: [] });
+    const request = await playwright.request.newContext({ baseURL });
+    const { email, password } = owner(customer);
+    const answer = await request.post('/login', { data: { email, password }, headers: { accept: 'application/json' } });
+    expect(answer.status(), await answer.text()).toBe(200);
+    await use(await request.storageState());
+    await request.dispose();
+  },
+  complaints: [
+    async ({ context }, use) => {
+      const complaints: string[] = [];
+      context.on('console', (message) => {
+        if (['error', 'warning'].includes(message.type())) complaints.push(`${message.text()} ${message.location().url}`);
+      });
+      context.on('weberror', (error) => complaints.push(String(error.error())));
+      await use(complaints);
+      expect(complaints, 'what the browser complained about').toEqual([]);
+    },
+    { auto: true },
+  ],
+});
+
+export { expect };
+
+export type Part = 'both' | 'db' | 'files';
+
+const CHOICES: Record<Part, RegExp> = { both: /^Database & files/, db: /^Database only/, files: /^Files only/ };
+
+/** The section of a page under a heading. */
+export function section(page: Page, name: string): Locator {
+  return page.getByRole('region', { name });
+}
+
+/** What is told of the newest job when it failed. */
+export function failure(page: Page, title: string): Locator {
+  return page.getByRole('alert', { name: title });
+}
+
+/** The question on the screen. */
+export function question(page: Page, title: string | RegExp): Locator {
+  return page.getByRole('dialog', { name: title });
+}
+
+/** Open the question about a new backup. Modal: the page has come to life. */
+export async function askForBackup(page: Page, part: Part): Promise<Locator> {
+  await section(page, 'Make a backup').getByRole('link', { name: CHOICES[part] }).click();
+  const dialog = question(page, /^Back up/);
+  await expect(page.locator('dialog:modal')).toBeVisible();
+  return dialog;
+}
+
+export async function startBackup(page: Page, part: Part, note = ''): Promise<void> {
+  const dialog = await askForBackup(page, part);
+  await dialog.getByLabel('Note').fill(note);
+  await dialog.getByRole('button', { name: 'Start the backup' }).click();
+  await expect(dialog).toBeHidden();
+}
+
+/** Open the question whether to restore a backup of a list. */
+export async function askForRestore(page: Page, backup: Locator): Promise<Locator> {
+  await backup.getByRole('link', { name: /^Restore/ }).click();
+  await expect(page.locator('dialog:modal')).toBeVisible();
+  return question(page, 'Restore this backup?');
+}
+
+export async function startRestore(page: Page, backup: Locator, choice?: RegExp): Promise<void> {
+  const dialog = await askForRestore(page, backup);
+  if (choice) await dialog.getByRole('radio', { name: choice }).check();
+  await dialog.getByLabel('to confirm').fill('RESTORE');
+  await dialog.getByRole('button', { name: 'Restore now' }).click();
+  await expect(dialog).toBeHidden();
+}
+
+/** Backups of a section, newest first. */
+export function backups(page: Page, name: string): Locator {
+  return section(page, name).getByRole('listitem');
+}
+
+/** Recent jobs, newest first. */
+export function jobs(page: Page): Locator {
+  return section(page, 'Recent activity').getByRole('listitem');
+}
+
+/** Wait for the end of the job that was just started, as the page tells it. */
+export async function untilDone(page: Page, title: string): Promise<void> {
+  await expect(jobs(page).first()).toContainText(title);
+  await expect(jobs(page).first()).toContainText('Done');
+  await expect(section(page, 'Make a backup').getByRole('link')).toHaveCount(3);
+}
+
+/** A page that is not loaded again keeps this. */
+export async function mark(page: Page): Promise<void> {
+  await page.evaluate(() => Object.assign(window, { marked: true }));
+}
+
+export async function isMarked(page: Page): Promise<boolean> {
+  return page.evaluate(() => 'marked' in window);
+}

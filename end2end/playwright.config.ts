@@ -1,0 +1,29 @@
+import { defineConfig } from '@playwright/test';
+import { facts } from './sandbox';
+
+// Started by `xtask end2end` and `xtask screenshots`, beside a sandbox.
+export default defineConfig({
+  testDir: 'tests',
+  outputDir: 'test-results',
+  snapshotPathTemplate: '{testDir}/snapshots/{arg}{ext}',
+  // Each file has a customer of its own; jobs of one customer have to wait for each other.
+  workers: 2,
+  fullyParallel: false,
+  forbidOnly: true,
+  retries: 0,
+  timeout: 90_000,
+  expect: { timeout: 30_000 },
+  reporter: [['list']],
+  use: {
+    baseURL: facts.url,
+    browserName: 'chromium',
+    launchOptions: { executablePath: '/usr/bin/chromium', args: ['--no-sandbox'] },
+    locale: 'en-GB',
+    timezoneId: 'Europe/Berlin',
+    trace: 'retain-on-failure',
+  },
+  projects: [
+    { name: 'end2end', testIgnore: /screenshots/ },
+    { name: 'screenshots', testMatch: /screenshots/ },
+  ],
+});

@@ -1,0 +1,78 @@
+// The sandbox that the browser is driven against: its facts, its switches, and a look behind the pages.
+
+import { execFileSync, spawn } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { connect } from 'node:net';
+import { text } from 'node:stream/consumers';
+
+export interface Owner {
+  id: number;
+  name: string;
+  email: string;
+  password: string;
+  /** His shop, through nginx. */
+  shop: string;
+  /** The directory of his site. */
+  site: string;
+  /** His schema. */
+  database: string;
+}
+
+interface Facts {
+  url: string;
+  owners: Owner[];
+  control: string;
+  platform: string;
+  database_socket: string;
+  database_password: string;
+}
+
+export const facts: Facts = JSON.parse(readFileSync(required('SANDBOX'), 'utf8'));
+
+export function owner(id: number): Owner {
+  const found = facts.owners.find((owner) => owner.id === id);
+  if (!found) throw new Error(`there is no customer ${id}`);
+  return found;
+}
+
+/** Work a switch: `stop worker`, `start worker`, `line 200000`. */
+export async function turn(line: string): Promise<void> {
+  const socket = connect(facts.control);
+  socket.write(`${line}\n`);
+  const answer = await text(socket);
+  if (answer !== 'done\n') throw new Error(`${line}: ${answer}`);
+}
+
+/** Run SQL as root; a line per row, tabs between columns. */
+export function sql(statement: string, database = facts.platform): string {
+  return execFileSync('mariadb', [...client(), database], {
+    env: { ...process.env, MYSQL_PWD: facts.database_password },
+    input: statement,
+    encoding: 'utf8',
+  });
+}
+
+/** Lock a table, so that every dump waits; gives the function that sets it free. */
+export async function lockTable(database: string, table: string): Promise<() => Promise<void>> {
+  const holder = spawn('mariadb', [...client(), '--unbuffered', database], {
+    env: { ...process.env, MYSQL_PWD: facts.database_password },
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  const ended = new Promise<void>((resolve) => holder.once('close', () => resolve()));
+  holder.stdin.write(`LOCK TABLES ${table} WRITE;\nSELECT 'locked';\n`);
+  await new Promise<void>((resolve) => holder.stdout.once('data', () => resolve()));
+  return () => {
+    holder.stdin.end();
+    return ended;
+  };
+}
+
+function client(): string[] {
+  return ['--no-defaults', '--user=root', '--batch', '--skip-column-names', `--socket=${facts.database_socket}`];
+}
+
+function required(name: string): string {
+  const value = process.env[name];
+  if (!value) throw new Error(`${name} is not set: run this through \`make end2end\``);
+  return value;
+}
