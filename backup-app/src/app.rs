@@ -2,7 +2,7 @@
 
 use leptos::prelude::*;
 use leptos_meta::{Title, provide_meta_context};
-use leptos_router::components::{Route, Router, Routes};
+use leptos_router::components::{FlatRoutes, Route, Router};
 use leptos_router::{SsrMode, path};
 
 use crate::live::Notices;
@@ -22,6 +22,7 @@ pub fn shell(options: LeptosOptions) -> impl IntoView {
                 <meta charset="utf-8" />
                 <meta name="viewport" content="width=device-width, initial-scale=1" />
                 <meta name="color-scheme" content="light dark" />
+                <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
                 <MetaTags />
                 {has_bundle.then(|| view! {
                     <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
@@ -44,11 +45,11 @@ pub fn App() -> impl IntoView {
     view! {
         <Title formatter=|title| format!("{title} · ShopHosting Backups") />
         <Router>
-            <Routes fallback=MissingView>
+            <FlatRoutes fallback=MissingView>
                 <Route path=path!("/login") view=LoginView ssr=SsrMode::Async />
                 <Route path=path!("/backups") view=BackupsView ssr=SsrMode::Async />
                 <Route path=path!("/backups/:id") view=BackupView ssr=SsrMode::Async />
-            </Routes>
+            </FlatRoutes>
         </Router>
     }
 }

@@ -1,8 +1,10 @@
 //! What pages read: server functions, the only thing that the browser asks for itself besides the routes of the contract.
 
 use leptos::prelude::*;
-use leptos::server_fn::codec::{GetUrl, JsonEncoding};
+use leptos::server_fn::codec::{GetUrl, Post};
 use leptos::server_fn::error::{FromServerFnError, ServerFnErrorErr};
+use leptos::server_fn::{Bytes, ContentType, Decodes, Encodes, Format, FormatType};
+use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{BackupPage, BackupsPage};
@@ -19,21 +21,48 @@ pub enum PageError {
 }
 
 impl FromServerFnError for PageError {
-    type Encoder = JsonEncoding;
+    type Encoder = JsonText;
 
     fn from_server_fn_error(_: ServerFnErrorErr) -> Self {
         Self::Unreachable
     }
 }
 
+/// JSON, read as text like the data that comes with a page: the framework's own reads bytes, and browsers would have to load a second reader.
+pub struct JsonText;
+
+impl ContentType for JsonText {
+    const CONTENT_TYPE: &'static str = "application/json";
+}
+
+impl FormatType for JsonText {
+    const FORMAT_TYPE: Format = Format::Text;
+}
+
+impl<T: Serialize> Encodes<T> for JsonText {
+    type Error = serde_json::Error;
+
+    fn encode(value: &T) -> Result<Bytes, Self::Error> {
+        serde_json::to_vec(value).map(Bytes::from)
+    }
+}
+
+impl<T: DeserializeOwned> Decodes<T> for JsonText {
+    type Error = serde_json::Error;
+
+    fn decode(bytes: Bytes) -> Result<T, Self::Error> {
+        serde_json::from_str(str::from_utf8(&bytes).map_err(serde_json::Error::custom)?)
+    }
+}
+
 /// Everything that `/backups` shows.
-#[server(prefix = "/api/page", endpoint = "backups", input = GetUrl)]
+#[server(prefix = "/api/page", endpoint = "backups", input = GetUrl, output = Post<JsonText>)]
 pub async fn load_backups() -> Result<BackupsPage, PageError> {
     server::load_backups().await
 }
 
 /// Everything that `/backups/{id}` shows.
-#[server(prefix = "/api/page", endpoint = "backup", input = GetUrl)]
+#[server(prefix = "/api/page", endpoint = "backup", input = GetUrl, output = Post<JsonText>)]
 pub async fn load_backup(id: String) -> Result<BackupPage, PageError> {
     server::load_backup(&id).await
 }

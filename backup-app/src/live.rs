@@ -40,6 +40,8 @@ pub struct Live {
     pub active: Memo<Option<Job>>,
     /// Whether there is one: no other can be started then.
     pub is_busy: Memo<bool>,
+    /// The job that was started on this page.
+    pub started: RwSignal<Option<u64>>,
     /// What is said above the page.
     pub notices: Notices,
     reload: Callback<(), Loading>,
@@ -60,6 +62,7 @@ impl Live {
             jobs,
             active,
             is_busy: Memo::new(move |_| active.with(Option::is_some)),
+            started: RwSignal::new(None),
             notices: expect_context(),
             reload: Callback::new(move |()| Box::pin(reload(jobs)) as Loading),
         };
@@ -192,27 +195,31 @@ mod browser {
         }
     }
 
-    /// Say when a job ended that was seen running, however that became known.
+    /// Say when a job ended that was seen running or started here, however that became known.
     fn tell_of_ends(live: Live) {
-        Effect::new(move |before: Option<Option<u64>>| {
+        Effect::new(move |watched: Option<Option<u64>>| {
             let active = live.active.with(|job| job.as_ref().map(|job| job.id));
-            let Some(ended) = before.flatten().filter(|id| active != Some(*id)) else {
-                return active;
-            };
-            let success = live.jobs.with_untracked(|jobs| {
-                let job = jobs.iter().find(|job| job.id == ended)?;
-                (job.status == JobStatus::Completed).then_some(job.job_type)
+            let started = live.started.get();
+            let watched = active.or(watched.flatten()).max(started)?;
+            let ended = live.jobs.with(|jobs| {
+                let job = jobs.iter().find(|job| job.id == watched)?;
+                (!job.status.is_active()).then_some((job.status, job.job_type))
             });
+            let Some((status, job_type)) = ended else {
+                return Some(watched);
+            };
             // A failure has a card of its own.
-            live.notices.message.set(success.map(|job_type| Flash {
+            let success = (status == JobStatus::Completed).then(|| Flash {
                 success: true,
                 message: match job_type {
                     JobType::Backup => "Your backup is done.".into(),
                     JobType::Restore => "Your shop is restored and open again.".into(),
                 },
-            }));
+            });
+            live.notices.message.set(success);
+            live.started.set(None);
             live.refresh();
-            active
+            None
         });
     }
 

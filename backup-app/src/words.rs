@@ -156,19 +156,27 @@ pub fn age(now: i64, then: i64) -> String {
     if elapsed < MINUTE {
         return "just now".into();
     }
-    let mut words = amount(elapsed);
+    let (number, unit) = in_one_unit(elapsed);
+    let mut words = count(number, unit);
     words.push_str(" ago");
     words
 }
 
-/// What lies between two times, in one unit: `12 minutes`, `2 days`.
-pub fn amount(millis: i64) -> String {
+/// What lies between two times, after `the`: `minute`, `12 minutes`, `2 days`.
+pub fn span(millis: i64) -> String {
+    match in_one_unit(millis) {
+        (1, unit) => unit.into(),
+        (number, unit) => count(number, unit),
+    }
+}
+
+fn in_one_unit(millis: i64) -> (u64, &'static str) {
     let (number, unit) = match millis {
         ..HOUR => ((millis / MINUTE).max(1), "minute"),
         HOUR..DAY => (millis / HOUR, "hour"),
         _ => (millis / DAY, "day"),
     };
-    count(number.unsigned_abs(), unit)
+    (number.unsigned_abs(), unit)
 }
 
 /// What a backup holds, or a job works on.
@@ -399,6 +407,18 @@ mod tests {
             (12 * DAY + 23 * HOUR, "12 days ago"),
         ] {
             assert_eq!(age(elapsed, 0), words, "{elapsed}");
+        }
+    }
+
+    #[test]
+    fn a_span_of_one_is_said_without_a_number() {
+        for (millis, words) in [
+            (0, "minute"),
+            (2 * MINUTE, "2 minutes"),
+            (HOUR, "hour"),
+            (51 * HOUR, "2 days"),
+        ] {
+            assert_eq!(span(millis), words, "{millis}");
         }
     }
 

@@ -498,6 +498,58 @@ async fn a_deleted_backup_neither_counts_among_the_newest_five_nor_pushes_one_ou
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_restore_is_queued_of_stays_although_it_is_the_sixth() {
+    on_both(async |world| {
+        for _ in 0..5 {
+            world.back_up(1).await;
+        }
+        let (other, _) = world.another().await;
+        let mut kept = 0;
+        for _ in 0..5 {
+            let list = world.service.list(customer(1)).await.unwrap();
+            let (oldest, newest) = (list.manual.last().unwrap().id, list.manual[0].id);
+            let restore = async {
+                let whose = customer(1);
+                eventually("the backup is being made, or is", async || {
+                    other.active_job(whose).await.unwrap().is_some()
+                        || other.list(whose).await.unwrap().manual[0].id != newest
+                })
+                .await;
+                // As soon as the backup's own job lets it.
+                loop {
+                    match other.restore(whose, &restore_of(&oldest)).await {
+                        Ok(Created::InTheWay(_)) => tokio::task::yield_now().await,
+                        other => return other,
+                    }
+                }
+            };
+            let (restored, made) = tokio::join!(restore, world.back_up(1));
+            assert_eq!(made.warnings, [] as [String; 0]);
+            match restored {
+                Ok(Created::Job(job)) => {
+                    kept += 1;
+                    assert!(world.saved().contains(&oldest));
+                    assert!(world.shown(1).await.contains(&oldest));
+                    world.cancel(&job).await;
+                }
+                Err(error) => {
+                    assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+                    assert!(!world.saved().contains(&oldest));
+                }
+                Ok(Created::InTheWay(job)) => unreachable!("{job:?}"),
+            }
+        }
+        println!("the restore came first in {kept} of 5");
+        world.back_up(1).await;
+        assert_eq!(world.saved().len(), 5);
+        assert_eq!(world.saved(), world.shown(1).await);
+        world.service.close().await;
+        other.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_woken_to_forget_what_was_deleted() {
     on_both(async |world| {
         let gone = world.save(&["customer-1", "manual", "files"]);
@@ -550,10 +602,10 @@ async fn of_a_restore_and_a_deletion_at_once_one_comes_first() {
         let (other, _) = world.another().await;
         let mut deletions = 0;
         for round in 0..ROUNDS {
-            let [first, second] = [0, rand::random_range(0..20)];
+            // A restore has more to look up before it comes to the row.
             let (restore_waits, delete_waits) = match round % 2 {
-                0 => (first, second),
-                _ => (second, first),
+                0 => (0, rand::random_range(0..2_000)),
+                _ => (rand::random_range(0..20), 0),
             };
             let restoring = tokio::spawn({
                 let service = world.service.clone();

@@ -253,7 +253,7 @@ fn files_are_told_as_they_are_done() {
 }
 
 #[test]
-fn what_is_forgotten_beyond_the_retention_is_told() {
+fn what_is_beyond_the_retention_is_told_and_forgotten_if_it_is_his() {
     let world = World::new(&[("BACKUP__RETENTION__MANUAL", "2")]);
     let mut made = Vec::new();
     for _ in 0..4 {
@@ -262,16 +262,23 @@ fn what_is_forgotten_beyond_the_retention_is_told() {
     // A backup forgets nothing by itself.
     let snapshots = world.bed.manual_repository().join("snapshots");
     assert_eq!(names(&snapshots).len(), made.len());
-    let told = world
-        .engine
-        .forget_beyond_retention(world.customer.id, made[3]);
-    assert!(told.failure.is_none());
-    assert_eq!(told.snapshots, made[..2]);
+    let (engine, customer) = (&world.engine, world.customer.id);
+    let excess = engine.beyond_retention(customer, made[3]).unwrap();
+    assert_eq!(excess, made[..2]);
+    // Of two, and the one that was just made is one of them.
+    let excess_after_the_first = engine.beyond_retention(customer, made[0]).unwrap();
+    assert_eq!(excess_after_the_first, made[1..3]);
+    let another = CustomerId::new(customer.get() + 1).unwrap();
+    assert!(!engine.forget(another, &made[0]).unwrap());
+    assert_eq!(names(&snapshots).len(), made.len());
+    for id in &excess {
+        // A second time it is gone already.
+        for _ in 0..2 {
+            assert!(engine.forget(customer, id).unwrap());
+        }
+    }
     assert_eq!(names(&snapshots).len(), 2);
-    let again = world
-        .engine
-        .forget_beyond_retention(world.customer.id, made[3]);
-    assert!(again.snapshots.is_empty() && again.failure.is_none());
+    assert_eq!(engine.beyond_retention(customer, made[3]).unwrap(), []);
 }
 
 #[test]

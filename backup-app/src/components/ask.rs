@@ -83,15 +83,13 @@ pub struct Kept {
     pub next_to_go: Option<Backup>,
 }
 
-/// After success: say so, close the question, show what began.
+/// After success: close the question and show what began.
 fn accepted() -> Callback<Outcome> {
     let live: Live = expect_context();
     let leave = use_leave();
     Callback::new(move |outcome: Outcome| {
-        live.notices.message.set(Some(Flash {
-            success: true,
-            message: outcome.message,
-        }));
+        live.notices.message.set(None);
+        live.started.set(outcome.job_id);
         leave();
         live.refresh();
     })
@@ -167,7 +165,7 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
         .unwrap_or(backup.holds);
     let took = took_last_time(live, JobType::Restore, proposed);
     let clock: Clock = expect_context();
-    let since = move || words::amount(clock.now.get() - time);
+    let since = move || words::span(clock.now.get() - time);
     let action = ["/backups/", &backup.id, "/restore"].concat();
     let choice_items = choices.iter().map(move |&part| {
         view! {

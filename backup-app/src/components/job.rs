@@ -1,6 +1,7 @@
 //! Jobs: the one that runs, the one that just failed, and those before.
 
 use leptos::either::Either;
+use leptos::html;
 use leptos::prelude::*;
 
 use super::at_once::at_once;
@@ -63,11 +64,22 @@ fn RunningJob(here: String) -> impl IntoView {
                 .is_some_and(|job| job.cancellable && !job.cancel_requested)
         })
     });
+    // Whoever started it is led to it: the button that he pressed is off now.
+    let heading = NodeRef::<html::H2>::new();
+    let is_started_here = live
+        .active
+        .with_untracked(|job| job.as_ref().map(|job| job.id) == live.started.get_untracked());
+    Effect::new(move |_| {
+        if let (Some(heading), true) = (heading.get(), is_started_here) {
+            // Fails for what cannot have the focus.
+            let _ = heading.focus();
+        }
+    });
     let cancel_link = [here.as_str(), "?ask=cancel"].concat();
     at_once(view! {
         <section class="job" aria-labelledby="job-title">
             <div class="job-head">
-                <h2 id="job-title" tabindex="-1">{title}</h2>
+                <h2 id="job-title" tabindex="-1" node_ref=heading>{title}</h2>
                 <p class="job-clock"><span class="visually-hidden">"Running for "</span>{elapsed}</p>
             </div>
             <p class="job-doing" role="status">{doing}</p>
@@ -176,6 +188,9 @@ fn meanwhile(job: &Job) -> &'static str {
     match job.job_type {
         JobType::Backup => {
             "Your shop stays open. You can close this page: the backup goes on without it."
+        }
+        JobType::Restore if job.phase.as_deref() == Some("cleaning_up") => {
+            "Your shop is open again. What is left is to tidy up."
         }
         JobType::Restore if job.online => {
             "Your shop stays open until everything is ready. You can close this page: the restore goes on without it."

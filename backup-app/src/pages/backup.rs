@@ -51,6 +51,8 @@ pub fn Details(page: BackupPage) -> impl IntoView {
         Ok(())
     });
     provide_context(live);
+    // What was said on the page before was about something else.
+    live.notices.message.set(None);
     let content = match backup.get_value() {
         Some(backup) => {
             let here = ["/backups/", &backup.id].concat();

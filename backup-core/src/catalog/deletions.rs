@@ -9,6 +9,10 @@ use crate::error::Result;
 use crate::repository::SnapshotId;
 use crate::store::{Transaction, values};
 
+pub(super) const DELETIONS: &str = "SELECT b.customer_id, b.snapshot_id FROM customer_backups b
+    JOIN backup_snapshots s ON s.snapshot_id = b.snapshot_id AND s.repository_id = ?
+    WHERE b.source = ? AND b.deleted_at > 0";
+
 /// A backup that is to be forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deletion {
@@ -50,14 +54,15 @@ impl Catalog {
         repository_id: &str,
         customer: Option<CustomerId>,
     ) -> Result<Vec<Deletion>> {
-        const QUERY: &str = "SELECT b.customer_id, b.snapshot_id FROM customer_backups b
-            JOIN backup_snapshots s ON s.snapshot_id = b.snapshot_id AND s.repository_id = ?
-            WHERE b.source = ? AND b.deleted_at > 0";
         let (repository, source) = (repository_id, Source::Manual.as_str());
         let rows: Vec<(i64, String)> = match customer {
-            None => self.store.rows(QUERY, values![repository, source]).await?,
+            None => {
+                self.store
+                    .rows(DELETIONS, values![repository, source])
+                    .await?
+            }
             Some(customer) => {
-                let query = format!("{QUERY} AND b.customer_id = ?");
+                let query = format!("{DELETIONS} AND b.customer_id = ?");
                 let values = values![repository, source, customer.get()];
                 self.store.rows(&query, values).await?
             }

@@ -8,7 +8,7 @@ use super::{Catalog, Source};
 use crate::error::Result;
 use crate::store::values;
 
-const NEWEST: &str =
+pub(super) const NEWEST: &str =
     "SELECT MAX(time) FROM customer_backups WHERE source = ? AND deleted_at IS NULL";
 const SYNCS: &str = "SELECT u.server, u.source, r.synced_at FROM backup_repository_users u
     JOIN backup_repositories r ON r.repository_id = u.repository_id

@@ -4,6 +4,7 @@
 //! statement (a lease with fencing). Never: a job that ends twice, a state that an owner without the lease has written, a sentence for the
 //! customer with a path, a host or SQL in it.
 
+mod deletion;
 mod figures;
 mod owner;
 mod queue;
@@ -23,6 +24,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Phase;
 use crate::repository::BackupType;
 
+pub(crate) use deletion::Deleting;
 pub use figures::JobCount;
 pub use queue::Queue;
 pub(crate) use store::Fate;

@@ -72,7 +72,7 @@ impl BackupReport {
 }
 
 impl Engine {
-    /// Back up a customer. Older ones stay: see [`Self::forget_beyond_retention`].
+    /// Back up a customer. Older ones stay: see [`Self::beyond_retention`].
     ///
     /// An error means that there is no new backup. Cancelling works up to the commit.
     pub fn backup(

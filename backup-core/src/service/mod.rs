@@ -35,8 +35,8 @@ use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Created, Job, JobCount, JobId, JobStatus, JobStore, JobStream, JobType, NewJob,
-    Queue, Watcher, owner_of_this_process,
+    CancelAnswer, Created, Deleting, Job, JobCount, JobId, JobStatus, JobStore, JobStream, JobType,
+    NewJob, Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
 use crate::operations::{
@@ -45,7 +45,7 @@ use crate::operations::{
 use crate::progress::Control;
 use crate::repository::{PruneReport, SnapshotId};
 use crate::session::Sessions;
-use crate::store::{Migrated, Store, Tries};
+use crate::store::{Migrated, Store};
 use crate::worker::{Ended, Runner, Upkeep, Worker, never_stopping};
 
 /// Backups of customers, as jobs. Cheap to clone.
@@ -193,30 +193,14 @@ impl BackupService {
     /// [`ErrorKind::NotFound`] for one that is not there, is another's, or is not a manual one.
     pub async fn delete_backup(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
         let customer = self.customers.get(customer).await?;
-        let mut tries = Tries::default();
-        let deleted = loop {
-            let deleted = self.try_delete(customer.id, id).await;
-            if !tries.is_to_repeat(&deleted).await {
-                break deleted?;
-            }
-        };
-        if let Deleted::Done = &deleted {
-            tracing::info!(customer = %customer.id, "the backup {id} is deleted");
-            self.queue.wake(&customer.server, 0).await;
+        let deleting = self.jobs.delete_backup(customer.id, id, |_| true);
+        match deleting.await? {
+            Deleting::Done => {}
+            Deleting::InTheWay(job) => return Ok(Deleted::InTheWay(job)),
+            Deleting::NotFound => return Err(no_such_backup(customer.id, &id.to_string())),
         }
-        Ok(deleted)
-    }
-
-    async fn try_delete(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
-        let mut transaction = self.store.begin().await?;
-        // First the mark, which holds the row: a restore of it is either queued by now, and is seen, or finds nothing to restore.
-        if !Catalog::mark_deleted(&mut transaction, customer, id).await? {
-            return Err(no_such_backup(customer, &id.to_string()));
-        }
-        if let Some(job) = self.jobs.active_in(&mut transaction, customer).await? {
-            return Ok(Deleted::InTheWay(Box::new(job)));
-        }
-        transaction.commit().await?;
+        tracing::info!(customer = %customer.id, "the backup {id} is deleted");
+        self.queue.wake(&customer.server, 0).await;
         Ok(Deleted::Done)
     }
 
@@ -277,7 +261,13 @@ impl BackupService {
     /// Cancel a job of this customer; with None, of any. [`ErrorKind::NotFound`] where it is not his.
     pub async fn cancel(&self, customer: Option<CustomerId>, id: JobId) -> Result<CancelAnswer> {
         self.require_job(customer, id).await?;
-        self.jobs.cancel(id).await
+        let answer = self.jobs.cancel(id).await?;
+        match answer {
+            CancelAnswer::Cancelled => tracing::info!(job = %id, "failed: it was cancelled"),
+            CancelAnswer::Requested => tracing::info!(job = %id, "asked to stop"),
+            CancelAnswer::TooLate | CancelAnswer::Ended => {}
+        }
+        Ok(answer)
     }
 
     /// Note that a customer has seen how a job of his failed; false where it has not. [`ErrorKind::NotFound`] where it is not his.

@@ -1,7 +1,7 @@
-//! What customers deleted goes: first the snapshot from the repository, then its row from the catalogue.
+//! What customers or retention deleted goes: first the snapshot from the repository, then its row from the catalogue.
 //!
 //! The mark in the catalogue was the commit point. This can be broken off anywhere, repeated, and done by several workers at once. Never: a snapshot
-//! forgotten that is not wholly his who deleted it; a row removed while its snapshot is there; one that cannot be forgotten in the way of the others.
+//! forgotten that is not wholly that customer's; a row removed while its snapshot is there; one that cannot be forgotten in the way of the others.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::Engine;
 
-/// Forget what was deleted from the manual repository, by one customer or by all. The first failure is given, after all were tried; what could not be
+/// Forget what was deleted from the manual repository, of one customer or of all. The first failure is given, after all were tried; what could not be
 /// forgotten stays deleted for its customer, and is left to the next time.
 pub(super) async fn carry_out(
     engine: &Arc<Engine>,
@@ -23,7 +23,7 @@ pub(super) async fn carry_out(
         match forget(engine, catalog, &repository_id, deletion).await {
             Ok(()) => tracing::info!(
                 customer = %deletion.customer,
-                "the snapshot {} is forgotten: its customer deleted it", deletion.snapshot
+                "the deleted snapshot {} is forgotten", deletion.snapshot
             ),
             // It is for the others as well.
             Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
@@ -40,9 +40,7 @@ async fn forget(
     deletion: Deletion,
 ) -> Result<()> {
     let Deletion { customer, snapshot } = deletion;
-    let is_his = blocking(engine, move |engine| {
-        engine.forget_deleted(customer, &snapshot)
-    });
+    let is_his = blocking(engine, move |engine| engine.forget(customer, &snapshot));
     if is_his.await? {
         return catalog.remove(repository_id, &[snapshot]).await;
     }
@@ -50,7 +48,7 @@ async fn forget(
     Err(Error::new(
         ErrorKind::Damaged,
         format!(
-            "the catalogue had the snapshot {snapshot} as a manual backup that customer {customer} deleted, and by its tags it is not his:              it stays, and the row is removed; find out who wrote it"
+            "the catalogue had the snapshot {snapshot} as a deleted manual backup of customer {customer}, and by its tags it is not his:              it stays, and the row is removed; find out who wrote it"
         ),
     ))
 }

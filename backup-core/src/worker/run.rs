@@ -19,7 +19,8 @@ use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    Claimed, Failure, Fate, Job, JobStatus, JobStore, JobType, Kept, Lease, Progress, Tracker,
+    Claimed, Deleting, Failure, Fate, Job, JobStatus, JobStore, JobType, Kept, Lease, Progress,
+    Tracker,
 };
 use crate::operations::{BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest};
 use crate::progress::{Cancel, Control, Gate};
@@ -556,17 +557,38 @@ impl Runner {
         let customer = job.customer_id;
         // What he deleted counts no more, and must not push out what he keeps.
         delete::carry_out(&self.engine, &self.catalog, Some(customer)).await?;
-        let (repository, forgotten) = self
-            .blocking(move |engine| {
-                let forgotten = engine.forget_beyond_retention(customer, made);
-                Ok((engine.manual()?.id(), forgotten))
-            })
-            .await?;
-        self.patiently(job, || {
-            self.catalog.remove(&repository, &forgotten.snapshots)
-        })
-        .await?;
-        forgotten.failure.map_or(Ok(()), Err)
+        let excess = self.blocking(move |engine| engine.beyond_retention(customer, made));
+        for id in excess.await? {
+            self.give_up(job, id).await?;
+        }
+        delete::carry_out(&self.engine, &self.catalog, Some(customer)).await
+    }
+
+    /// Delete an older backup, unless its customer is just about to restore it: then it goes after the next backup.
+    async fn give_up(&self, job: &Job, id: SnapshotId) -> Result<()> {
+        let customer = job.customer_id;
+        let restores_it = |active: &Job| {
+            active.job_type == JobType::Restore && active.snapshot_id == Some(id.to_string())
+        };
+        let deleting = self.patiently(job, || self.jobs.delete_backup(customer, &id, restores_it));
+        match deleting.await? {
+            Deleting::Done => Ok(()),
+            Deleting::InTheWay(restore) => {
+                tracing::info!(job = %restore.id, "the snapshot {id} is kept for it");
+                Ok(())
+            }
+            // The catalogue did not have it yet, so nobody can ask for it.
+            Deleting::NotFound => {
+                let act = move |engine: &Engine| {
+                    engine.forget(customer, &id)?;
+                    Ok(engine.manual()?.id())
+                };
+                let repository = self.blocking(act).await?;
+                let forgotten = [id];
+                self.patiently(job, || self.catalog.remove(&repository, &forgotten))
+                    .await
+            }
+        }
     }
 
     async fn settle_failure(

@@ -1,0 +1,11 @@
+//! What the server promises over HTTP, through the program and a real database: who is let in, what he sees and does, and what nobody can make it do.
+
+mod actions;
+mod client;
+mod embedded;
+mod events;
+mod gate;
+mod login;
+mod operators;
+mod sessions;
+mod world;
