@@ -55,3 +55,4 @@ bench: deps ## Time and memory beside the stock restic, speed of jobs; writes do
 	cargo build --locked --release -p backup-web
 	cargo run --locked --quiet -p xtask -- bench
 	cargo bench --locked -p backup-core --bench jobs
+	cargo run --locked --quiet -p xtask -- bench-web

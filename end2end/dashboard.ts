@@ -27,8 +27,10 @@ export const test = base.extend<Options & Fixtures>({
     await request.dispose();
   },
   complaints: [
-    async ({ context }, use) => {
+    async ({ context, javaScriptEnabled }, use) => {
       const complaints: string[] = [];
+      // Without scripts all that it complains about is what was loaded for them in vain.
+      if (!javaScriptEnabled) return use(complaints);
       context.on('console', (message) => {
         if (['error', 'warning'].includes(message.type())) complaints.push(`${message.text()} ${message.location().url}`);
       });

@@ -39,6 +39,30 @@ async function settle(page: Page, name: string): Promise<void> {
   if (['new-backup', 'restore', 'delete'].includes(name)) await expect(page.locator('dialog:modal')).toBeVisible();
 }
 
+/** What a screen reader is told, without what is another thing every day. */
+async function told(page: Page): Promise<string> {
+  const dialog = page.getByRole('dialog');
+  const snapshot = await ((await dialog.count()) ? dialog : page.getByRole('main')).ariaSnapshot();
+  const said = snapshot
+    .replace(/[0-9a-f]{64}/g, 'ID')
+    .replace(/\w{3} \d+ \w{3} \d{4}, \d\d:\d\d/g, 'TIME')
+    .replace(/just now|\d+ (minute|hour|day)s? ago/g, 'AGE')
+    .replace(/less than a second|\d+ (minute|second|hour|day)s?|\d+ min( \d+ s)?/g, 'DURATION')
+    .replace(/[\d.]+ [kM]B/g, 'SIZE')
+    .replace(/\d[\d\u202f]*/g, 'N');
+  return `${said}\n`;
+}
+
+test('what a screen reader is told stays as it was agreed', async ({ page, complaints }) => {
+  for (const [name, open] of STATES) {
+    await open(page);
+    await settle(page, name);
+    expect(await told(page)).toMatchSnapshot(`${name}.aria.yml`);
+  }
+  // Chromium calls a page that is not there an error.
+  complaints.splice(0);
+});
+
 for (const colorScheme of ['light', 'dark'] as const) {
   test.describe(colorScheme, () => {
     test.use({ colorScheme });
@@ -71,25 +95,18 @@ for (const colorScheme of ['light', 'dark'] as const) {
     });
   });
 
-  test(`the login is accessible, ${colorScheme}`, async ({ browser }, info) => {
-    const page = await browser.newPage({ baseURL: info.project.use.baseURL, colorScheme });
-    for (const problem of ['', '?problem=wrong']) {
-      await page.goto(`/login${problem}`);
-      await expectAccessible(page);
-    }
-    await page.close();
+  test.describe(`${colorScheme}, nobody`, () => {
+    test.use({ colorScheme, customer: 0 });
+
+    test('the login is accessible', async ({ page }) => {
+      for (const problem of ['', '?problem=wrong']) {
+        await page.goto(`/login${problem}`);
+        await page.waitForLoadState('networkidle');
+        await expectAccessible(page);
+      }
+    });
   });
 }
-
-test('what a screen reader is told stays as it was agreed', async ({ page, complaints }) => {
-  for (const [name, open] of STATES) {
-    await open(page);
-    await settle(page, name);
-    const told = name in { 'new-backup': 0, restore: 0, delete: 0 } ? page.getByRole('dialog') : page.getByRole('main');
-    await expect(told).toMatchAriaSnapshot({ name: `${name}.aria.yml` });
-  }
-  complaints.splice(0);
-});
 
 test('everything can be done with the keyboard', async ({ page }) => {
   await page.goto('/backups?ask=backup&type=db');
@@ -112,8 +129,13 @@ test('nothing is wider than a phone', async ({ page }) => {
   for (const [name, open] of STATES.filter(([name]) => !name.startsWith('no-such'))) {
     await open(page);
     await settle(page, name);
-    const [content, window] = await page.evaluate(() => [document.documentElement.scrollWidth, innerWidth]);
-    expect(content, name).toBeLessThanOrEqual(window);
+    const wide = await page.evaluate(() =>
+      [...document.querySelectorAll('body *')]
+        .filter((element) => element.checkVisibility() && element.getBoundingClientRect().right > innerWidth + 1)
+        .map((element) => element.outerHTML.slice(0, 120)),
+    );
+    expect(wide, name).toEqual([]);
+    expect(await page.evaluate(() => document.documentElement.scrollWidth), name).toBeLessThanOrEqual(360);
   }
 });
 

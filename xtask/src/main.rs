@@ -1,6 +1,7 @@
 //! The project's own tasks: demonstrations and benchmarks. Each needs the built binary of the product and takes root.
 
 mod bench;
+mod bench_web;
 mod demo;
 mod demo_cli;
 mod end2end;
@@ -26,6 +27,7 @@ usage: cargo run -p xtask -- TASK [--binary FILE]
   screenshots       pictures of every page and state, in target/screenshots
   bench [--runs N] [--scale PERCENT]
                     time and memory beside the stock restic; writes docs/benchmarks.md
+  bench-web         how fast the dashboard answers with 10,000 customers; what 500 event streams cost
 
   --binary FILE     the product; default: the one that cargo built for the task";
 
@@ -62,6 +64,7 @@ fn task() -> Result<()> {
         "demo" => demo::run(&product(binary, "debug")?),
         "demo-cli" => demo_cli::run(&product(binary, "debug")?),
         "end2end" | "screenshots" => end2end::run(&product(binary, "debug")?, &task, &playwright),
+        "bench-web" => bench_web::run(&product(binary, "release")?),
         "bench" => bench::run(&product(binary, "release")?, runs, scale),
         _ => bail!("{task} is unknown\n\n{USAGE}"),
     }

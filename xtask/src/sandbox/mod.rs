@@ -392,7 +392,7 @@ fn move_in(bed: &TestBed, shops: &Shops, customer: Customer) -> Result<Owner> {
 }
 
 /// A password as the platform keeps it.
-fn werkzeug_hash(password: &str) -> Result<String> {
+pub fn werkzeug_hash(password: &str) -> Result<String> {
     let salt = format!("{:016x}", rand::random::<u64>());
     let mut digest = [0; 64];
     scrypt::scrypt(
