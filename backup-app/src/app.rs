@@ -6,7 +6,7 @@ use leptos_router::components::{FlatRoutes, Route, Router};
 use leptos_router::{SsrMode, path};
 
 use crate::live::Notices;
-use crate::pages::{BackupView, BackupsView, LoginView, MissingView};
+use crate::pages::{LoginView, MissingView, PageView};
 
 /// The document that the server sends.
 #[cfg(feature = "ssr")]
@@ -47,8 +47,8 @@ pub fn App() -> impl IntoView {
         <Router>
             <FlatRoutes fallback=MissingView>
                 <Route path=path!("/login") view=LoginView ssr=SsrMode::Async />
-                <Route path=path!("/backups") view=BackupsView ssr=SsrMode::Async />
-                <Route path=path!("/backups/:id") view=BackupView ssr=SsrMode::Async />
+                <Route path=path!("/backups") view=PageView ssr=SsrMode::Async />
+                <Route path=path!("/backups/:id") view=PageView ssr=SsrMode::Async />
             </FlatRoutes>
         </Router>
     }

@@ -71,6 +71,13 @@ impl Live {
         live
     }
 
+    /// Something was done here: show it, in the customer's other tabs too.
+    pub fn changed(self) {
+        #[cfg(feature = "hydrate")]
+        browser::tell_other_tabs();
+        self.refresh();
+    }
+
     /// Bring everything on the page up to date.
     pub fn refresh(self) {
         #[cfg(feature = "hydrate")]
@@ -97,9 +104,9 @@ mod browser {
     use leptos::prelude::*;
     use leptos::task::spawn_local;
     use serde::Deserialize;
-    use wasm_bindgen::JsCast;
     use wasm_bindgen::closure::Closure;
-    use web_sys::{Event, EventSource, MessageEvent};
+    use wasm_bindgen::{JsCast, JsValue};
+    use web_sys::{BroadcastChannel, Event, EventSource, MessageEvent};
 
     use super::{Live, log_in_again};
     use crate::data::PageError;
@@ -115,6 +122,7 @@ mod browser {
         let visible = RwSignal::new(!document().hidden());
         follow_visibility(live, visible);
         follow_connection(live);
+        follow_other_tabs(live);
         stream_while_active(live, visible);
         poll_while_idle(live, visible);
         tell_of_ends(live);
@@ -156,6 +164,27 @@ mod browser {
             online.remove();
             offline.remove();
         });
+    }
+
+    /// The name under which the tabs of one browser hear of each other.
+    const CHANNEL: &str = "backups";
+
+    pub fn tell_other_tabs() {
+        if let Ok(channel) = BroadcastChannel::new(CHANNEL) {
+            // They find out by themselves, only later.
+            let _ = channel.post_message(&JsValue::NULL);
+            channel.close();
+        }
+    }
+
+    fn follow_other_tabs(live: Live) {
+        let Ok(channel) = BroadcastChannel::new(CHANNEL) else {
+            return;
+        };
+        let on_message = Closure::<dyn Fn(Event)>::new(move |_| live.refresh());
+        channel.set_onmessage(Some(on_message.as_ref().unchecked_ref()));
+        let heard = StoredValue::new_local((channel, on_message));
+        on_cleanup(move || heard.with_value(|(channel, _)| channel.close()));
     }
 
     fn stream_while_active(live: Live, visible: RwSignal<bool>) {

@@ -91,7 +91,7 @@ fn accepted() -> Callback<Outcome> {
         live.notices.message.set(None);
         live.started.set(outcome.job_id);
         leave();
-        live.refresh();
+        live.changed();
     })
 }
 
@@ -258,6 +258,7 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
             success: true,
             message: outcome.message,
         }));
+        live.changed();
         navigate(&after, leptos_router::NavigateOptions::default());
     });
     view! {

@@ -215,11 +215,12 @@ fn FailedJob(job: Job) -> impl IntoView {
     let reason = job
         .error_message
         .clone()
-        .unwrap_or_else(|| left_as_it_is(&job).into());
+        .filter(|_| !was_cancelled)
+        .unwrap_or_else(|| left_as_it_is(job.job_type, was_cancelled).into());
     let action = ["/backups/jobs/", &job.id.to_string(), "/dismiss"].concat();
     let done = Callback::new(move |_: Outcome| {
         live.notices.message.set(None);
-        live.refresh();
+        live.changed();
     });
     at_once(view! {
         <section class="failed" class:calm=was_cancelled role="alert" aria-labelledby="failed-title">
@@ -236,11 +237,12 @@ fn FailedJob(job: Job) -> impl IntoView {
     })
 }
 
-/// For a job that an earlier version left without a sentence.
-fn left_as_it_is(job: &Job) -> &'static str {
-    match job.job_type {
-        JobType::Backup => "Your shop and your other backups are as they were.",
-        JobType::Restore => "Please contact support: they can see why.",
+/// What a job that failed left behind, where its title has said why or nobody did.
+fn left_as_it_is(job_type: JobType, was_cancelled: bool) -> &'static str {
+    match (job_type, was_cancelled) {
+        (JobType::Backup, _) => "Your shop and your other backups are as they were.",
+        (JobType::Restore, true) => "Your shop is as it was before.",
+        (JobType::Restore, false) => "Please contact support: they can see why.",
     }
 }
 

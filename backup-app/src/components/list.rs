@@ -79,9 +79,10 @@ pub fn BackupList(
 ) -> impl IntoView {
     view! {
         <ul class="backups">
-            <For each=move || backups.get() key=|backup| backup.id.clone() let:backup>
-                <BackupItem backup next_to_go />
-            </For>
+            {move || {
+                let items = backups.get().into_iter();
+                items.map(|backup| view! { <BackupItem backup next_to_go /> }).collect_view()
+            }}
         </ul>
     }
 }

@@ -2,41 +2,17 @@
 
 use leptos::either::Either;
 use leptos::prelude::*;
-use leptos_meta::Title;
-use leptos_router::hooks::use_params_map;
 
 use super::refresh_without_script;
 use crate::clock::{self, Clock};
 use crate::components::{
-    Age, Frame, Icon, JobCards, Leave, PageProblem, Questions, RestoreLink, Symbol, When, WhyOff,
-    at_once, use_ask,
+    Age, Frame, Icon, JobCards, Leave, Questions, RestoreLink, Symbol, When, WhyOff, at_once,
+    use_ask,
 };
 use crate::data::load_backup;
 use crate::live::Live;
 use crate::model::{Backup, BackupPage, Job, JobStatus, JobType, Source};
 use crate::words;
-
-/// One backup.
-#[component]
-pub fn BackupView() -> impl IntoView {
-    let params = use_params_map();
-    let page = Resource::new(
-        move || params.read().get("id").unwrap_or_default(),
-        load_backup,
-    );
-    let again = Callback::new(move |()| page.refetch());
-    at_once(view! {
-        <Title text="Backup" />
-        <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
-            {move || Suspend::new(async move {
-                match page.await {
-                    Ok(page) => Either::Left(view! { <Details page /> }),
-                    Err(problem) => Either::Right(view! { <PageProblem problem again /> }),
-                }
-            })}
-        </Suspense>
-    })
-}
 
 /// The page with its data.
 #[component]

@@ -2,35 +2,16 @@
 
 use leptos::either::Either;
 use leptos::prelude::*;
-use leptos_meta::Title;
 
 use super::refresh_without_script;
 use crate::components::{
-    BackupList, Choices, DailyBackups, Frame, JobCards, Kept, Leave, PageProblem, Questions,
-    RecentJobs, at_once, use_ask,
+    BackupList, Choices, DailyBackups, Frame, JobCards, Kept, Leave, Questions, RecentJobs,
+    at_once, use_ask,
 };
 use crate::data::load_backups;
 use crate::live::Live;
 use crate::model::{Backup, BackupsPage};
 use crate::words;
-
-/// The customer's backups.
-#[component]
-pub fn BackupsView() -> impl IntoView {
-    let page = Resource::new(|| (), |()| load_backups());
-    let again = Callback::new(move |()| page.refetch());
-    at_once(view! {
-        <Title text="Backups" />
-        <Suspense fallback=|| view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }>
-            {move || Suspend::new(async move {
-                match page.await {
-                    Ok(page) => Either::Left(view! { <Backups page /> }),
-                    Err(problem) => Either::Right(view! { <PageProblem problem again /> }),
-                }
-            })}
-        </Suspense>
-    })
-}
 
 /// The page with its data.
 #[component]

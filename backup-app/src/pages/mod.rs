@@ -2,11 +2,11 @@
 
 mod backup;
 mod backups;
+mod loaded;
 mod login;
 mod missing;
 
-pub use backup::BackupView;
-pub use backups::BackupsView;
+pub use loaded::PageView;
 pub use login::LoginView;
 pub use missing::MissingView;
 

@@ -36,12 +36,10 @@ fn the_newest_five_of_mixed_types_stay_in_repository_and_catalogue_and_nothing_e
             .cloned()
             .collect::<BTreeSet<_>>()
     };
-    eventually("the oldest is forgotten", || {
-        world.catalogued(1) == newest(&made)
-    });
     let mut there = newest(&made);
     there.insert(others.clone());
-    assert_eq!(world.snapshots(), there);
+    eventually("the oldest is forgotten", || world.snapshots() == there);
+    assert_eq!(world.catalogued(1), newest(&made));
     assert_eq!(world.catalogued(12), [others.clone()].into());
 
     // What cannot be forgotten now is forgotten later; the backup is made.
@@ -57,14 +55,13 @@ fn the_newest_five_of_mixed_types_stay_in_repository_and_catalogue_and_nothing_e
     made.push(world.completed(world.queue(1, BackupType::Files)));
     until_log(&mut worker, "older backups could not be removed");
     assert!(world.snapshots().contains(oldest));
+    assert_eq!(world.catalogued(1), newest(&made));
     drop(busy);
     made.push(world.completed(world.queue(1, BackupType::Files)));
-    eventually("both are forgotten", || {
-        world.catalogued(1) == newest(&made)
-    });
     let mut there = newest(&made);
     there.insert(others);
-    assert_eq!(world.snapshots(), there);
+    eventually("both are forgotten", || world.snapshots() == there);
+    assert_eq!(world.catalogued(1), newest(&made));
     for id in ["1", "12"] {
         let line = format!("--json list {id}");
         let listed = world
