@@ -47,9 +47,10 @@ async function told(page: Page): Promise<string> {
     .replace(/[0-9a-f]{64}/g, 'ID')
     .replace(/\w{3} \d+ \w{3} \d{4}, \d\d:\d\d/g, 'TIME')
     .replace(/just now|\d+ (minute|hour|day)s? ago/g, 'AGE')
+    .replace(/in the (\d+ )?(minute|hour|day)s? since/g, 'in the DURATION since')
     .replace(/less than a second|\d+ (minute|second|hour|day)s?|\d+ min( \d+ s)?/g, 'DURATION')
     .replace(/[\d.]+ [kM]B/g, 'SIZE')
-    .replace(/\d[\d\u202f]*/g, 'N');
+    .replace(/(?<!level=)\d[\d\u202f]*/g, 'N');
   return `${said}\n`;
 }
 

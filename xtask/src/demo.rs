@@ -67,7 +67,7 @@ What to try:
   - Break the shop: delete its front page as admin, or remove its files in
       {site}
     Restore the backup, and look at the shop meanwhile: visitors see a maintenance page, and then the shop is as it was.
-  - Restore a daily backup. What it replaced is a backup too.
+  - Restore a daily backup: the database alone, or the files alone.
   - Log in as the second in a private window: he knows nothing of the first.
   - Turn JavaScript off: all of it works.
 
