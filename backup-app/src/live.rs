@@ -276,19 +276,17 @@ mod browser {
             live.notices.connected.set(false);
             return;
         };
-        let is_known = |told: &Option<Job>| {
-            live.jobs.with_untracked(|jobs| match told {
-                Some(told) => jobs
-                    .iter()
-                    .any(|job| job.id == told.id && job.status == told.status),
-                None => true,
-            })
-        };
-        let was_busy = live.is_busy.get_untracked();
-        if was_busy != status.job.is_some()
-            || !is_known(&status.job)
-            || !is_known(&status.last_failed)
-        {
+        let is_news = live.jobs.try_with_untracked(|jobs| {
+            let is_known = |told: &Job| {
+                jobs.iter()
+                    .any(|job| job.id == told.id && job.status == told.status)
+            };
+            let was_busy = jobs.first().is_some_and(|job| job.status.is_active());
+            let mut told = status.job.iter().chain(&status.last_failed);
+            was_busy != status.job.is_some() || !told.all(is_known)
+        });
+        // The page may have been left meanwhile.
+        if is_news == Some(true) {
             live.refresh();
         }
     }
