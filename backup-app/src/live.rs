@@ -117,6 +117,8 @@ mod browser {
     /// Every so many polls the whole page is brought up to date: a job of another device may have come and gone.
     const POLLS_PER_REFRESH: u32 = 4;
     const RECONNECT: Duration = Duration::from_secs(5);
+    /// How long a stream may be away before it counts as lost. The server ends each from time to time, and browsers wait up to 5 s before they ask again.
+    const PATIENCE: Duration = Duration::from_secs(8);
 
     pub fn run(live: Live) {
         let visible = RwSignal::new(!document().hidden());
@@ -314,7 +316,7 @@ mod browser {
                 move |_| match source.ready_state() {
                     EventSource::CLOSED => reopen_later(live, attempt),
                     // It tries again by itself.
-                    _ => live.notices.connected.set(false),
+                    _ => doubt(live, source.clone()),
                 }
             });
             // Fails for objects that are no targets of events.
@@ -336,6 +338,18 @@ mod browser {
             self.source.set_onerror(None);
             self.source.close();
         }
+    }
+
+    /// Say that the connection is lost, unless the stream is back soon.
+    fn doubt(live: Live, source: EventSource) {
+        set_timeout(
+            move || {
+                if source.ready_state() == EventSource::CONNECTING {
+                    live.notices.connected.set(false);
+                }
+            },
+            PATIENCE,
+        );
     }
 
     fn show(live: Live, job: Job) {
