@@ -55,7 +55,7 @@ export function section(page: Page, name: string): Locator {
 
 /** What is told of the newest job when it failed. */
 export function failure(page: Page, title: string): Locator {
-  return page.getByRole('alert', { name: title });
+  return section(page, title).filter({ has: page.getByRole('alert').filter({ hasText: title }) });
 }
 
 /** The question on the screen. */

@@ -223,11 +223,14 @@ fn FailedJob(job: Job) -> impl IntoView {
         live.changed();
     });
     at_once(view! {
-        <section class="failed" class:calm=was_cancelled role="alert" aria-labelledby="failed-title">
+        <section class="failed" class:calm=was_cancelled aria-labelledby="failed-title">
             <Icon symbol=if was_cancelled { Symbol::Stopped } else { Symbol::Failed } />
             <div class="failed-what">
-                <h2 id="failed-title">{title}</h2>
-                <p>{reason}</p>
+                // Without the age: what an alert holds is read aloud whenever it changes.
+                <div role="alert">
+                    <h2 id="failed-title">{title}</h2>
+                    <p>{reason}</p>
+                </div>
                 <p class="quiet">{words::job_title(&job)} {ended.map(|time| view! { ", " <Age time /> })}</p>
             </div>
             <ActionForm action done>

@@ -107,9 +107,17 @@ fn a_failure_is_told_until_it_is_dismissed() {
         status: JobStatus::Failed,
         failure: Some("error".into()),
         error_message: Some("The disk is full.".into()),
+        completed_at: Some("2026-11-20T01:59:00Z".into()),
         ..running()
     }];
     let html = backups_html(page.clone(), "/backups");
+    let alert = html.split("role=\"alert\"").nth(1).unwrap_or_default();
+    let alert = alert.split("</div>").next().unwrap_or_default();
+    assert!(alert.contains("The backup failed"), "{html}");
+    assert!(alert.contains("The disk is full."), "{html}");
+    // It changes by itself, and would be read aloud each time.
+    assert!(!alert.contains("ago"), "{html}");
+    assert!(html.contains("1 minute ago"), "{html}");
     assert!(
         html.contains("action=\"/backups/jobs/7/dismiss\""),
         "{html}"
