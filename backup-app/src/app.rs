@@ -25,7 +25,6 @@ pub fn shell(options: LeptosOptions) -> impl IntoView {
                 <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
                 <MetaTags />
                 {has_bundle.then(|| view! {
-                    <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
                     <HashedStylesheet options=options.clone() />
                     <HydrationScripts options=options.clone() />
                 })}

@@ -48,7 +48,7 @@ test.describe('a customer', () => {
     sql('UPDATE backup_sessions SET created_at = 0, seen_at = 0 WHERE customer_id = 1');
     await page.getByRole('button', { name: 'Start the backup' }).click();
     await expect(page).toHaveURL(/\/login\?problem=expired/);
-    await expect(page.getByRole('alert')).toContainText('You were logged out');
+    await expect(page.getByRole('alert')).toHaveText('Your session has ended. Please log in again.');
     expect(complaints.splice(0).join('\n')).toContain('401');
     expect(sql('SELECT COUNT(*) FROM customer_backup_jobs WHERE customer_id = 1')).toBe('0\n');
   });

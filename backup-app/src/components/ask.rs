@@ -106,13 +106,13 @@ fn AskBackup(part: Part, kept: Option<Kept>) -> impl IntoView {
     };
     let saved = match part {
         Part::Both => {
-            "Saved is the whole shop: products, orders, customers and settings, and the theme, plugins and pictures."
+            "The whole shop is saved: products, orders, customers and settings, and the theme, plugins and pictures."
         }
         Part::Db => {
-            "Saved are products, orders, customers, texts and settings. Theme, plugins and pictures are not."
+            "Products, orders, customers, texts and settings are saved. Theme, plugins and pictures are not."
         }
         Part::Files => {
-            "Saved are theme, plugins, pictures and other uploads. Products, orders and customers are not."
+            "Theme, plugins, pictures and other uploads are saved. Products, orders and customers are not."
         }
     };
     let took = took_last_time(live, JobType::Backup, part);
@@ -269,7 +269,7 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
                 {backup.note.clone().map(|note| view! { <span class="backup-note">{note}</span> })}
             </p>
             <ul class="what-happens grave">
-                <li>"It cannot be restored any more, by nobody. This cannot be undone."</li>
+                <li>"Nobody can restore it any more. This cannot be undone."</li>
                 <li>"Your shop does not change. Your other backups stay."</li>
             </ul>
             <ActionForm action sending done>

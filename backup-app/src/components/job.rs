@@ -195,6 +195,9 @@ fn meanwhile(job: &Job) -> &'static str {
         JobType::Restore if job.online => {
             "Your shop stays open until everything is ready. You can close this page: the restore goes on without it."
         }
+        JobType::Restore if job.status == JobStatus::Pending => {
+            "Visitors see a maintenance page as soon as it starts. You can close this page: the restore goes on without it."
+        }
         JobType::Restore => {
             "Visitors see a maintenance page until it is done. You can close this page: the restore goes on without it."
         }

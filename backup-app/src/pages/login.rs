@@ -44,9 +44,7 @@ fn in_words(problem: &str) -> Option<&'static str> {
         "slow" => "Too many tries. Please wait a few minutes, then try again.",
         "inactive" => "This account is not active. Please contact support.",
         "unavailable" => "Logging in does not work right now. Please try again in a minute.",
-        "expired" => {
-            "You were logged out because nothing happened for a while. Please log in again."
-        }
+        "expired" => "Your session has ended. Please log in again.",
         _ => return None,
     })
 }

@@ -54,6 +54,29 @@ fn a_restore_says_what_is_lost_before_it_asks_for_the_word() {
 }
 
 #[test]
+fn a_restore_that_waits_does_not_say_that_the_shop_is_closed_already() {
+    let mut page = page();
+    for (status, words) in [
+        (
+            JobStatus::Pending,
+            "Visitors see a maintenance page as soon as it starts.",
+        ),
+        (
+            JobStatus::Running,
+            "Visitors see a maintenance page until it is done.",
+        ),
+    ] {
+        page.jobs = vec![Job {
+            job_type: JobType::Restore,
+            status,
+            ..running()
+        }];
+        let html = text(&backups_html(page.clone(), "/backups"));
+        assert!(html.contains(words), "{status:?}\n{html}");
+    }
+}
+
+#[test]
 fn a_full_shelf_says_which_backup_goes_next() {
     let mut page = page();
     page.manual = (0..5)
