@@ -2,12 +2,9 @@
 //!
 //! Only in the browser, and only while the tab is visible. Never: two streams of one tab; a page that says it is up to date while the server cannot be reached.
 
-use std::future::Future;
-use std::pin::Pin;
-
 use leptos::prelude::*;
+use serde::de::DeserializeOwned;
 
-use crate::data::PageError;
 use crate::model::{Flash, Job};
 
 /// What is said above every page. Outlives the pages.
@@ -29,8 +26,6 @@ impl Notices {
     }
 }
 
-type Loading = Pin<Box<dyn Future<Output = Result<(), PageError>> + Send>>;
-
 /// What a page shows of jobs, and how it is brought up to date.
 #[derive(Clone, Copy)]
 pub struct Live {
@@ -44,16 +39,18 @@ pub struct Live {
     pub started: RwSignal<Option<u64>>,
     /// What is said above the page.
     pub notices: Notices,
-    reload: Callback<(), Loading>,
+    #[cfg(feature = "hydrate")]
+    reload: Callback<(), browser::Loading>,
 }
 
 impl Live {
-    /// Keep these jobs, and whatever else `reload` brings, up to date for as long as the page is shown.
-    pub fn start<F, R>(jobs: Vec<Job>, reload: F) -> Self
-    where
-        F: Fn(RwSignal<Vec<Job>>) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<(), PageError>> + Send + 'static,
-    {
+    /// Keep these jobs up to date for as long as the page is shown, and the rest of it: `show` is given what is found at `address`, and returns the
+    /// jobs in it.
+    pub fn start<P: DeserializeOwned + 'static>(
+        jobs: Vec<Job>,
+        address: String,
+        show: Callback<P, Vec<Job>>,
+    ) -> Self {
         let jobs = RwSignal::new(jobs);
         let active = Memo::new(move |_| {
             jobs.with(|jobs| jobs.first().filter(|job| job.status.is_active()).cloned())
@@ -64,8 +61,11 @@ impl Live {
             is_busy: Memo::new(move |_| active.with(Option::is_some)),
             started: RwSignal::new(None),
             notices: expect_context(),
-            reload: Callback::new(move |()| Box::pin(reload(jobs)) as Loading),
+            #[cfg(feature = "hydrate")]
+            reload: browser::reload(jobs, address, show),
         };
+        #[cfg(feature = "ssr")]
+        let _ = (address, show);
         #[cfg(feature = "hydrate")]
         browser::run(live);
         live
@@ -82,8 +82,6 @@ impl Live {
     pub fn refresh(self) {
         #[cfg(feature = "hydrate")]
         leptos::task::spawn_local(browser::refresh(self));
-        #[cfg(feature = "ssr")]
-        let _ = self.reload;
     }
 }
 
@@ -97,13 +95,16 @@ pub fn log_in_again() {
 #[cfg(feature = "hydrate")]
 mod browser {
     use std::cell::Cell;
+    use std::future::Future;
+    use std::pin::Pin;
     use std::time::Duration;
 
-    use gloo_net::http::Request;
+    use gloo_net::http::{Request, Response};
     use leptos::ev;
     use leptos::prelude::*;
     use leptos::task::spawn_local;
     use serde::Deserialize;
+    use serde::de::DeserializeOwned;
     use wasm_bindgen::closure::Closure;
     use wasm_bindgen::{JsCast, JsValue};
     use web_sys::{BroadcastChannel, Event, EventSource, MessageEvent};
@@ -128,6 +129,43 @@ mod browser {
         stream_while_active(live, visible);
         poll_while_idle(live, visible);
         tell_of_ends(live);
+    }
+
+    pub type Loading = Pin<Box<dyn Future<Output = Result<(), PageError>>>>;
+
+    pub fn reload<P: DeserializeOwned + 'static>(
+        jobs: RwSignal<Vec<Job>>,
+        address: String,
+        show: Callback<P, Vec<Job>>,
+    ) -> Callback<(), Loading> {
+        Callback::new(move |()| {
+            let address = address.clone();
+            Box::pin(async move {
+                let page = load(&address).await?;
+                // The page may have been left meanwhile.
+                if let Some(fresh) = show.try_run(page) {
+                    jobs.set(fresh);
+                }
+                Ok(())
+            }) as Loading
+        })
+    }
+
+    /// As the pages' own functions, which can send no header.
+    async fn load<P: DeserializeOwned>(address: &str) -> Result<P, PageError> {
+        let answer = look(address).await.ok_or(PageError::Unreachable)?;
+        if !answer.ok() {
+            return Err(answer.json().await.unwrap_or(PageError::Unreachable));
+        }
+        answer.json().await.map_err(|_| PageError::Unreachable)
+    }
+
+    /// Ask the server something that nobody clicked for: it keeps nobody logged in.
+    async fn look(address: &str) -> Option<Response> {
+        let request = Request::get(address)
+            .header("Accept", "application/json")
+            .header("x-background", "1");
+        request.send().await.ok()
     }
 
     pub async fn refresh(live: Live) {
@@ -263,7 +301,7 @@ mod browser {
 
     /// None where there was no answer; whoever is not logged in any more is sent to log in.
     async fn ask_status(live: Live) -> Option<Status> {
-        let answer = Request::get("/api/backups/status").send().await.ok()?;
+        let answer = look("/api/backups/status").await?;
         if answer.status() == 401 {
             log_in_again();
             return None;

@@ -2,6 +2,7 @@
 
 use leptos::either::Either;
 use leptos::prelude::*;
+use leptos::server_fn::ServerFn;
 
 use super::refresh_without_script;
 use crate::clock::{self, Clock};
@@ -9,7 +10,7 @@ use crate::components::{
     Age, Frame, Icon, JobCards, Leave, Questions, RestoreLink, Symbol, When, WhyOff, at_once,
     use_ask,
 };
-use crate::data::load_backup;
+use crate::data::LoadBackup;
 use crate::live::Live;
 use crate::model::{Backup, BackupPage, Job, JobStatus, JobType, Source};
 use crate::words;
@@ -17,19 +18,15 @@ use crate::words;
 /// The page with its data.
 #[component]
 pub fn Details(page: BackupPage) -> impl IntoView {
-    let backup = StoredValue::new(page.backup);
-    let live = Live::start(page.jobs, move |jobs| async move {
-        let Some(id) = backup.with_value(|backup| backup.as_ref().map(|backup| backup.id.clone()))
-        else {
-            return Ok(());
-        };
-        jobs.set(load_backup(id).await?.jobs);
-        Ok(())
-    });
+    // Of what is shown, the jobs alone can change. They are found under any number, that of a backup that is gone, too.
+    let id = page.backup.as_ref().map(|backup| backup.id.as_str());
+    let address = [LoadBackup::PATH, "?id=", id.unwrap_or_default()].concat();
+    let show = Callback::new(|fresh: BackupPage| fresh.jobs);
+    let live = Live::start(page.jobs, address, show);
     provide_context(live);
     // What was said on the page before was about something else.
     live.notices.message.set(None);
-    let content = match backup.get_value() {
+    let content = match page.backup {
         Some(backup) => {
             let here = ["/backups/", &backup.id].concat();
             let ask = use_ask(Some(backup.id.clone()));

@@ -2,13 +2,14 @@
 
 use leptos::either::Either;
 use leptos::prelude::*;
+use leptos::server_fn::ServerFn;
 
 use super::refresh_without_script;
 use crate::components::{
     BackupList, Choices, DailyBackups, Frame, JobCards, Kept, Leave, Questions, RecentJobs,
     at_once, use_ask,
 };
-use crate::data::load_backups;
+use crate::data::LoadBackups;
 use crate::live::Live;
 use crate::model::{Backup, BackupsPage};
 use crate::words;
@@ -19,12 +20,12 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
     let viewer = page.viewer.clone();
     let jobs = page.jobs.clone();
     let page = RwSignal::new(page);
-    let live = Live::start(jobs, move |jobs| async move {
-        let fresh = load_backups().await?;
-        jobs.set(fresh.jobs.clone());
+    let show = Callback::new(move |fresh: BackupsPage| {
+        let jobs = fresh.jobs.clone();
         page.set(fresh);
-        Ok(())
+        jobs
     });
+    let live = Live::start(jobs, LoadBackups::PATH.into(), show);
     provide_context(live);
     let ask = use_ask(None);
     Leave::provide("/backups".into(), ask);
