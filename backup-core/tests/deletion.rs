@@ -180,6 +180,25 @@ impl World {
         }
     }
 
+    /// Rows of customers' backups, those that nobody sees included.
+    async fn rows(&self) -> i64 {
+        const COUNT: &str = "SELECT COUNT(*) FROM customer_backups";
+        match &self.server {
+            Some(server) => {
+                let counted = server.sql(&format!("USE platform; {COUNT}")).unwrap();
+                counted.trim().parse().unwrap()
+            }
+            None => {
+                let file = self.scratch.path().join("backup.db");
+                let url = format!("sqlite://{}", file.display());
+                let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+                let counted = sqlx::query_scalar(COUNT).fetch_one(&pool).await.unwrap();
+                pool.close().await;
+                counted
+            }
+        }
+    }
+
     /// A backup that was deleted is as it was before.
     async fn take_back(&self, id: &SnapshotId) {
         let update =
@@ -376,25 +395,35 @@ async fn whoever_dies_on_the_way_another_finishes_and_nothing_comes_back() {
         // A listing lacks another one, which is there again later.
         let away = world.scratch.path().join("away");
         fs::rename(world.snapshot_file(&flickering), &away).unwrap();
-        let (catalog, repository) = (world.catalog().await, world.engine.manual().unwrap());
+        let (service, engine) = world.another().await;
         for _ in 0..2 {
-            let synced = catalog.sync_manual(&repository, Missing::Remember).await;
-            assert_eq!(synced.unwrap().missing, 2);
+            service.sync(&engine, Missing::Remember).await.unwrap();
+            assert_eq!(world.saved(), [stays].into());
+            // Whether they are gone for good nobody can tell yet.
+            assert_eq!(world.known().await, [forgotten, flickering, stays].into());
+            for id in [&marked, &forgotten, &flickering] {
+                world.assert_invisible(1, id).await;
+            }
+        }
+        // Nobody waits for them before he frees space.
+        service.prune(&engine).await.unwrap();
+
+        fs::rename(&away, world.snapshot_file(&flickering)).unwrap();
+        for _ in 0..2 {
+            world.sync().await;
+            assert_eq!(world.saved(), [stays].into());
+            assert_eq!(world.known().await, [forgotten, stays].into());
             assert_eq!(world.shown(1).await, [stays].into());
         }
-        fs::rename(&away, world.snapshot_file(&flickering)).unwrap();
-        let synced = catalog.sync_manual(&repository, Missing::Remember).await;
-        assert_eq!(synced.unwrap().added, 1);
-        for id in [&marked, &forgotten, &flickering] {
-            world.assert_invisible(1, id).await;
-        }
-
-        let (service, engine) = world.another().await;
-        service.sync(&engine, Missing::Remember).await.unwrap();
-        assert_eq!(world.saved(), [stays].into());
-        assert_eq!(world.known().await, [stays].into());
-        service.prune(&engine).await.unwrap();
+        let two_days = 2 * 24 * 60 * 60 * 1000;
+        world
+            .sql(format!(
+                "UPDATE backup_snapshots SET missing_since = missing_since - {two_days}"
+            ))
+            .await;
         world.sync().await;
+        assert_eq!(world.known().await, [stays].into());
+        assert_eq!(world.rows().await, 1);
         assert_eq!(world.shown(1).await, [stays].into());
         world.service.close().await;
         service.close().await;
