@@ -578,6 +578,96 @@ async fn what_a_restore_is_queued_of_stays_although_it_is_the_sixth() {
     .await;
 }
 
+/// A worker of another server may have made them, or a catalogue that was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_catalogue_does_not_know_yet_is_no_restores_to_lose() {
+    on_both(async |world| {
+        for _ in 0..5 {
+            world.back_up(1).await;
+        }
+        let (other, its_engine) = world.another().await;
+        let (mut kept, mut gone) = (0, 0);
+        for _ in 0..4 {
+            let list = world.service.list(customer(1)).await.unwrap();
+            let oldest = list.manual.last().unwrap().id;
+            world
+                .sql(format!(
+                    "DELETE FROM customer_backups WHERE snapshot_id = '{oldest}';
+                     DELETE FROM backup_snapshots WHERE snapshot_id = '{oldest}'"
+                ))
+                .await;
+            let whose = customer(1);
+            let made = tokio::spawn({
+                let (service, engine) = (world.service.clone(), Arc::clone(&world.engine));
+                let request = BackupRequest {
+                    backup_type: BackupType::Files,
+                    note: None,
+                };
+                async move {
+                    let control = Control::default();
+                    let made = service.backup_here(&engine, whose, &request, &control);
+                    made.await.unwrap()
+                }
+            });
+            // From when its own job lets it until there is nothing to restore.
+            let restored = loop {
+                let is_made = made.is_finished();
+                other.sync(&its_engine, Missing::Remember).await.unwrap();
+                match other.restore(whose, &restore_of(&oldest)).await {
+                    Ok(Created::Job(job)) => break Some(job),
+                    Ok(Created::InTheWay(_)) => {}
+                    Err(error) if is_made => {
+                        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+                        break None;
+                    }
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}"),
+                }
+            };
+            let RunHere::Done { report, .. } = made.await.unwrap() else {
+                panic!("in the way")
+            };
+            assert_eq!(report.warnings, [] as [String; 0]);
+            match restored {
+                Some(job) => {
+                    kept += 1;
+                    assert!(world.saved().contains(&oldest));
+                    assert!(world.shown(1).await.contains(&oldest));
+                    world.cancel(&job).await;
+                    world.back_up(1).await;
+                }
+                None => gone += 1,
+            }
+            assert!(!world.saved().contains(&oldest));
+            assert_eq!(world.saved().len(), 5);
+            assert_eq!(world.saved(), world.shown(1).await);
+        }
+        println!("the restore came first in {kept}, the retention in {gone}");
+        world.service.close().await;
+        other.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_counts_and_forgets_what_the_catalogue_does_not_know_yet() {
+    on_both(async |world| {
+        let mut unknown: Vec<SnapshotId> = (0..5)
+            .map(|_| world.save(&["customer-1", "manual", "files"]))
+            .collect();
+        let made = world.back_up(1).await;
+        assert_eq!(made.warnings, [] as [String; 0]);
+        let oldest = unknown.remove(0);
+        unknown.push(made.snapshot_id);
+        assert_eq!(world.saved(), unknown.into_iter().collect());
+        world.sync().await;
+        assert_eq!(world.shown(1).await, world.saved());
+        assert_eq!(world.known().await, world.saved());
+        world.assert_invisible(1, &oldest).await;
+        world.service.close().await;
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_is_woken_to_forget_what_was_deleted() {
     on_both(async |world| {

@@ -270,6 +270,23 @@ impl Catalog {
         self.remove(repository_id, &taken_in).await
     }
 
+    /// Take in one backup of a customer, as a sync would that comes to it.
+    pub(crate) async fn take_in_manual(
+        &self,
+        repository_id: &str,
+        customer: CustomerId,
+        entry: &BackupEntry,
+    ) -> Result<()> {
+        let row = Row {
+            customer,
+            source: Source::Manual,
+            entry: entry.clone(),
+        };
+        self.take_in(repository_id, &entry.id, &[row])
+            .await
+            .map(drop)
+    }
+
     /// False where others have taken it in.
     async fn take_in(&self, repository_id: &str, id: &SnapshotId, rows: &[Row]) -> Result<bool> {
         let mut tries = Tries::default();
