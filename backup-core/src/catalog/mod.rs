@@ -54,7 +54,7 @@ const BEGINNING: &str = "SELECT snapshot_id FROM customer_backups
     WHERE customer_id = ? AND source = ? AND snapshot_id >= ? AND snapshot_id < ? AND deleted_at IS NULL LIMIT 2";
 
 /// Where a backup is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// Among the customer's manual backups.
