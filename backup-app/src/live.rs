@@ -117,6 +117,8 @@ mod browser {
     /// Every so many polls the whole page is brought up to date: a job of another device may have come and gone.
     const POLLS_PER_REFRESH: u32 = 4;
     const RECONNECT: Duration = Duration::from_secs(5);
+    /// How long a stream may be away before it counts as lost. The server ends each from time to time, and browsers wait up to 5 s before they ask again.
+    const PATIENCE: Duration = Duration::from_secs(8);
 
     pub fn run(live: Live) {
         let visible = RwSignal::new(!document().hidden());
@@ -276,19 +278,17 @@ mod browser {
             live.notices.connected.set(false);
             return;
         };
-        let is_known = |told: &Option<Job>| {
-            live.jobs.with_untracked(|jobs| match told {
-                Some(told) => jobs
-                    .iter()
-                    .any(|job| job.id == told.id && job.status == told.status),
-                None => true,
-            })
-        };
-        let was_busy = live.is_busy.get_untracked();
-        if was_busy != status.job.is_some()
-            || !is_known(&status.job)
-            || !is_known(&status.last_failed)
-        {
+        let is_news = live.jobs.try_with_untracked(|jobs| {
+            let is_known = |told: &Job| {
+                jobs.iter()
+                    .any(|job| job.id == told.id && job.status == told.status)
+            };
+            let was_busy = jobs.first().is_some_and(|job| job.status.is_active());
+            let mut told = status.job.iter().chain(&status.last_failed);
+            was_busy != status.job.is_some() || !told.all(is_known)
+        });
+        // The page may have been left meanwhile.
+        if is_news == Some(true) {
             live.refresh();
         }
     }
@@ -316,7 +316,7 @@ mod browser {
                 move |_| match source.ready_state() {
                     EventSource::CLOSED => reopen_later(live, attempt),
                     // It tries again by itself.
-                    _ => live.notices.connected.set(false),
+                    _ => doubt(live, source.clone()),
                 }
             });
             // Fails for objects that are no targets of events.
@@ -338,6 +338,18 @@ mod browser {
             self.source.set_onerror(None);
             self.source.close();
         }
+    }
+
+    /// Say that the connection is lost, unless the stream is back soon.
+    fn doubt(live: Live, source: EventSource) {
+        set_timeout(
+            move || {
+                if source.ready_state() == EventSource::CONNECTING {
+                    live.notices.connected.set(false);
+                }
+            },
+            PATIENCE,
+        );
     }
 
     fn show(live: Live, job: Job) {

@@ -5,6 +5,7 @@ use leptos::html;
 use leptos::prelude::*;
 
 use super::at_once::at_once;
+use crate::live::Live;
 use crate::model::Outcome;
 
 /// A form that acts. What it refuses is said in it; `done` is called for what was accepted.
@@ -28,13 +29,14 @@ fn form(
     done: Callback<Outcome>,
     content: AnyView,
 ) -> AnyView {
+    let live: Live = expect_context();
     let refusal = RwSignal::new(None::<String>);
     let refused = NodeRef::<html::P>::new();
     let submit = move |event: SubmitEvent| {
         #[cfg(feature = "hydrate")]
-        browser::submit(&event, sending, refusal, done);
+        browser::submit(&event, live, sending, refusal, done);
         #[cfg(feature = "ssr")]
-        let _ = (event, sending, done, refusal);
+        let _ = (event, live, sending, done, refusal);
     };
     // The button that had the focus was off meanwhile.
     Effect::new(move |_| {
@@ -61,11 +63,12 @@ mod browser {
     use wasm_bindgen::JsCast;
     use web_sys::{FormData, HtmlFormElement, UrlSearchParams};
 
-    use crate::live::log_in_again;
-    use crate::model::Outcome;
+    use crate::live::{Live, log_in_again};
+    use crate::model::{Flash, Outcome};
 
     pub fn submit(
         event: &SubmitEvent,
+        live: Live,
         sending: RwSignal<bool>,
         refusal: RwSignal<Option<String>>,
         done: Callback<Outcome>,
@@ -83,12 +86,20 @@ mod browser {
         spawn_local(async move {
             let outcome = post(&url, fields).await;
             sending.set(false);
-            match outcome {
-                Some(outcome) if outcome.success => done.run(outcome),
-                Some(outcome) => refusal.set(Some(outcome.message)),
-                None => refusal.set(Some(
-                    "No answer came from the server. Look whether it has begun before you try again.".into(),
-                )),
+            // The form may have been left meanwhile: then the page has to tell.
+            let message = match outcome {
+                Some(outcome) if outcome.success => {
+                    if done.try_run(outcome).is_none() {
+                        live.changed();
+                    }
+                    return;
+                }
+                Some(outcome) => outcome.message,
+                None => "No answer came from the server. Look whether it has begun before you try again.".into(),
+            };
+            if let Some(Some(message)) = refusal.try_set(Some(message)) {
+                let success = false;
+                live.notices.message.set(Some(Flash { success, message }));
             }
         });
     }
