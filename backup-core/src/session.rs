@@ -33,6 +33,15 @@ pub struct Sessions {
 #[derive(Debug, Clone)]
 pub struct SessionToken(SecretString);
 
+/// Who makes a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presence {
+    /// Somebody who does something.
+    Person,
+    /// A page that looks by itself whether there is news: nobody need be there.
+    Background,
+}
+
 /// A session that is open.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -96,8 +105,8 @@ impl Sessions {
         }
     }
 
-    /// The session of a token, if it is open; seen now.
-    pub async fn find(&self, token: &SessionToken) -> Result<Option<Session>> {
+    /// The session of a token, if it is open; seen now, if somebody is there.
+    pub async fn find(&self, token: &SessionToken, presence: Presence) -> Result<Option<Session>> {
         // Whether the customer may still come in is looked up in the same breath.
         const QUERY: &str =
             "SELECT c.*, s.credential AS session_credential, s.flash AS session_flash,
@@ -118,7 +127,7 @@ impl Sessions {
             self.close(token).await?;
             return Ok(None);
         }
-        if row.is_stale != 0 {
+        if row.is_stale != 0 && presence == Presence::Person {
             const SEEN: &str = "UPDATE backup_sessions SET seen_at = {now} WHERE session_key = ?";
             self.store.execute(SEEN, values![token.key()]).await?;
         }

@@ -180,6 +180,25 @@ impl World {
         }
     }
 
+    /// Rows of customers' backups, those that nobody sees included.
+    async fn rows(&self) -> i64 {
+        const COUNT: &str = "SELECT COUNT(*) FROM customer_backups";
+        match &self.server {
+            Some(server) => {
+                let counted = server.sql(&format!("USE platform; {COUNT}")).unwrap();
+                counted.trim().parse().unwrap()
+            }
+            None => {
+                let file = self.scratch.path().join("backup.db");
+                let url = format!("sqlite://{}", file.display());
+                let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+                let counted = sqlx::query_scalar(COUNT).fetch_one(&pool).await.unwrap();
+                pool.close().await;
+                counted
+            }
+        }
+    }
+
     /// A backup that was deleted is as it was before.
     async fn take_back(&self, id: &SnapshotId) {
         let update =
@@ -376,25 +395,35 @@ async fn whoever_dies_on_the_way_another_finishes_and_nothing_comes_back() {
         // A listing lacks another one, which is there again later.
         let away = world.scratch.path().join("away");
         fs::rename(world.snapshot_file(&flickering), &away).unwrap();
-        let (catalog, repository) = (world.catalog().await, world.engine.manual().unwrap());
+        let (service, engine) = world.another().await;
         for _ in 0..2 {
-            let synced = catalog.sync_manual(&repository, Missing::Remember).await;
-            assert_eq!(synced.unwrap().missing, 2);
+            service.sync(&engine, Missing::Remember).await.unwrap();
+            assert_eq!(world.saved(), [stays].into());
+            // Whether they are gone for good nobody can tell yet.
+            assert_eq!(world.known().await, [forgotten, flickering, stays].into());
+            for id in [&marked, &forgotten, &flickering] {
+                world.assert_invisible(1, id).await;
+            }
+        }
+        // Nobody waits for them before he frees space.
+        service.prune(&engine).await.unwrap();
+
+        fs::rename(&away, world.snapshot_file(&flickering)).unwrap();
+        for _ in 0..2 {
+            world.sync().await;
+            assert_eq!(world.saved(), [stays].into());
+            assert_eq!(world.known().await, [forgotten, stays].into());
             assert_eq!(world.shown(1).await, [stays].into());
         }
-        fs::rename(&away, world.snapshot_file(&flickering)).unwrap();
-        let synced = catalog.sync_manual(&repository, Missing::Remember).await;
-        assert_eq!(synced.unwrap().added, 1);
-        for id in [&marked, &forgotten, &flickering] {
-            world.assert_invisible(1, id).await;
-        }
-
-        let (service, engine) = world.another().await;
-        service.sync(&engine, Missing::Remember).await.unwrap();
-        assert_eq!(world.saved(), [stays].into());
-        assert_eq!(world.known().await, [stays].into());
-        service.prune(&engine).await.unwrap();
+        let two_days = 2 * 24 * 60 * 60 * 1000;
+        world
+            .sql(format!(
+                "UPDATE backup_snapshots SET missing_since = missing_since - {two_days}"
+            ))
+            .await;
         world.sync().await;
+        assert_eq!(world.known().await, [stays].into());
+        assert_eq!(world.rows().await, 1);
         assert_eq!(world.shown(1).await, [stays].into());
         world.service.close().await;
         service.close().await;
@@ -545,6 +574,96 @@ async fn what_a_restore_is_queued_of_stays_although_it_is_the_sixth() {
         assert_eq!(world.saved(), world.shown(1).await);
         world.service.close().await;
         other.close().await;
+    })
+    .await;
+}
+
+/// A worker of another server may have made them, or a catalogue that was lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_catalogue_does_not_know_yet_is_no_restores_to_lose() {
+    on_both(async |world| {
+        for _ in 0..5 {
+            world.back_up(1).await;
+        }
+        let (other, its_engine) = world.another().await;
+        let (mut kept, mut gone) = (0, 0);
+        for _ in 0..4 {
+            let list = world.service.list(customer(1)).await.unwrap();
+            let oldest = list.manual.last().unwrap().id;
+            world
+                .sql(format!(
+                    "DELETE FROM customer_backups WHERE snapshot_id = '{oldest}';
+                     DELETE FROM backup_snapshots WHERE snapshot_id = '{oldest}'"
+                ))
+                .await;
+            let whose = customer(1);
+            let made = tokio::spawn({
+                let (service, engine) = (world.service.clone(), Arc::clone(&world.engine));
+                let request = BackupRequest {
+                    backup_type: BackupType::Files,
+                    note: None,
+                };
+                async move {
+                    let control = Control::default();
+                    let made = service.backup_here(&engine, whose, &request, &control);
+                    made.await.unwrap()
+                }
+            });
+            // From when its own job lets it until there is nothing to restore.
+            let restored = loop {
+                let is_made = made.is_finished();
+                other.sync(&its_engine, Missing::Remember).await.unwrap();
+                match other.restore(whose, &restore_of(&oldest)).await {
+                    Ok(Created::Job(job)) => break Some(job),
+                    Ok(Created::InTheWay(_)) => {}
+                    Err(error) if is_made => {
+                        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+                        break None;
+                    }
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}"),
+                }
+            };
+            let RunHere::Done { report, .. } = made.await.unwrap() else {
+                panic!("in the way")
+            };
+            assert_eq!(report.warnings, [] as [String; 0]);
+            match restored {
+                Some(job) => {
+                    kept += 1;
+                    assert!(world.saved().contains(&oldest));
+                    assert!(world.shown(1).await.contains(&oldest));
+                    world.cancel(&job).await;
+                    world.back_up(1).await;
+                }
+                None => gone += 1,
+            }
+            assert!(!world.saved().contains(&oldest));
+            assert_eq!(world.saved().len(), 5);
+            assert_eq!(world.saved(), world.shown(1).await);
+        }
+        println!("the restore came first in {kept}, the retention in {gone}");
+        world.service.close().await;
+        other.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_counts_and_forgets_what_the_catalogue_does_not_know_yet() {
+    on_both(async |world| {
+        let mut unknown: Vec<SnapshotId> = (0..5)
+            .map(|_| world.save(&["customer-1", "manual", "files"]))
+            .collect();
+        let made = world.back_up(1).await;
+        assert_eq!(made.warnings, [] as [String; 0]);
+        let oldest = unknown.remove(0);
+        unknown.push(made.snapshot_id);
+        assert_eq!(world.saved(), unknown.into_iter().collect());
+        world.sync().await;
+        assert_eq!(world.shown(1).await, world.saved());
+        assert_eq!(world.known().await, world.saved());
+        world.assert_invisible(1, &oldest).await;
+        world.service.close().await;
     })
     .await;
 }

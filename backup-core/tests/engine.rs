@@ -9,7 +9,8 @@ use backup_core::config::{Config, Environment};
 use backup_core::customer::{Customer, CustomerId, CustomerStore};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::operations::{
-    BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, Source, init_repository,
+    BackupReport, BackupRequest, Engine, Forgetting, RestoreReport, RestoreRequest, Source,
+    init_repository,
 };
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{BackupType, SnapshotId};
@@ -269,13 +270,14 @@ fn what_is_beyond_the_retention_is_told_and_forgotten_if_it_is_his() {
     let excess_after_the_first = engine.beyond_retention(customer, made[0]).unwrap();
     assert_eq!(excess_after_the_first, made[1..3]);
     let another = CustomerId::new(customer.get() + 1).unwrap();
-    assert!(!engine.forget(another, &made[0]).unwrap());
+    assert_eq!(
+        engine.forget(another, &made[0]).unwrap(),
+        Forgetting::NotHis
+    );
     assert_eq!(names(&snapshots).len(), made.len());
     for id in &excess {
-        // A second time it is gone already.
-        for _ in 0..2 {
-            assert!(engine.forget(customer, id).unwrap());
-        }
+        assert_eq!(engine.forget(customer, id).unwrap(), Forgetting::Done);
+        assert_eq!(engine.forget(customer, id).unwrap(), Forgetting::Missing);
     }
     assert_eq!(names(&snapshots).len(), 2);
     assert_eq!(engine.beyond_retention(customer, made[3]).unwrap(), []);

@@ -121,7 +121,8 @@ impl Server {
             .env("BACKUP__SERVER__LISTEN", format!("127.0.0.1:{port}"))
             .env("RUST_LOG", "warn")
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            // Warnings and errors alone: there should be none.
+            .stderr(Stdio::inherit())
             .spawn()?;
         let mut server = Self { child, port };
         while TcpStream::connect(("127.0.0.1", port)).is_err() {

@@ -22,8 +22,10 @@ enum Page {
 #[component]
 pub fn PageView() -> impl IntoView {
     let params = use_params_map();
-    let id = Memo::new(move |_| params.read().get("id"));
-    let page = Resource::new(move || id.get(), load);
+    // Counted, not owned by the page: the title is asked for when the server may be done with the page.
+    let id = ArcMemo::new(move |_| params.read().get("id"));
+    let asked = id.clone();
+    let page = Resource::new(move || asked.get(), load);
     let again = Callback::new(move |()| page.refetch());
     let title = move || {
         if id.with(Option::is_some) {

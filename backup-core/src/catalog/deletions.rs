@@ -1,9 +1,9 @@
 //! Backups that their customers deleted.
 //!
-//! The mark in the row is the commit point: from then on nobody sees it. It stays until the snapshot is forgotten, through every sync, whatever a
-//! listing lacks meanwhile. A restore that is queued and a deletion hold the same row, so one of the two comes first. Never: a mark that is taken back.
+//! The mark in the row is the commit point: from then on nobody sees it. It stays until the snapshot is forgotten, or missing for so long that nothing
+//! else is remembered of it either. A restore that is queued and a deletion hold the same row, so one of the two comes first. Never: a mark that is taken back.
 
-use super::{Catalog, Source, unreadable};
+use super::{Catalog, Source, in_list, unreadable};
 use crate::customer::CustomerId;
 use crate::error::Result;
 use crate::repository::SnapshotId;
@@ -89,6 +89,22 @@ impl Catalog {
         ];
         self.store.execute(DELETE, values).await.map(drop)
     }
+}
+
+/// Remove the marks on those of these snapshots of a repository that are remembered no longer: nobody would come back to them.
+pub(super) async fn drop_forgotten(
+    transaction: &mut Transaction,
+    repository_id: &str,
+    ids: &[SnapshotId],
+) -> Result<()> {
+    let (places, mut values) = in_list(ids);
+    let delete = format!(
+        "DELETE FROM customer_backups WHERE snapshot_id IN ({places}) AND deleted_at IS NOT NULL
+             AND NOT EXISTS (SELECT 1 FROM backup_snapshots s
+                 WHERE s.repository_id = ? AND s.snapshot_id = customer_backups.snapshot_id)"
+    );
+    values.push(repository_id.into());
+    transaction.execute(&delete, &values).await.map(drop)
 }
 
 /// Whether a snapshot is one that its customer deleted.

@@ -54,7 +54,7 @@ const BEGINNING: &str = "SELECT snapshot_id FROM customer_backups
     WHERE customer_id = ? AND source = ? AND snapshot_id >= ? AND snapshot_id < ? AND deleted_at IS NULL LIMIT 2";
 
 /// Where a backup is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
     /// Among the customer's manual backups.
@@ -299,11 +299,24 @@ impl Catalog {
         transaction.commit().await
     }
 
+    /// The snapshots of a repository that must be there before data counts as unused: all that are known, without those that were deleted. They
+    /// may be forgotten by now, by somebody who died before he could say so.
+    pub(crate) async fn needed(&self, repository_id: &str) -> Result<BTreeSet<SnapshotId>> {
+        const QUERY: &str = "SELECT snapshot_id FROM backup_snapshots WHERE repository_id = ?
+            AND snapshot_id NOT IN (SELECT snapshot_id FROM customer_backups WHERE source = ? AND deleted_at > 0)";
+        self.snapshots(QUERY, values![repository_id, Source::Manual.as_str()])
+            .await
+    }
+
     /// All snapshots of a repository that the catalogue knows, also those that the last listings lacked and nobody has
-    /// accepted as gone: what must be there before data counts as unused.
+    /// accepted as gone.
     pub async fn known(&self, repository_id: &str) -> Result<BTreeSet<SnapshotId>> {
         const QUERY: &str = "SELECT snapshot_id FROM backup_snapshots WHERE repository_id = ?";
-        let ids: Vec<(String,)> = self.store.rows(QUERY, values![repository_id]).await?;
+        self.snapshots(QUERY, values![repository_id]).await
+    }
+
+    async fn snapshots(&self, query: &str, values: &[Value]) -> Result<BTreeSet<SnapshotId>> {
+        let ids: Vec<(String,)> = self.store.rows(query, values).await?;
         ids.iter()
             .map(|(id,)| id.parse().map_err(unreadable))
             .collect()

@@ -200,15 +200,36 @@ impl Catalog {
         };
         let mut dropped = 0;
         for ids in lacking.chunks(SNAPSHOTS_A_STATEMENT) {
-            let (places, values) = in_list(ids);
-            let delete = format!(
-                "DELETE FROM backup_snapshots
-                 WHERE repository_id = ? AND snapshot_id IN ({places}) AND missing_since <= {{now}} - ?"
-            );
-            let mut values = of_repository(repository_id, &values);
-            values.push(at_least.into());
-            dropped += self.store.execute(&delete, &values).await?;
+            let mut tries = Tries::default();
+            dropped += loop {
+                let tried = self.try_drop_missing(repository_id, ids, at_least).await;
+                if !tries.is_to_repeat(&tried).await {
+                    break tried?;
+                }
+            };
         }
+        Ok(dropped)
+    }
+
+    async fn try_drop_missing(
+        &self,
+        repository_id: &str,
+        ids: &[SnapshotId],
+        at_least: i64,
+    ) -> Result<u64> {
+        let (places, values) = in_list(ids);
+        let mut transaction = self.store.begin().await?;
+        let delete = format!(
+            "DELETE FROM backup_snapshots
+             WHERE repository_id = ? AND snapshot_id IN ({places}) AND missing_since <= {{now}} - ?"
+        );
+        let mut values = of_repository(repository_id, &values);
+        values.push(at_least.into());
+        let dropped = transaction.execute(&delete, &values).await?;
+        if dropped > 0 {
+            deletions::drop_forgotten(&mut transaction, repository_id, ids).await?;
+        }
+        transaction.commit().await?;
         Ok(dropped)
     }
 
@@ -247,6 +268,23 @@ impl Catalog {
         taken_in.retain(|id| !listed.contains(id));
         report.added -= taken_in.len() as u64;
         self.remove(repository_id, &taken_in).await
+    }
+
+    /// Take in one backup of a customer, as a sync would that comes to it.
+    pub(crate) async fn take_in_manual(
+        &self,
+        repository_id: &str,
+        customer: CustomerId,
+        entry: &BackupEntry,
+    ) -> Result<()> {
+        let row = Row {
+            customer,
+            source: Source::Manual,
+            entry: entry.clone(),
+        };
+        self.take_in(repository_id, &entry.id, &[row])
+            .await
+            .map(drop)
     }
 
     /// False where others have taken it in.

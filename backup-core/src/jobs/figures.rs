@@ -11,12 +11,12 @@ use super::{JobStatus, JobStore, JobType};
 use crate::error::Result;
 
 const COUNTS: &str = "SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), COUNT(*), COUNT(finished_at - started_at),
-        CAST(COALESCE(SUM(finished_at - started_at), 0) AS SIGNED), CAST(COALESCE(SUM(bytes_done), 0) AS SIGNED)
+        CAST(COALESCE(SUM(finished_at - started_at), 0) AS SIGNED), CAST(COALESCE(SUM(bytes_done), 0) AS SIGNED), MAX(finished_at)
     FROM customer_backup_jobs GROUP BY job_type, status";
 const OLDEST_PENDING: &str = "SELECT CAST(MIN(created_at) AS CHAR), {now} FROM customer_backup_jobs WHERE status = 'pending'";
 
-/// Type, state, jobs, those that are timed, their milliseconds, and bytes.
-type CountRow = (String, String, i64, i64, i64, i64);
+/// Type, state, jobs, those that are timed, their milliseconds, bytes, and the last end.
+type CountRow = (String, String, i64, i64, i64, i64, Option<i64>);
 
 /// How many jobs there are of a type in a state, and what they took.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +33,8 @@ pub struct JobCount {
     pub duration: Duration,
     /// Bytes that they have done together: of those that completed, all that they saved or restored.
     pub bytes: u64,
+    /// When the last of them ended.
+    pub last_end: Option<Timestamp>,
 }
 
 impl JobStore {
@@ -40,7 +42,7 @@ impl JobStore {
     pub(crate) async fn counts(&self) -> Result<Vec<JobCount>> {
         let rows: Vec<CountRow> = self.store.rows(COUNTS, &[]).await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let count = |(job_type, status, jobs, timed, milliseconds, bytes): CountRow| {
+        let count = |(job_type, status, jobs, timed, milliseconds, bytes, last_end): CountRow| {
             Some(JobCount {
                 // What another program wrote there and nobody understands is no job of ours.
                 job_type: JobType::from_word(&job_type)?,
@@ -49,6 +51,7 @@ impl JobStore {
                 timed: number(timed),
                 duration: Duration::from_millis(number(milliseconds)),
                 bytes: number(bytes),
+                last_end: last_end.and_then(|time| Timestamp::from_millisecond(time).ok()),
             })
         };
         Ok(rows.into_iter().filter_map(count).collect())

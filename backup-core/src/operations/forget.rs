@@ -9,19 +9,29 @@ use crate::customer::CustomerId;
 use crate::error::Result;
 use crate::repository::{Origin, Snapshot, SnapshotId};
 
+/// What became of the wish to forget a backup.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forgetting {
+    /// It was there, and is not any more.
+    Done,
+    /// It was not there. It may come back: only who removed it knows that it is gone for good.
+    Missing,
+    /// By its tags it is no manual backup of this customer: it stays.
+    NotHis,
+}
+
 impl Engine {
-    /// Forget a manual backup of a customer; one that is gone already is fine. False where by its tags it is no manual backup of his: then
-    /// it stays.
-    pub fn forget(&self, customer: CustomerId, id: &SnapshotId) -> Result<bool> {
+    /// Forget a manual backup of a customer.
+    pub fn forget(&self, customer: CustomerId, id: &SnapshotId) -> Result<Forgetting> {
         let repository = self.manual()?;
         let Some(snapshot) = repository.snapshot(id)? else {
-            return Ok(true);
+            return Ok(Forgetting::Missing);
         };
-        let is_his = is_manual(&snapshot) && snapshot.owner() == Some(customer);
-        if is_his {
-            repository.forget(&[*id])?;
+        if !is_manual(&snapshot) || snapshot.owner() != Some(customer) {
+            return Ok(Forgetting::NotHis);
         }
-        Ok(is_his)
+        repository.forget(&[*id])?;
+        Ok(Forgetting::Done)
     }
 
     /// A customer's manual backups beyond the newest `retention.manual`, whatever their type, oldest first. The one that was just made is none

@@ -21,6 +21,7 @@ use crate::storage::{self, Location, SftpOptions, Storage};
 
 pub use crate::catalog::{BackupEntry, BackupList, Source};
 pub use backup::{BackupReport, BackupRequest};
+pub use forget::Forgetting;
 pub use restore::{RestoreReport, RestoreRequest};
 
 /// The configuration, and the repositories that it names, opened when they are first needed and then kept.

@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,7 +70,7 @@ pub struct Figures {
     pub jobs: Vec<JobCount>,
     /// For how long the oldest job waits that nobody has taken up.
     pub oldest_pending: Option<Duration>,
-    /// When the newest backup of each source was made.
+    /// When the newest backup of each source was made. Of the manual ones also such as were deleted since.
     pub newest_backups: Vec<(Source, Timestamp)>,
     /// When each hosting server's repositories were last looked at.
     pub synced: Vec<Synced>,
@@ -145,11 +146,13 @@ impl BackupService {
 
     /// Figures for a monitoring: cheap enough for every few seconds.
     pub async fn figures(&self) -> Result<Figures> {
+        let jobs = self.jobs.counts().await?;
+        let catalogued = self.catalog.newest().await?;
         Ok(Figures {
-            jobs: self.jobs.counts().await?,
             oldest_pending: self.jobs.oldest_pending().await?,
-            newest_backups: self.catalog.newest().await?,
+            newest_backups: with_deleted(catalogued, &jobs),
             synced: self.catalog.syncs().await?,
+            jobs,
         })
     }
 
@@ -474,6 +477,23 @@ impl BackupService {
             running: Arc::default(),
         }
     }
+}
+
+/// The catalogue alone would go back in time when a customer deletes his newest one; the job that made it stays.
+fn with_deleted(
+    catalogued: Vec<(Source, Timestamp)>,
+    jobs: &[JobCount],
+) -> Vec<(Source, Timestamp)> {
+    let made = jobs
+        .iter()
+        .filter(|count| count.job_type == JobType::Backup && count.status == JobStatus::Completed)
+        .filter_map(|count| Some((Source::Manual, count.last_end?)));
+    let mut newest = BTreeMap::new();
+    for (source, time) in catalogued.into_iter().chain(made) {
+        let known = newest.entry(source).or_insert(time);
+        *known = time.max(*known);
+    }
+    newest.into_iter().collect()
 }
 
 fn new_backup(customer: &Customer, request: &BackupRequest) -> Result<NewJob> {

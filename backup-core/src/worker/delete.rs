@@ -1,14 +1,15 @@
 //! What customers or retention deleted goes: first the snapshot from the repository, then its row from the catalogue.
 //!
 //! The mark in the catalogue was the commit point. This can be broken off anywhere, repeated, and done by several workers at once. Never: a snapshot
-//! forgotten that is not wholly that customer's; a row removed while its snapshot is there; one that cannot be forgotten in the way of the others.
+//! forgotten that is not wholly that customer's; a row removed while its snapshot is there, or may be again; one that cannot be forgotten in the way
+//! of the others.
 
 use std::sync::Arc;
 
 use crate::catalog::{Catalog, Deletion};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
-use crate::operations::Engine;
+use crate::operations::{Engine, Forgetting};
 
 /// Forget what was deleted from the manual repository, of one customer or of all. The first failure is given, after all were tried; what could not be
 /// forgotten stays deleted for its customer, and is left to the next time.
@@ -21,10 +22,7 @@ pub(super) async fn carry_out(
     let mut failure = None;
     for deletion in catalog.deletions(&repository_id, customer).await? {
         match forget(engine, catalog, &repository_id, deletion).await {
-            Ok(()) => tracing::info!(
-                customer = %deletion.customer,
-                "the deleted snapshot {} is forgotten", deletion.snapshot
-            ),
+            Ok(()) => {}
             // It is for the others as well.
             Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
             Err(error) => failure = failure.or(Some(error)),
@@ -40,17 +38,25 @@ async fn forget(
     deletion: Deletion,
 ) -> Result<()> {
     let Deletion { customer, snapshot } = deletion;
-    let is_his = blocking(engine, move |engine| engine.forget(customer, &snapshot));
-    if is_his.await? {
-        return catalog.remove(repository_id, &[snapshot]).await;
+    match blocking(engine, move |engine| engine.forget(customer, &snapshot)).await? {
+        Forgetting::Done => {
+            catalog.remove(repository_id, &[snapshot]).await?;
+            tracing::info!(customer = %customer, "the deleted snapshot {snapshot} is forgotten");
+            Ok(())
+        }
+        // Another worker has just forgotten it, or died after that; or a listing lacks it for now. The sync removes what is missing for long.
+        Forgetting::Missing => Ok(()),
+        Forgetting::NotHis => {
+            catalog.remove_false(&deletion).await?;
+            Err(Error::new(
+                ErrorKind::Damaged,
+                format!(
+                    "the catalogue had the snapshot {snapshot} as a deleted manual backup of customer {customer}, and by its tags it is \
+                     not his: it stays, and the row is removed; find out who wrote it"
+                ),
+            ))
+        }
     }
-    catalog.remove_false(&deletion).await?;
-    Err(Error::new(
-        ErrorKind::Damaged,
-        format!(
-            "the catalogue had the snapshot {snapshot} as a deleted manual backup of customer {customer}, and by its tags it is not his:              it stays, and the row is removed; find out who wrote it"
-        ),
-    ))
 }
 
 async fn blocking<T: Send + 'static>(

@@ -213,6 +213,13 @@ impl Worker {
     }
 }
 
+/// Whatever ends it, no operation goes on without the one who keeps its lease: the threads of a process that ends would hold up its end.
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.abort.cancel();
+    }
+}
+
 /// For what only the caller's own flag stops.
 pub(crate) fn never_stopping() -> watch::Receiver<Stopping> {
     watch::channel(Stopping::No).1

@@ -570,25 +570,34 @@ impl Runner {
         let restores_it = |active: &Job| {
             active.job_type == JobType::Restore && active.snapshot_id == Some(id.to_string())
         };
-        let deleting = self.patiently(job, || self.jobs.delete_backup(customer, &id, restores_it));
-        match deleting.await? {
-            Deleting::Done => Ok(()),
-            Deleting::InTheWay(restore) => {
-                tracing::info!(job = %restore.id, "the snapshot {id} is kept for it");
-                Ok(())
-            }
-            // The catalogue did not have it yet, so nobody can ask for it.
-            Deleting::NotFound => {
-                let act = move |engine: &Engine| {
-                    engine.forget(customer, &id)?;
-                    Ok(engine.manual()?.id())
-                };
-                let repository = self.blocking(act).await?;
-                let forgotten = [id];
-                self.patiently(job, || self.catalog.remove(&repository, &forgotten))
-                    .await
-            }
+        let delete = || self.patiently(job, || self.jobs.delete_backup(customer, &id, restores_it));
+        let mut deleting = delete().await?;
+        if matches!(deleting, Deleting::NotFound) {
+            // The catalogue does not have it yet. Forgotten past it, it could be taken in by others, and a restore of it queued, meanwhile.
+            self.take_in(job, id).await?;
+            deleting = delete().await?;
         }
+        if let Deleting::InTheWay(restore) = deleting {
+            tracing::info!(job = %restore.id, "the snapshot {id} is kept for it");
+        }
+        Ok(())
+    }
+
+    /// Show a customer what is in the repository. Done already, or nothing, where others were faster.
+    async fn take_in(&self, job: &Job, id: SnapshotId) -> Result<()> {
+        let customer = job.customer_id;
+        let find = move |engine: &Engine| {
+            let found = engine.find_manual(customer, &id)?;
+            Ok((engine.manual()?.id(), found))
+        };
+        let (repository, found) = self.blocking(find).await?;
+        let Some(entry) = found else {
+            return Ok(());
+        };
+        self.patiently(job, || {
+            self.catalog.take_in_manual(&repository, customer, &entry)
+        })
+        .await
     }
 
     async fn settle_failure(

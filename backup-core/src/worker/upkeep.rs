@@ -118,9 +118,9 @@ impl Upkeep {
     }
 
     async fn prune_knowing(&self, repository: &Arc<Repository>, id: &str) -> Result<PruneReport> {
-        let known = self.catalog.known(id).await?;
+        let needed = self.catalog.needed(id).await?;
         let repository = Arc::clone(repository);
-        blocking(move || repository.prune(&known)).await
+        blocking(move || repository.prune(&needed)).await
     }
 
     async fn prune_if_due(&self) {

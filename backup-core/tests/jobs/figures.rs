@@ -121,6 +121,21 @@ async fn figures_tell_what_there_is_and_leave_out_what_there_is_not(database: &D
         ("north", "manual")
     );
     assert_eq!(synced.at.as_millisecond(), 1_700_000_000_005);
+
+    // Its customer has deleted the newest one since, and it was made all the same.
+    database
+        .run(
+            "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status, started_at, finished_at, bytes_done) VALUES
+                (2, 'backup', 'db', 'completed', 1700000000003, 1700000000010, 1),
+                (2, 'backup', 'db', 'failed', 1700000000003, 1700000000020, 1)",
+        )
+        .await;
+    let figures = service.figures().await.unwrap();
+    let (source, newest) = figures.newest_backups[0];
+    assert_eq!(
+        (source, newest.as_millisecond()),
+        (Source::Manual, 1_700_000_000_010)
+    );
     service.close().await;
 }
 

@@ -1,4 +1,6 @@
 //! `serve`: the dashboard and the API over HTTP, and jobs where it is asked to.
+//!
+//! Never: jobs taken from customers by a server whose own worker is gone.
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -7,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use backup_core::config::{Config, Origin};
-use backup_core::error::{Error, Result};
+use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::operations::Engine;
 use backup_core::progress::Cancel;
 use backup_core::service::BackupService;
@@ -16,6 +18,7 @@ use futures_util::future::try_join_all;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::init;
 use super::worker::connect_patiently;
@@ -44,11 +47,10 @@ pub fn run(
         // Before any job is taken: what cannot serve ends here.
         let servers = servers(&service, stopping.clone()).await?;
         let worker = runs_jobs.then(|| tokio::spawn(service.worker(engine).run(stopping.clone())));
-        answer(servers, stopping).await?;
-        if let Some(worker) = worker
-            && let Err(error) = worker.await
-        {
-            tracing::error!("the worker broke off inside the program: {error}");
+        let answering = answer(servers, stopping);
+        match worker {
+            Some(worker) => answer_beside(worker, answering).await?,
+            None => answering.await?,
         }
         service.close().await;
         Ok(ExitCode::SUCCESS)
@@ -106,7 +108,66 @@ async fn answer(servers: Vec<Server>, stopping: watch::Receiver<Stopping>) -> Re
     }
 }
 
+/// Jobs that are queued while nobody is left to run them would wait for ever: without its worker a server ends, to be started again.
+async fn answer_beside(
+    mut worker: JoinHandle<()>,
+    answering: impl Future<Output = Result<()>>,
+) -> Result<()> {
+    let broke_off = |error: JoinError| {
+        Error::caused(
+            ErrorKind::Failed,
+            "the worker broke off inside the program",
+            error,
+        )
+    };
+    tokio::pin!(answering);
+    tokio::select! {
+        answered = &mut answering => {
+            answered?;
+            worker.await.map_err(broke_off)
+        }
+        ended = &mut worker => {
+            ended.map_err(broke_off)?;
+            // It was asked to end, as we are.
+            answering.await
+        }
+    }
+}
+
 async fn end_of(mut stopping: watch::Receiver<Stopping>) {
     // An error means that nobody can ask any more.
     let _ = stopping.wait_for(|asked| *asked != Stopping::No).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_whose_worker_breaks_off_ends_with_an_error() {
+        let worker = tokio::spawn(async { panic!("a fault of the program") });
+        let error = answer_beside(worker, pending()).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Failed);
+        assert!(error.chain().contains("the worker broke off"), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn whichever_of_server_and_worker_ends_first_waits_for_the_other() {
+        let (stop, stopping) = watch::channel(Stopping::No);
+        let busy_worker = tokio::spawn(end_of(stopping.clone()));
+        let mut answered = Box::pin(answer_beside(busy_worker, ready(Ok(()))));
+        let busy_server = async {
+            end_of(stopping.clone()).await;
+            Ok(())
+        };
+        let idle_worker = tokio::spawn(ready(()));
+        let mut idle = Box::pin(answer_beside(idle_worker, busy_server));
+        assert!(futures_util::poll!(&mut answered).is_pending());
+        assert!(futures_util::poll!(&mut idle).is_pending());
+        stop.send_replace(Stopping::Finish);
+        answered.await.unwrap();
+        idle.await.unwrap();
+    }
 }

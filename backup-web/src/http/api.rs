@@ -16,12 +16,13 @@ use backup_core::catalog::BackupEntry;
 use backup_core::customer::CustomerId;
 use backup_core::jobs::{Job, JobStatus, JobStream};
 use backup_core::service::BackupService;
-use backup_core::session::SessionToken;
+use backup_core::session::{Presence, SessionToken};
 use backup_core::worker::Stopping;
 use futures_util::{Stream, StreamExt};
 use serde::Serialize;
 use tokio::sync::{broadcast, watch};
-use utoipa::{OpenApi, ToSchema, openapi};
+use utoipa::openapi::security::{ApiKey, ApiKeyValue, SecurityScheme};
+use utoipa::{Modify, OpenApi, ToSchema, openapi};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -50,8 +51,23 @@ pub fn router() -> OpenApiRouter<AppState> {
     title = "ShopHosting Backups",
     description = "What a customer can do with his backups. `POST /login` sets the cookie that all the rest needs; every refusal is an `Outcome` with a \
         plain sentence. A browser, which accepts `text/html`, is sent on to a page instead."
-))]
+), security(("session" = [])), modifiers(&Cookie))]
 pub struct Description;
+
+/// How callers show who they are.
+struct Cookie;
+
+impl Modify for Cookie {
+    fn modify(&self, api: &mut openapi::OpenApi) {
+        let cookie = ApiKey::Cookie(ApiKeyValue::with_description(
+            "shophosting",
+            "Set by `POST /login`. Its name begins with `__Host-` where `server.public_url` is https.",
+        ));
+        api.components
+            .get_or_insert_default()
+            .add_security_scheme("session", SecurityScheme::ApiKey(cookie));
+    }
+}
 
 /// The description of everything that was registered with one.
 pub fn description(api: openapi::OpenApi) -> Router<AppState> {
@@ -145,7 +161,7 @@ impl From<BackupEntry> for BackupDocument {
 
 /// All backups.
 #[utoipa::path(get, path = "/api/backups", tag = "backups",
-    responses((status = 200, body = Lists), (status = 401, body = Outcome, description = "Nobody is logged in.")))]
+    responses((status = 503, body = Outcome, description = "The database is away: try again."), (status = 200, body = Lists), (status = 401, body = Outcome, description = "Nobody is logged in.")))]
 async fn backups(
     State(service): State<BackupService>,
     Extension(visit): Extension<Visit>,
@@ -161,7 +177,7 @@ async fn backups(
 
 /// The job that waits or runs, or how the last one failed.
 #[utoipa::path(get, path = "/api/backups/status", tag = "jobs",
-    responses((status = 200, body = Status), (status = 401, body = Outcome, description = "Nobody is logged in.")))]
+    responses((status = 503, body = Outcome, description = "The database is away: try again."), (status = 200, body = Status), (status = 401, body = Outcome, description = "Nobody is logged in.")))]
 async fn status(
     State(service): State<BackupService>,
     Extension(visit): Extension<Visit>,
@@ -182,10 +198,11 @@ async fn status(
     }))
 }
 
-/// Progress, as server-sent events named `job`: the job as it is now, then at each change, until it has ended. It ends earlier when the
-/// session does, and every few minutes: come back then.
+/// Progress, as server-sent events named `job`: the job as it is now, then at each change, until it has ended. It ends earlier with a
+/// logout, and at the latest after five minutes: come back then. A session that ended otherwise is found out by then.
 #[utoipa::path(get, path = "/api/backups/events", tag = "jobs",
     responses(
+        (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = JobDocument, content_type = "text/event-stream"),
         (status = 204, description = "No job waits or runs."),
         (status = 401, body = Outcome, description = "Nobody is logged in."),
@@ -202,8 +219,15 @@ async fn events(
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
     let place = streams.take_place(visit.customer)?;
+    // From here on a logout is heard; one of just before is seen.
+    let end = streams.end(token.clone());
+    let session = service
+        .sessions()
+        .find(&token, Presence::Background)
+        .await?;
+    session.ok_or_else(Refusal::logged_out)?;
     let jobs = service.progress(Some(visit.customer), active.id).await?;
-    let events = events_of(jobs, place).take_until(streams.end(token));
+    let events = events_of(jobs, place).take_until(end);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(Sse::new(events).keep_alive(keep_alive).into_response())
 }
@@ -261,10 +285,13 @@ impl Streams {
         let mut open = self.open();
         let count = open.entry(customer).or_default();
         if *count >= STREAMS_OF_CUSTOMER {
-            return Err(Refusal::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "Too many pages are open at once.",
-            ));
+            return Err(Refusal {
+                retry_after: Some(STREAM_LIMIT.as_secs()),
+                ..Refusal::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "Too many pages are open at once.",
+                )
+            });
         }
         *count += 1;
         Ok(Place {

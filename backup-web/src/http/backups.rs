@@ -27,6 +27,9 @@ use super::input::{Input, checkbox};
 use super::refusal::Refusal;
 use super::{AppState, asks_for_page};
 
+/// The page.
+const ALL_BACKUPS: &str = "/backups";
+
 pub fn router() -> OpenApiRouter<AppState> {
     OpenApiRouter::new()
         .routes(routes!(create))
@@ -76,6 +79,7 @@ struct Nothing {}
 #[utoipa::path(post, path = "/backups/create", tag = "backups",
     request_body(content((NewBackup = "application/x-www-form-urlencoded"), (NewBackup = "application/json"))),
     responses(
+        (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = Outcome, description = "It is queued."),
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 400, body = Outcome, description = "The request makes no sense."),
@@ -87,7 +91,7 @@ async fn create(
     Input(new): Input<NewBackup>,
 ) -> Response {
     let done = queue_backup(&service, caller.customer, new).await;
-    caller.answer(&service, done, "/backups").await
+    caller.answer(&service, done, ALL_BACKUPS).await
 }
 
 async fn queue_backup(
@@ -113,6 +117,7 @@ async fn queue_backup(
     params(("id" = String, Path, description = "The backup's id.")),
     request_body(content((NewRestore = "application/x-www-form-urlencoded"), (NewRestore = "application/json"))),
     responses(
+        (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = Outcome, description = "It is queued."),
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 400, body = Outcome, description = "The request makes no sense, is not confirmed, or the backup does not hold that."),
@@ -126,16 +131,12 @@ async fn restore(
     Input(new): Input<NewRestore>,
 ) -> Response {
     let found = find(&service, caller.customer, &id).await;
-    let (page, done) = match found {
-        Ok(found) => (
-            format!("/backups/{}", found.1.id),
-            queue_restore(&service, caller.customer, found, &new).await,
-        ),
-        Err(refusal) => ("/backups".into(), Err(refusal)),
+    let page = page_of(&found);
+    let done = match found {
+        Ok(found) => queue_restore(&service, caller.customer, found, &new).await,
+        Err(refusal) => Err(refusal),
     };
-    // What runs is seen on the page of all backups.
-    let page = if done.is_ok() { "/backups" } else { &page };
-    caller.answer(&service, done, page).await
+    caller.answer(&service, done, &page).await
 }
 
 async fn queue_restore(
@@ -169,6 +170,7 @@ async fn queue_restore(
     params(("id" = String, Path, description = "The backup's id.")),
     request_body(content((Deletion = "application/x-www-form-urlencoded"), (Deletion = "application/json"))),
     responses(
+        (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = Outcome, description = "It is deleted."),
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 400, body = Outcome, description = "It is not confirmed, or not one that the customer made himself."),
@@ -182,15 +184,12 @@ async fn delete(
     Input(deletion): Input<Deletion>,
 ) -> Response {
     let found = find(&service, caller.customer, &id).await;
-    let (page, done) = match found {
-        Ok(found) => (
-            format!("/backups/{}", found.1.id),
-            delete_backup(&service, caller.customer, found, &deletion).await,
-        ),
-        Err(refusal) => ("/backups".into(), Err(refusal)),
+    let page = page_of(&found);
+    let done = match found {
+        Ok(found) => delete_backup(&service, caller.customer, found, &deletion).await,
+        Err(refusal) => Err(refusal),
     };
-    let page = if done.is_ok() { "/backups" } else { &page };
-    caller.answer(&service, done, page).await
+    caller.answer(&service, done, &page).await
 }
 
 async fn delete_backup(
@@ -220,6 +219,7 @@ async fn delete_backup(
 #[utoipa::path(post, path = "/backups/jobs/{id}/cancel", tag = "jobs",
     params(("id" = String, Path, description = "The job's number.")),
     responses(
+        (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = Outcome, description = "It is cancelled, or asked to stop."),
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 404, body = Outcome, description = "There is no such job of this customer."),
@@ -232,7 +232,7 @@ async fn cancel(
     Input(Nothing {}): Input<Nothing>,
 ) -> Response {
     let done = cancel_job(&service, caller.customer, &id).await;
-    caller.answer(&service, done, "/backups").await
+    caller.answer(&service, done, ALL_BACKUPS).await
 }
 
 async fn cancel_job(
@@ -259,6 +259,7 @@ async fn cancel_job(
 #[utoipa::path(post, path = "/backups/jobs/{id}/dismiss", tag = "jobs",
     params(("id" = String, Path, description = "The job's number.")),
     responses(
+        (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = Outcome, description = "It is dismissed."),
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 404, body = Outcome, description = "There is no such job of this customer."),
@@ -271,7 +272,7 @@ async fn dismiss(
     Input(Nothing {}): Input<Nothing>,
 ) -> Response {
     let done = dismiss_job(&service, caller.customer, &id).await;
-    caller.answer(&service, done, "/backups").await
+    caller.answer(&service, done, ALL_BACKUPS).await
 }
 
 async fn dismiss_job(
@@ -294,7 +295,8 @@ struct Caller {
 }
 
 impl Caller {
-    /// A browser is sent to a page of ours, with the outcome left for it.
+    /// A browser is sent to a page of ours, with the outcome left for it: to the page of all backups, where what runs is seen, or where it was
+    /// refused back to `page`.
     async fn answer(
         self,
         service: &BackupService,
@@ -307,6 +309,7 @@ impl Caller {
                 Err(refusal) => refusal.into_response(),
             };
         }
+        let page = if done.is_ok() { ALL_BACKUPS } else { page };
         let outcome = done.unwrap_or_else(|refusal| refusal.outcome());
         let flash = Flash {
             success: outcome.success,
@@ -347,6 +350,14 @@ async fn find(
     let id: SnapshotId = id.parse().map_err(|_| Refusal::no_backup())?;
     let found = service.find(customer, &id).await?;
     found.ok_or_else(Refusal::no_backup)
+}
+
+/// Where a browser asked from.
+fn page_of(found: &Result<(Source, BackupEntry), Refusal>) -> String {
+    match found {
+        Ok((_, entry)) => format!("{ALL_BACKUPS}/{}", entry.id),
+        Err(_) => ALL_BACKUPS.to_owned(),
+    }
 }
 
 fn job_id(id: &str) -> Result<JobId, Refusal> {

@@ -77,7 +77,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 }
 
 /// Log in: the answer brings the cookie that everything else needs.
-#[utoipa::path(post, path = "/login", tag = "login",
+#[utoipa::path(post, path = "/login", tag = "login", security(()),
     request_body(content((Credentials = "application/x-www-form-urlencoded"), (Credentials = "application/json"))),
     responses(
         (status = 200, body = Outcome, description = "The cookie is set."),

@@ -51,6 +51,7 @@ pub struct Metrics {
 struct OfDatabase {
     is_up: Whole,
     jobs: Family<Labels<2>, Whole>,
+    jobs_timed: Family<Labels<2>, Whole>,
     job_seconds: Family<Labels<2>, Seconds>,
     job_bytes: Family<Labels<2>, Whole>,
     queue_age: Seconds,
@@ -162,6 +163,11 @@ impl OfDatabase {
         );
         registry.register("jobs", "Jobs in the table", self.jobs.clone());
         registry.register(
+            "jobs_timed",
+            "Jobs of which it is known what they took",
+            self.jobs_timed.clone(),
+        );
+        registry.register(
             "job_seconds",
             "What ended jobs took, all together",
             self.job_seconds.clone(),
@@ -197,6 +203,9 @@ impl OfDatabase {
                 ("status", count.status.to_string()),
             ];
             self.jobs.get_or_create(&labels).set(whole(count.jobs));
+            self.jobs_timed
+                .get_or_create(&labels)
+                .set(whole(count.timed));
             self.job_seconds
                 .get_or_create(&labels)
                 .set(count.duration.as_secs_f64());
@@ -226,6 +235,7 @@ impl OfDatabase {
     fn forget(&self) {
         self.is_up.set(0);
         self.jobs.clear();
+        self.jobs_timed.clear();
         self.job_seconds.clear();
         self.job_bytes.clear();
         self.queue_age.set(0.0);

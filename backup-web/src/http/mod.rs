@@ -12,6 +12,7 @@ mod input;
 mod login;
 mod metrics;
 mod observe;
+mod page_data;
 mod refusal;
 mod session;
 pub mod site;
@@ -39,7 +40,7 @@ use api::Streams;
 use headers::HasTls;
 use login::Guesses;
 use metrics::Metrics;
-use refusal::Refusal;
+use refusal::{Refusal, Stylesheet};
 use session::SessionCookie;
 
 /// What every handler can ask for.
@@ -79,6 +80,7 @@ pub fn routers(
         service,
         leptos,
     };
+    let stylesheet = Stylesheet(site::stylesheet(&state.leptos).map(Into::into));
     let open = health::router().merge(site::router(&state.leptos));
     let open = if has_own_listener {
         open
@@ -87,16 +89,20 @@ pub fn routers(
     };
     // The last comes first.
     let dashboard = closed(&state)
+        .layer(from_fn(page_data::answer))
         .layer(from_fn_with_state(state.clone(), session::admit))
         .merge(open)
         .layer(same_site)
         .layer(guard::size())
         .layer(guard::time())
         .layer(guard::panics())
-        .layer(from_fn(refusal::render))
+        .layer(from_fn_with_state(stylesheet.clone(), refusal::render))
         .layer(from_fn_with_state(has_tls, headers::set))
         .layer(from_fn_with_state(state.metrics.clone(), observe::observe));
-    let metrics = metrics::on_own_listener().layer(from_fn(refusal::render));
+    let metrics = metrics::on_own_listener()
+        .layer(guard::time())
+        .layer(guard::panics())
+        .layer(from_fn_with_state(stylesheet, refusal::render));
     Ok(Routers {
         dashboard: dashboard.with_state(state.clone()),
         metrics: has_own_listener.then(|| metrics.with_state(state)),

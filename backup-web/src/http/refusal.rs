@@ -3,9 +3,11 @@
 //! Handlers return a [`Refusal`]; [`render`] makes a document of it, for programs JSON and for people a small page. Never: a cause, a path, a host
 //! or SQL in an answer.
 
+use std::sync::Arc;
+
 use axum::Json;
-use axum::extract::Request;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE, RETRY_AFTER};
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
@@ -13,8 +15,8 @@ use backup_app::model::Outcome;
 use backup_core::error::{Error, ErrorKind};
 use serde::Serialize;
 
-use super::asks_for_page;
 use super::observe::RequestId;
+use super::{asks_for_page, headers};
 
 /// A request that is not done.
 #[derive(Debug, Clone)]
@@ -86,7 +88,10 @@ impl From<Error> for Refusal {
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Too much is going on just now. Please try again in a moment.",
             ),
-            ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Refused => (
+            ErrorKind::Unreachable
+            | ErrorKind::Timeout
+            | ErrorKind::Refused
+            | ErrorKind::NoSpace => (
                 StatusCode::SERVICE_UNAVAILABLE,
                 "Your backups cannot be looked up just now. They are safe; please try again in a few minutes.",
             ),
@@ -120,7 +125,11 @@ impl IntoResponse for Refusal {
 }
 
 /// Give every refusal its document, also those that have nothing but a status.
-pub async fn render(request: Request, next: Next) -> Response {
+pub async fn render(
+    State(stylesheet): State<Stylesheet>,
+    request: Request,
+    next: Next,
+) -> Response {
     let is_for_people =
         asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/");
     let id = request.extensions().get::<RequestId>().cloned();
@@ -140,11 +149,16 @@ pub async fn render(request: Request, next: Next) -> Response {
         .unwrap_or_else(|| Refusal::from(status));
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(CONTENT_TYPE);
-    let document = document(&refusal, is_for_people, id);
+    let document = document(&refusal, is_for_people, id, &stylesheet);
     merge(document, status, parts.headers)
 }
 
-fn document(refusal: &Refusal, is_for_people: bool, id: Option<RequestId>) -> Response {
+fn document(
+    refusal: &Refusal,
+    is_for_people: bool,
+    id: Option<RequestId>,
+    Stylesheet(stylesheet): &Stylesheet,
+) -> Response {
     let id = id.map(|RequestId(id)| id).unwrap_or_default();
     if !is_for_people {
         let outcome = refusal.outcome();
@@ -159,17 +173,31 @@ fn document(refusal: &Refusal, is_for_people: bool, id: Option<RequestId>) -> Re
     } else {
         String::new()
     };
-    // Sentences and ids are without any sign that means something to HTML.
-    Html(format!(
+    let heading = in_words(refusal.status).trim_end_matches('.');
+    let message = if refusal.message.trim_end_matches('.') == heading {
+        String::new()
+    } else {
+        format!("<p>{}</p>", refusal.message)
+    };
+    let style = stylesheet
+        .as_ref()
+        .map(|place| format!("<link rel=\"stylesheet\" href=\"{place}\">"))
+        .unwrap_or_default();
+    // Sentences, ids and the names of the bundle are without any sign that means something to HTML.
+    let page = Html(format!(
         "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{0} · ShopHosting Backups</title></head><body><main><h1>{0}</h1><p>{1}</p>{for_support}\
-         <p><a href=\"/backups\">Back to your backups</a></p></main></body></html>\n",
-        in_words(refusal.status).trim_end_matches('.'),
-        refusal.message,
-    ))
-    .into_response()
+         <meta name=\"color-scheme\" content=\"light dark\">{style}\
+         <title>{heading} · ShopHosting Backups</title></head><body><main id=\"main\" class=\"alone\"><section class=\"panel\">\
+         <h1>{heading}</h1>{message}{for_support}\
+         <p><a class=\"button primary\" href=\"/backups\">Go to your backups</a></p></section></main></body></html>\n"
+    ));
+    ([(CONTENT_SECURITY_POLICY, headers::STYLE_ALONE)], page).into_response()
 }
+
+/// Where the style of pages is, if there is one.
+#[derive(Debug, Clone)]
+pub struct Stylesheet(pub Option<Arc<str>>);
 
 /// What a program is told.
 #[derive(Serialize)]

@@ -12,12 +12,12 @@ use backup_app::data::PageError;
 use backup_app::model::Flash;
 use backup_app::visit::Visit;
 use backup_core::service::BackupService;
-use backup_core::session::SessionToken;
+use backup_core::session::{Presence, SessionToken};
 use jiff::tz::TimeZone;
 
 use super::headers::HasTls;
 use super::refusal::Refusal;
-use super::{AppState, asks_for_page};
+use super::{AppState, asks_for_page, page_data};
 
 /// The browser says his time zone with this one.
 const ZONE_COOKIE: &str = "tz";
@@ -71,8 +71,9 @@ pub async fn admit(State(state): State<AppState>, mut request: Request, next: Ne
     let is_login = request.uri().path() == "/login";
     let held = state.cookie.of(request.headers());
     let token = held.clone().flatten();
+    let presence = presence(&request);
     let session = match &token {
-        Some(token) => match state.service.sessions().find(token).await {
+        Some(token) => match state.service.sessions().find(token, presence).await {
             Ok(session) => session,
             // Whoever is at the login anyway is told there.
             Err(_) if is_login => None,
@@ -113,9 +114,20 @@ pub async fn admit(State(state): State<AppState>, mut request: Request, next: Ne
     }
 }
 
+/// Pages say of themselves when they only look for news; streams of events are nothing else.
+fn presence(request: &Request) -> Presence {
+    let is_background = request.headers().contains_key("x-background")
+        || request.uri().path() == "/api/backups/events";
+    if is_background {
+        Presence::Background
+    } else {
+        Presence::Person
+    }
+}
+
 fn refuse(request: &Request, has_expired: bool) -> Response {
     let path = request.uri().path();
-    if path.starts_with("/api/page/") {
+    if path.starts_with(page_data::PREFIX) {
         // As the pages' own functions answer.
         return (StatusCode::UNAUTHORIZED, Json(PageError::LoggedOut)).into_response();
     }

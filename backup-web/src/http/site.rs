@@ -100,6 +100,20 @@ pub fn router<S: Clone + Send + Sync + 'static>(options: &LeptosOptions) -> Rout
     })
 }
 
+/// Where browsers find the style of pages; None where there is none.
+pub fn stylesheet(options: &LeptosOptions) -> Option<String> {
+    if !options.hash_files {
+        return None;
+    }
+    let hashes = fs::read_to_string(&*options.hash_file).ok()?;
+    let (_, hash) = hashes
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(kind, _)| kind.trim() == "css")?;
+    let (directory, name) = (&options.site_pkg_dir, &options.output_name);
+    Some(format!("/{directory}/{name}.{}.css", hash.trim()))
+}
+
 fn without_bundle() -> LeptosOptions {
     LeptosOptions::builder().output_name("backup").build()
 }

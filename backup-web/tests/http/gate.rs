@@ -2,6 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use backup_app::App;
+use leptos::server_fn::axum::server_fn_paths;
+use leptos_axum::generate_route_list;
+
 use crate::client::{Answer, Client};
 use crate::world::World;
 
@@ -64,6 +68,21 @@ fn every_route_with_every_method_shows_and_changes_nothing_of_another_customer()
         .chain(OTHERS.map(Into::into))
         .collect();
     assert!(routes.len() > 15, "{routes:?}");
+    // Whatever the pages and their functions are, they are walked, too.
+    let pages = generate_route_list(App)
+        .into_iter()
+        .map(|page| page.path().to_owned());
+    let functions = server_fn_paths().map(|(path, _)| path.to_owned());
+    let bare: BTreeSet<&str> = routes
+        .iter()
+        .filter_map(|route| route.split('?').next())
+        .collect();
+    for route in pages.chain(functions) {
+        assert!(
+            bare.contains(route.as_str()) || route.contains('*'),
+            "{route} is not walked"
+        );
+    }
     let state = || {
         world.sql("SELECT * FROM customer_backup_jobs WHERE customer_id = 2; SELECT * FROM customer_backups WHERE customer_id = 2; SELECT customer_id, flash FROM backup_sessions WHERE customer_id = 2")
     };
@@ -171,6 +190,38 @@ fn without_what_varies(text: &str) -> String {
             .trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     }
     plain + rest
+}
+
+#[test]
+fn the_functions_of_the_pages_refuse_nonsense_and_lead_nowhere() {
+    let mut world = World::new([1]);
+    let server = world.serve();
+    let customer = server.customer(1);
+    let baited = customer.browser().with("Referer", "https://evil.example/x");
+    for path in [
+        "/api/page/backup",
+        "/api/page/backup?id[a][b]=1",
+        "/api/page/backup?id=1&id=2",
+    ] {
+        for client in [&customer, &baited] {
+            let answer = client.get(path);
+            assert_eq!(answer.is(400).json(), "Unreachable", "{path}");
+            assert_eq!(answer.header("location"), None);
+        }
+    }
+    for path in ["/api/page/backups", "/api/page/backup?id=x"] {
+        assert_eq!(baited.get(path).is(200).header("location"), None);
+        assert_eq!(baited.post(path, "").header("location"), None);
+    }
+    // The database goes away after the gate.
+    world.sql("RENAME TABLE customer_backup_jobs TO hidden");
+    let missing = customer.get("/api/page/backups");
+    assert_eq!(missing.is(503).json(), "Unavailable");
+    world.sql("RENAME TABLE hidden TO customer_backup_jobs");
+    customer.get("/api/page/backups").is(200);
+    world.product.bed.mariadb_mut().stop().unwrap();
+    customer.get("/api/page/backups").refusal(503);
+    world.stop(server);
 }
 
 #[test]

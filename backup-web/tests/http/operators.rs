@@ -121,6 +121,7 @@ fn metrics_are_for_this_machine_or_for_a_listener_of_their_own() {
     for line in [
         "shophosting_backup_jobs{type=\"backup\",status=\"completed\"} 1",
         "shophosting_backup_jobs{type=\"backup\",status=\"pending\"} 1",
+        "shophosting_backup_jobs_timed{type=\"backup\",status=\"completed\"} 1",
         "shophosting_backup_database_up 1",
         "shophosting_backup_http_requests_total{method=\"POST\",route=\"/login\",status=\"200\"} 1",
         "shophosting_backup_http_requests_total{method=\"POST\",route=\"/backups/create\",status=\"200\"} 1",

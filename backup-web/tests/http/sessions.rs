@@ -227,6 +227,12 @@ fn a_request_costs_one_query_for_the_session_and_writes_once_a_minute() {
     let aged = seen();
     client.get("/api/backups").is(200);
     assert_ne!(seen(), aged);
+    // A page that is open somewhere and looks for news is not somebody who is there.
+    world.sql("UPDATE backup_sessions SET seen_at = seen_at - 61000");
+    let aged = seen();
+    client.with("X-Background", "1").get("/api/backups").is(200);
+    client.get("/api/backups/events").is(204);
+    assert_eq!(seen(), aged);
 
     let selects = || {
         world.sql("SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'COM_SELECT'").trim().parse::<u64>().unwrap()
