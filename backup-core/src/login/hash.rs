@@ -31,7 +31,7 @@ const NOBODY_OF_WERKZEUG: &str = "scrypt:32768:8:1$nobodynobodynobo$\
     0000000000000000000000000000000000000000000000000000000000000000";
 
 /// What [`hash_password`] makes.
-const NOBODY_OF_OURS: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5bm9ib2R5bm9ib2$\
+const NOBODY_OF_OURS: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5bm9ib2R5bm9ibw$\
     AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// What a password is compared with.
