@@ -15,6 +15,8 @@ import {
 import { lockTable, owner, sql, turn } from '../sandbox';
 
 test.use({ customer: 3 });
+// Each goes on from what the one before left.
+test.describe.configure({ mode: 'serial' });
 
 test('each type is made, watched to its end, and listed, without the page being loaded again', async ({ page }) => {
   await page.goto('/backups');

@@ -1,6 +1,8 @@
 //! A real browser driven against the sandbox: what customers do, and pictures of what they see.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -28,7 +30,7 @@ pub fn run(binary: &Path, project: &str, arguments: &str) -> Result<()> {
     let sandbox = Sandbox::start(binary, &options, |_| measure::check_interrupted())?;
     sandbox.back_up(2, "both", "To look at")?;
     let facts = sandbox.bed().scratch().join("facts.json");
-    fs::write(&facts, sandbox.facts().to_string())?;
+    write_secret(&facts, &sandbox.facts().to_string())?;
     let result = watch(
         Command::new(directory.join("node_modules/.bin/playwright"))
             .args(["test", &format!("--project={project}")])
@@ -41,6 +43,16 @@ pub fn run(binary: &Path, project: &str, arguments: &str) -> Result<()> {
         keep_logs(&sandbox, &directory.join("test-results"))?;
     }
     result
+}
+
+/// A new file that nobody else on the machine can read.
+fn write_secret(path: &Path, content: &str) -> Result<()> {
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
+    Ok(file.write_all(content.as_bytes())?)
 }
 
 /// What the lock file names, unless it is there.

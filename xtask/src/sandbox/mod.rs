@@ -8,7 +8,7 @@ mod nginx;
 mod shops;
 
 use std::fs::{self, File};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -286,6 +286,9 @@ impl Sandbox {
     }
 
     fn start_server(&self) -> Result<()> {
+        // What listens there already would be taken for the dashboard.
+        TcpListener::bind(("127.0.0.1", self.port))
+            .with_context(|| format!("port {} is taken", self.port))?;
         let log = self.bed.scratch().join("server.log");
         let mut server = spawn(self.command().arg("serve"), &log)?;
         let deadline = Instant::now() + PATIENCE;
@@ -295,6 +298,11 @@ impl Sandbox {
             }
             thread::sleep(PAUSE);
         }
+        ensure!(
+            server.ended()?.is_none(),
+            "the dashboard did not start: {}",
+            self.log("server.log")
+        );
         *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server);
         Ok(())
     }
