@@ -13,7 +13,7 @@ export default defineConfig({
   retries: 0,
   // A snapshot that is not there fails; `--update-snapshots` writes it.
   updateSnapshots: 'none',
-  timeout: 90_000,
+  timeout: 240_000,
   expect: { timeout: 30_000 },
   reporter: [['list']],
   use: {

@@ -1,4 +1,4 @@
-import { backups, expect, failure, jobs, question, section, test } from '../dashboard';
+import { JOB, backups, expect, failure, jobs, question, section, test } from '../dashboard';
 import { lockTable, owner, sql } from '../sandbox';
 import type { Page } from '@playwright/test';
 
@@ -18,7 +18,7 @@ async function logIn(page: Page): Promise<void> {
 
 /** The page loads itself again while a job runs. */
 async function untilDone(page: Page, title: string): Promise<void> {
-  await expect(jobs(page).first()).toContainText(title);
+  await expect(jobs(page).first()).toContainText(title, { timeout: JOB });
   await expect(jobs(page).first()).toContainText('Done');
 }
 

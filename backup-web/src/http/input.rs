@@ -38,6 +38,11 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Input<T> {
         let body = body.map_err(|_| {
             Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "That is too much at once.")
         })?;
+        // Fields have names: serde would take a list of their values, too.
+        let is_list = body.trim_ascii_start().first() == Some(&b'[');
+        if is_json && is_list {
+            return Err(Refusal::bad("That request could not be understood."));
+        }
         let fields = if is_json {
             serde_json::from_slice(&body).map_err(|e| tracing::debug!("JSON: {e}"))
         } else {

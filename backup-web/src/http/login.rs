@@ -98,13 +98,14 @@ async fn log_in(
     let let_in = let_in(&state.service, &state.guesses, address, &credentials).await;
     match let_in {
         Ok(token) => {
-            if let Some(Extension(old)) = old
-                && let Err(error) = state.service.sessions().close(&old).await
-            {
-                tracing::warn!(
-                    "an earlier session stays until it ends by itself: {}",
-                    error.chain()
-                );
+            if let Some(Extension(old)) = old {
+                if let Err(error) = state.service.sessions().close(&old).await {
+                    tracing::warn!(
+                        "an earlier session stays until it ends by itself: {}",
+                        error.chain()
+                    );
+                }
+                state.streams.end_session(old);
             }
             let cookie = [(SET_COOKIE, state.cookie.holding(&token))];
             if asks_for_page(&headers) {

@@ -66,9 +66,15 @@ pub fn beside_dashboard() -> Router<AppState> {
         ConnectInfo(peer): ConnectInfo<SocketAddr>,
         headers: HeaderMap,
     ) -> Result<Response, Refusal> {
-        let is_forwarded = ["x-forwarded-for", "forwarded", "x-real-ip"]
-            .iter()
-            .any(|name| headers.contains_key(*name));
+        const OF_PROXIES: [&str; 6] = [
+            "forwarded",
+            "via",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-proto",
+            "x-real-ip",
+        ];
+        let is_forwarded = OF_PROXIES.iter().any(|name| headers.contains_key(*name));
         if !peer.ip().to_canonical().is_loopback() || is_forwarded {
             return Err(StatusCode::NOT_FOUND.into());
         }

@@ -110,7 +110,8 @@ impl Shops {
         }
         let mut php = Command::new("setpriv");
         php.args(["--reuid=33", "--regid=33", "--clear-groups", "php"])
-            .arg("-d")
+            // What is written into a shop is what its visitors get at once.
+            .args(["-d", "opcache.enable=0", "-d"])
             .arg(format!(
                 "auto_prepend_file={}",
                 self.scratch.join("prelude.php").display()
