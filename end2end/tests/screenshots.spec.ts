@@ -1,6 +1,9 @@
-import type { Page } from '@playwright/test';
-import { backups, expect, failure, section, startBackup, test, untilDone } from '../dashboard';
-import { lockTable, owner, sql } from '../sandbox';
+import { randomBytes } from 'node:crypto';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import type { Locator, Page } from '@playwright/test';
+import { backups, expect, failure, question, section, startBackup, startRestore, test, untilDone } from '../dashboard';
+import { lockTable, owner, sql, turn } from '../sandbox';
 
 // Pictures of every page and state, to look at. Nothing is compared.
 test.use({ customer: 1 });
@@ -22,31 +25,61 @@ async function picture(page: Page, name: string): Promise<void> {
   }
 }
 
-test('login', async ({ browser }, info) => {
-  const page = await browser.newPage({ baseURL: info.project.use.baseURL });
-  await page.goto('/login');
-  await picture(page, 'login');
-  await page.goto('/login?problem=wrong');
-  await picture(page, 'login-wrong');
-  await page.close();
+test.describe('nobody', () => {
+  test.use({ customer: 0 });
+
+  test('login', async ({ page }) => {
+    for (const [problem, words, name] of [
+      ['', '', 'login'],
+      ['?problem=wrong', 'Email or password is not right', 'login-wrong'],
+      ['?problem=slow', 'Too many tries', 'login-too-many-tries'],
+      ['?problem=expired', 'Your session has ended', 'login-session-expired'],
+    ] as const) {
+      await page.goto(`/login${problem}`);
+      await expect(page.getByRole('heading', { name: 'Log in' })).toBeVisible();
+      if (words) await expect(page.getByRole('alert')).toContainText(words);
+      await picture(page, name);
+    }
+  });
 });
 
-test('nothing yet', async ({ page }) => {
+/** All backups, come to life. */
+async function open(page: Page): Promise<void> {
   await page.goto('/backups');
+  await expect(page.getByRole('heading', { name: 'Backups of your shop' })).toBeAttached();
   await page.waitForLoadState('networkidle');
+}
+
+/** The question that an address asks. */
+async function openQuestion(page: Page, address: string, title: string | RegExp): Promise<Locator> {
+  await page.goto(address);
+  await expect(question(page, title)).toBeVisible();
+  await expect(page.locator('dialog:modal')).toBeVisible();
+  return question(page, title);
+}
+
+test('nothing yet', async ({ page }) => {
+  await open(page);
+  await expect(section(page, 'Your backups')).toContainText('None yet');
   await picture(page, 'backups-none-yet');
 });
 
 test('backups', async ({ page }) => {
   await page.goto('/backups');
-  for (const [part, note] of [['both', 'Before the new theme'], ['db', 'Prices for the sale are in'], ['files', '']] as const) {
+  for (const [part, title, note] of [
+    ['both', 'Backup of database & files', 'Before the new theme'],
+    ['db', 'Backup of the database', 'Prices for the sale are in'],
+    ['files', 'Backup of the files', ''],
+  ] as const) {
     await startBackup(page, part, note);
-    await untilDone(page, 'Backup of');
+    await untilDone(page, title);
   }
+  await expect(backups(page, 'Your backups')).toHaveCount(3);
   await picture(page, 'backups');
-  await page.goto('/backups?ask=backup&type=both');
-  await expect(page.locator('dialog:modal')).toBeVisible();
+  await openQuestion(page, '/backups?ask=backup&type=both', 'Back up database & files?');
   await picture(page, 'ask-backup');
+  await openQuestion(page, `/backups?ask=restore&id=${'0'.repeat(64)}`, 'This backup is not there any more');
+  await picture(page, 'ask-gone');
 });
 
 test('one backup', async ({ page }) => {
@@ -55,25 +88,57 @@ test('one backup', async ({ page }) => {
   await expect(page.getByRole('link', { name: 'Delete …' })).toBeVisible();
   const address = page.url();
   await picture(page, 'details');
-  for (const question of ['restore', 'delete']) {
-    await page.goto(`${address}?ask=${question}`);
-    await expect(page.locator('dialog:modal')).toBeVisible();
-    await picture(page, `ask-${question}`);
+  for (const ask of ['restore', 'delete']) {
+    await openQuestion(page, `${address}?ask=${ask}`, /this backup\?$/);
+    await picture(page, `ask-${ask}`);
   }
 });
 
-test('a running and a failed job', async ({ page }) => {
-  const { database } = owner(1);
-  await page.goto('/backups');
-  const release = await lockTable(database, 'wp_posts');
-  await startBackup(page, 'both');
-  await expect(section(page, 'Backup of database & files').getByRole('progressbar')).toBeVisible();
-  await picture(page, 'running');
-  await page.goto('/backups?ask=cancel');
-  await expect(page.locator('dialog:modal')).toBeVisible();
-  await picture(page, 'ask-cancel');
-  await page.goto('/backups');
+test('a refusal', async ({ page, request, complaints }) => {
+  const dialog = await openQuestion(page, '/backups?ask=backup&type=db', 'Back up the database?');
+  const release = await lockTable(owner(1).database, 'wp_posts');
+  const headers = { accept: 'application/json' };
+  const begun = await request.post('/backups/create', { data: { backup_type: 'db' }, headers });
+  const { job_id } = await begun.json();
+  await dialog.getByRole('button', { name: 'Start the backup' }).click();
+  await expect(dialog.getByRole('alert')).toBeVisible();
+  complaints.splice(0);
+  await picture(page, 'refused');
+  await openQuestion(page, '/backups?ask=backup&type=db', 'Not right now');
+  await picture(page, 'ask-not-now');
+  await request.post(`/backups/jobs/${job_id}/cancel`, { data: {}, headers });
   await release();
+  await open(page);
+  await expect(failure(page, 'The backup was cancelled')).toBeVisible();
+  await picture(page, 'cancelled');
+});
+
+test('a running restore', async ({ page }) => {
+  await open(page);
+  await turn('line 100000');
+  await startRestore(page, backups(page, 'Your backups').last(), /The whole shop/);
+  const running = section(page, 'Restore of database & files');
+  await expect(running).toContainText('Fetching the files of the backup');
+  await picture(page, 'restoring');
+  await openQuestion(page, '/backups?ask=cancel', 'Cancel the restore?');
+  await page.getByRole('button', { name: 'Cancel the restore' }).click();
+  await expect(failure(page, 'The restore was cancelled')).toBeVisible();
+  await turn('line 0');
+});
+
+test('a running and a failed backup', async ({ page }) => {
+  const { database, site } = owner(1);
+  await open(page);
+  // Nothing that is saved already: it has to go over the line.
+  writeFileSync(join(site, 'new.bin'), randomBytes(4_000_000));
+  await turn('line 100000');
+  await startBackup(page, 'both');
+  await expect(section(page, 'Backup of database & files')).toContainText(/[kM]B of .*[kM]B/);
+  await picture(page, 'running');
+  await openQuestion(page, '/backups?ask=cancel', 'Cancel the backup?');
+  await picture(page, 'ask-cancel');
+  await open(page);
+  await turn('line 0');
   await untilDone(page, 'Backup of database & files');
 
   sql('CREATE TABLE gone (id INT); CREATE VIEW broken AS SELECT id FROM gone; DROP TABLE gone', database);
@@ -85,8 +150,10 @@ test('a running and a failed job', async ({ page }) => {
 
 test('what is not there', async ({ page, complaints }) => {
   await page.goto(`/backups/${'0'.repeat(64)}`);
+  await expect(page.getByRole('heading', { name: 'There is no such backup' })).toBeVisible();
   await picture(page, 'no-such-backup');
   await page.goto('/nothing');
+  await expect(page.getByRole('heading', { name: 'There is no such page' })).toBeVisible();
   await picture(page, 'no-such-page');
   complaints.splice(0);
 });
