@@ -99,6 +99,9 @@ fn a_backup_is_restored_only_as_it_is_and_only_when_it_is_meant() {
     ] {
         client.post(&restore, form).refusal(400);
     }
+    client
+        .post_json(&restore, r#" ["RESTORE","files",false]"#)
+        .refusal(400);
     for form in ["", "confirmation=delete", "confirmation=RESTORE"] {
         client
             .post(&format!("/backups/{snapshot}/delete"), form)
