@@ -130,13 +130,27 @@ async fn restore(
     Path(id): Path<String>,
     Input(new): Input<NewRestore>,
 ) -> Response {
-    let found = find(&service, caller.customer, &id).await;
+    let customer = caller.customer;
+    on_backup(&service, caller, &id, |found| {
+        queue_restore(&service, customer, found, &new)
+    })
+    .await
+}
+
+/// Do something with a backup of the caller's, and send him back to its page.
+async fn on_backup<F: Future<Output = Result<Outcome, Refusal>>>(
+    service: &BackupService,
+    caller: Caller,
+    id: &str,
+    act: impl FnOnce((Source, BackupEntry)) -> F,
+) -> Response {
+    let found = find(service, caller.customer, id).await;
     let page = page_of(&found);
     let done = match found {
-        Ok(found) => queue_restore(&service, caller.customer, found, &new).await,
+        Ok(found) => act(found).await,
         Err(refusal) => Err(refusal),
     };
-    caller.answer(&service, done, &page).await
+    caller.answer(service, done, &page).await
 }
 
 async fn queue_restore(
@@ -183,13 +197,11 @@ async fn delete(
     Path(id): Path<String>,
     Input(deletion): Input<Deletion>,
 ) -> Response {
-    let found = find(&service, caller.customer, &id).await;
-    let page = page_of(&found);
-    let done = match found {
-        Ok(found) => delete_backup(&service, caller.customer, found, &deletion).await,
-        Err(refusal) => Err(refusal),
-    };
-    caller.answer(&service, done, &page).await
+    let customer = caller.customer;
+    on_backup(&service, caller, &id, |found| {
+        delete_backup(&service, customer, found, &deletion)
+    })
+    .await
 }
 
 async fn delete_backup(
