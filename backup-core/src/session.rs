@@ -18,8 +18,13 @@ use crate::store::{Inserted, Store, values};
 
 const TOKEN_BYTES: usize = 32;
 
+/// Sessions that a customer can have at once: more browsers than anybody has.
+const MOST_SESSIONS: usize = 20;
+
 /// How old what is written of the last request may be: not every request shall write.
 const SEEN_PRECISION: Duration = Duration::from_secs(60);
+
+const DELETE: &str = "DELETE FROM backup_sessions WHERE session_key = ?";
 
 /// The sessions of a database. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -87,13 +92,14 @@ impl Sessions {
         }
     }
 
-    /// Log a customer in. Those that nobody came back to are removed by the way.
+    /// Log a customer in. What nobody came back to is removed by the way, and of too many sessions of his the one that was used the longest time ago.
     pub async fn open(&self, account: &Account) -> Result<SessionToken> {
         const INSERT: &str = "INSERT INTO backup_sessions (session_key, customer_id, credential, created_at, seen_at)
             VALUES (?, ?, ?, {now}, {now})";
         const REMOVE_EXPIRED: &str = "DELETE FROM backup_sessions WHERE seen_at < {now} - ?";
         let idle = values![milliseconds(self.idle)];
         self.store.execute(REMOVE_EXPIRED, idle).await?;
+        self.make_room(account).await?;
         let token = SessionToken::new();
         let values = values![token.key(), account.id.get(), credential(account)];
         match self.store.insert(INSERT, values).await? {
@@ -103,6 +109,15 @@ impl Sessions {
                 "a random token came up twice",
             )),
         }
+    }
+
+    async fn make_room(&self, account: &Account) -> Result<()> {
+        const KEYS: &str = "SELECT session_key FROM backup_sessions WHERE customer_id = ? ORDER BY seen_at DESC, created_at DESC";
+        let keys: Vec<(String,)> = self.store.rows(KEYS, values![account.id.get()]).await?;
+        for (key,) in keys.into_iter().skip(MOST_SESSIONS - 1) {
+            self.store.execute(DELETE, values![key]).await?;
+        }
+        Ok(())
     }
 
     /// The session of a token, if it is open; seen now, if somebody is there.
@@ -139,7 +154,6 @@ impl Sessions {
 
     /// Log out. What was logged out before is no error.
     pub async fn close(&self, token: &SessionToken) -> Result<()> {
-        const DELETE: &str = "DELETE FROM backup_sessions WHERE session_key = ?";
         self.store.execute(DELETE, values![token.key()]).await?;
         Ok(())
     }

@@ -173,6 +173,30 @@ fn a_session_begins_anew_with_the_login() {
 }
 
 #[test]
+fn of_too_many_sessions_the_one_that_was_used_the_longest_time_ago_ends() {
+    let world = World::new([1, 2]);
+    let server = world.serve();
+    let other = server.customer(2);
+    let clients: Vec<Client> = (0..20).map(|_| server.customer(1)).collect();
+    world.sql("UPDATE backup_sessions SET seen_at = seen_at - 120000");
+    // All but the second are used again.
+    let idle = &clients[1];
+    for client in clients.iter().filter(|client| !std::ptr::eq(*client, idle)) {
+        client.get("/api/backups").is(200);
+    }
+    let newest = server.customer(1);
+    idle.get("/api/backups").refusal(401);
+    for client in [&clients[0], &clients[2], &clients[19], &newest, &other] {
+        client.get("/api/backups").is(200);
+    }
+    assert_eq!(
+        world.sql("SELECT COUNT(*) FROM backup_sessions WHERE customer_id = 1"),
+        "20\n"
+    );
+    world.stop(server);
+}
+
+#[test]
 fn the_cookie_is_for_this_site_alone_and_for_no_script() {
     let world = World::new([1]);
     let server = world.serve();
