@@ -23,7 +23,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::input::{Input, checkbox};
+use super::input::{Input, checkbox, word};
 use super::refusal::Refusal;
 use super::{AppState, asks_for_page};
 
@@ -44,6 +44,7 @@ pub fn router() -> OpenApiRouter<AppState> {
 #[serde(deny_unknown_fields)]
 struct NewBackup {
     /// What to back up.
+    #[serde(deserialize_with = "word")]
     backup_type: Part,
     /// A few words for the list of backups: one line of at most 500 characters.
     note: Option<String>,
@@ -56,6 +57,7 @@ struct NewRestore {
     /// The word `RESTORE`.
     confirmation: String,
     /// What of the backup to put back.
+    #[serde(deserialize_with = "word")]
     restore_type: Part,
     /// Whether the shop stays up until the moment of the exchange.
     #[serde(default, deserialize_with = "checkbox")]

@@ -1,9 +1,13 @@
 //! What no handler has to think of: requests that another site had sent, that are too large, or that take too long, and panics.
 
 use std::any::Any;
+use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::extract::{Request, State};
+use axum::http::header::ORIGIN;
+use axum::http::{Method, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use backup_core::config::ServerConfig;
 use backup_core::error::{Error, ErrorKind, Result};
@@ -37,13 +41,36 @@ pub fn same_site(config: &ServerConfig) -> Result<CsrfLayer<Refuse<ProtectionErr
                 )
             })?,
     };
-    Ok(layer.with_rejection_response(|_| {
-        Refusal::new(
-            StatusCode::FORBIDDEN,
-            "This request came from another site and was not carried out.",
-        )
-        .into_response()
-    }))
+    Ok(layer.with_rejection_response(|_| of_another_site()))
+}
+
+/// Where browsers reach us, if that is configured.
+#[derive(Debug, Clone)]
+pub struct OwnOrigin(Option<Arc<str>>);
+
+impl OwnOrigin {
+    pub fn new(config: &ServerConfig) -> Self {
+        let url = config.public_url.as_ref();
+        Self(url.map(|url| url.origin().ascii_serialization().into()))
+    }
+}
+
+/// Where it is known which origin is ours, no other is: a `Host` that agrees with the `Origin` proves nothing, for a name of anybody's may lead here.
+pub async fn own_origin(State(own): State<OwnOrigin>, request: Request, next: Next) -> Response {
+    let is_reading = [Method::GET, Method::HEAD, Method::OPTIONS].contains(request.method());
+    let mut origins = request.headers().get_all(ORIGIN).iter();
+    match own.0 {
+        Some(own) if !is_reading && origins.any(|origin| origin != &*own) => of_another_site(),
+        _ => next.run(request).await,
+    }
+}
+
+fn of_another_site() -> Response {
+    Refusal::new(
+        StatusCode::FORBIDDEN,
+        "This request came from another site and was not carried out.",
+    )
+    .into_response()
 }
 
 pub fn size() -> RequestBodyLimitLayer {

@@ -205,7 +205,7 @@ fn address_of(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         .get_all("x-forwarded-for")
         .iter()
         .next_back()
-        .and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
+        .and_then(|value| forwarded(value.to_str().ok()?.rsplit(',').next()?.trim()));
     let address = match said {
         Some(said) if peer.to_canonical().is_loopback() => said,
         _ => peer,
@@ -218,6 +218,13 @@ fn address_of(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         }
         address => address,
     }
+}
+
+/// An address as proxies write it: some add the port, and brackets to what has colons.
+fn forwarded(said: &str) -> Option<IpAddr> {
+    let with_port = || Some(said.parse::<SocketAddr>().ok()?.ip());
+    let in_brackets = || said.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    said.parse().ok().or_else(with_port).or_else(in_brackets)
 }
 
 impl From<Error> for Problem {
@@ -276,7 +283,24 @@ mod tests {
         // What the browser said of itself comes first.
         assert_eq!(address("127.0.0.1", "10.0.0.1, 203.0.113.9"), "203.0.113.9");
         assert_eq!(address("198.51.100.1", "203.0.113.9"), "198.51.100.1");
-        assert_eq!(address("127.0.0.1", "nonsense"), "127.0.0.1");
+        for nonsense in [
+            "nonsense",
+            "",
+            "203.0.113.9:",
+            "203.0.113.9:99999",
+            "[::1",
+            "unknown",
+        ] {
+            assert_eq!(address("127.0.0.1", nonsense), "127.0.0.1", "{nonsense}");
+        }
         assert_eq!(address("::1", "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+    }
+    #[test]
+    fn an_address_is_understood_with_port_and_brackets() {
+        let said = |said| forwarded(said).unwrap().to_string();
+        assert_eq!(said("203.0.113.9:567"), "203.0.113.9");
+        assert_eq!(said("[2001:db8::9]:80"), "2001:db8::9");
+        assert_eq!(said("[2001:db8::9]"), "2001:db8::9");
+        assert_eq!(said("2001:db8::9"), "2001:db8::9");
     }
 }

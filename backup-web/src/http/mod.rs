@@ -74,6 +74,7 @@ pub fn routers(
 ) -> Result<Routers> {
     let config = &service.config().server;
     let same_site = guard::same_site(config)?;
+    let own_origin = guard::OwnOrigin::new(config);
     let has_tls = HasTls(config.has_tls());
     let has_own_listener = config.metrics_listen.is_some();
     let state = AppState {
@@ -97,6 +98,7 @@ pub fn routers(
         .layer(from_fn_with_state(state.clone(), session::admit))
         .merge(open)
         .layer(same_site)
+        .layer(from_fn_with_state(own_origin, guard::own_origin))
         .layer(guard::size())
         .layer(guard::time())
         .layer(guard::panics())
@@ -138,7 +140,7 @@ fn closed(state: &AppState, has_script: bool) -> Router<AppState> {
         .merge(api::description(description))
         .leptos_routes_with_context(state, generate_route_list(App), context, document)
         .fallback(move |request: Request| {
-            let page = asks_for_page(request.headers()).then(|| not_found(request));
+            let page = is_for_people(&request).then(|| not_found(request));
             async {
                 match page {
                     Some(page) => (StatusCode::NOT_FOUND, page.await).into_response(),
@@ -146,6 +148,11 @@ fn closed(state: &AppState, has_script: bool) -> Router<AppState> {
                 }
             }
         })
+}
+
+/// Whether an answer to this is looked at: what is below `/api/` is for programs, whatever they accept.
+fn is_for_people(request: &Request) -> bool {
+    asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/")
 }
 
 /// Whether somebody looks at a page, or a program asks.

@@ -16,7 +16,7 @@ use backup_core::error::{Error, ErrorKind};
 use serde::Serialize;
 
 use super::observe::RequestId;
-use super::{asks_for_page, headers};
+use super::{headers, is_for_people};
 
 /// A request that is not done.
 #[derive(Debug, Clone)]
@@ -130,8 +130,7 @@ pub async fn render(
     request: Request,
     next: Next,
 ) -> Response {
-    let is_for_people =
-        asks_for_page(request.headers()) && !request.uri().path().starts_with("/api/");
+    let is_for_people = is_for_people(&request);
     let id = request.extensions().get::<RequestId>().cloned();
     let response = next.run(request).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();

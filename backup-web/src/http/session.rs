@@ -17,7 +17,7 @@ use jiff::tz::TimeZone;
 
 use super::headers::HasTls;
 use super::refusal::Refusal;
-use super::{AppState, asks_for_page, page_data};
+use super::{AppState, is_for_people, page_data};
 
 /// The browser says his time zone with this one.
 const ZONE_COOKIE: &str = "tz";
@@ -82,9 +82,7 @@ pub async fn admit(State(state): State<AppState>, mut request: Request, next: Ne
         None => None,
     };
     let is_reading = [Method::GET, Method::HEAD].contains(request.method());
-    let is_page = request.method() == Method::GET
-        && asks_for_page(request.headers())
-        && !request.uri().path().starts_with("/api/");
+    let is_page = request.method() == Method::GET && is_for_people(&request);
     let zone = zone(request.headers());
     match (session, token) {
         (Some(_), _) if is_login && is_reading => Redirect::to("/backups").into_response(),
@@ -126,12 +124,11 @@ fn presence(request: &Request) -> Presence {
 }
 
 fn refuse(request: &Request, has_expired: bool) -> Response {
-    let path = request.uri().path();
-    if path.starts_with(page_data::PREFIX) {
+    if request.uri().path().starts_with(page_data::PREFIX) {
         // As the pages' own functions answer.
         return (StatusCode::UNAUTHORIZED, Json(PageError::LoggedOut)).into_response();
     }
-    if path.starts_with("/api/") || !asks_for_page(request.headers()) {
+    if !is_for_people(request) {
         return Refusal::logged_out().into_response();
     }
     Redirect::to(if has_expired {

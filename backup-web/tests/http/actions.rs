@@ -2,7 +2,7 @@
 
 use std::sync::Barrier;
 
-use crate::client::{Answer, assert_plain};
+use crate::client::{Answer, Client, assert_plain};
 use crate::world::{PASSWORD, World, credentials};
 
 fn statuses(mut answers: Vec<Answer>) -> Vec<u16> {
@@ -245,6 +245,10 @@ fn nothing_that_is_sent_is_believed_or_breaks_anything() {
         );
         assert!(!answer.text().contains("root:"));
     }
+    // What programs ask is answered for programs.
+    for path in ["/api/none", "/api/", "/api/backups/none"] {
+        client.browser().get(path).refusal(404);
+    }
     let bomb = "[".repeat(6000);
     let deep = format!("{{\"backup_type\":{}", "{\"a\":".repeat(1000));
     for json in [
@@ -257,6 +261,7 @@ fn nothing_that_is_sent_is_believed_or_breaks_anything() {
         "{}",
         "{\"backup_type\":1}",
         "{\"backup_type\":[\"db\"]}",
+        "{\"backup_type\":{\"db\":null}}",
         "{\"backup_type\":\"all\"}",
         "{\"backup_type\":\"db\",\"backup_type\":\"files\"}",
         "{\"backup_type\":\"db\",\"customer_id\":2}",
@@ -266,6 +271,13 @@ fn nothing_that_is_sent_is_believed_or_breaks_anything() {
         &deep,
     ] {
         client.post_json("/backups/create", json).refusal(400);
+    }
+    for json in [
+        "{\"confirmation\":\"RESTORE\",\"restore_type\":{\"files\":null}}",
+        "{\"confirmation\":\"RESTORE\",\"restore_type\":\"files\",\"online\":{\"true\":null}}",
+    ] {
+        let path = format!("/backups/{}/restore", "ab".repeat(32));
+        client.post_json(&path, json).refusal(400);
     }
     for form in [
         "",
@@ -320,6 +332,28 @@ fn nothing_that_is_sent_is_believed_or_breaks_anything() {
 }
 
 #[test]
+fn a_body_that_breaks_off_or_never_ends_is_refused_as_what_it_is() {
+    let world = World::new([1]);
+    let server = world.serve();
+    let customer = server.customer(1);
+    let form = "application/x-www-form-urlencoded";
+    let chunked = customer.with("Transfer-Encoding", "chunked");
+    let send = |client: &Client, body: &[u8]| client.send("POST", "/backups/create", form, body);
+    send(&chunked, b"zz\r\nbackup_type=db\r\n0\r\n\r\n").refusal(400);
+    send(&chunked, b"ffffffffffffffffff\r\nbackup_type=db").refusal(400);
+    let large = format!("4000\r\n{}\r\n0\r\n\r\n", "a".repeat(0x4000));
+    send(&chunked, large.as_bytes()).refusal(413);
+    let stalled = customer.with("Content-Length", "100");
+    send(&stalled, b"backup_type=db").refusal(408);
+    assert_eq!(
+        world.sql("SELECT COUNT(*) FROM customer_backup_jobs"),
+        "0\n"
+    );
+    send(&chunked, b"e\r\nbackup_type=db\r\n0\r\n\r\n").is(200);
+    world.stop(server);
+}
+
+#[test]
 fn another_site_can_make_a_browser_do_nothing() {
     let world = World::new([1]);
     let settings = [("SERVER__PUBLIC_URL", "https://backups.example")];
@@ -339,6 +373,14 @@ fn another_site_can_make_a_browser_do_nothing() {
             client.with("Origin", "http://backups.example"),
             client.with("Origin", "https://backups.example.evil.example"),
             client.with("Sec-Fetch-Site", "cross-site"),
+            // A name of his own that leads here.
+            client
+                .with("Host", "evil.example")
+                .with("Origin", "https://evil.example"),
+            client
+                .with("Host", "evil.example")
+                .with("Origin", "http://evil.example")
+                .with("Sec-Fetch-Site", "same-origin"),
             client
                 .with("Sec-Fetch-Site", "same-site")
                 .with("Origin", "https://shop.example"),

@@ -109,10 +109,17 @@ fn metrics_are_for_this_machine_or_for_a_listener_of_their_own() {
     let server = world.serve();
     let client = server.customer(1);
     client.post("/backups/create", "backup_type=db").is(200);
-    for name in ["X-Forwarded-For", "Forwarded", "X-Real-IP"] {
+    for (name, value) in [
+        ("Forwarded", "for=203.0.113.9"),
+        ("Via", "1.1 proxy"),
+        ("X-Forwarded-For", "203.0.113.9"),
+        ("X-Forwarded-Host", "backups.example"),
+        ("X-Forwarded-Proto", "https"),
+        ("X-Real-IP", "203.0.113.9"),
+    ] {
         server
             .client()
-            .with(name, "203.0.113.9")
+            .with(name, value)
             .get("/metrics")
             .refusal(404);
     }
