@@ -40,6 +40,16 @@ impl CustomerStore {
         Ok(same.into_iter().next())
     }
 
+    /// Those of all customers who have one, in their order.
+    pub(crate) async fn password_hashes(&self) -> Result<Vec<SecretString>> {
+        const QUERY: &str = "SELECT * FROM customers ORDER BY id";
+        let rows: Vec<RawCustomer> = self.store().rows(QUERY, &[]).await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|row| row.password_hash)
+            .collect())
+    }
+
     /// Give a customer of the embedded store a new password, as a hash that [`crate::login::hash_password`] made, and an email address where one
     /// is said. Ends his sessions.
     pub async fn set_password(
@@ -83,7 +93,7 @@ impl CustomerStore {
 }
 
 /// One spelling of an email address, to compare by.
-pub(super) fn normal(email: &str) -> String {
+pub(crate) fn normal(email: &str) -> String {
     email.trim().to_lowercase()
 }
 

@@ -35,6 +35,7 @@ const NOBODY_OF_OURS: &str = "$argon2id$v=19$m=19456,t=2,p=1$bm9ib2R5bm9ib2R5bm9
     AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
 
 /// What a password is compared with.
+#[derive(Clone)]
 pub(super) enum PasswordHash {
     Scrypt {
         params: scrypt::Params,
@@ -108,13 +109,25 @@ impl PasswordHash {
         is_honest.then(|| Self::Argon2(Box::new(hash)))
     }
 
-    /// A hash that no password has, and that takes as long as those of customers.
-    pub(super) fn of_nobody(is_platforms: bool) -> Option<Self> {
+    /// What customers get now, of no password.
+    pub(super) fn usual(is_platforms: bool) -> Option<Self> {
         Self::parse(if is_platforms {
             NOBODY_OF_WERKZEUG
         } else {
             NOBODY_OF_OURS
         })
+    }
+
+    /// The same work, and nothing that it proves.
+    pub(super) fn without_digest(mut self) -> Self {
+        match &mut self {
+            Self::Scrypt { digest, .. } | Self::Pbkdf2 { digest, .. } => digest.fill(0),
+            Self::Argon2(hash) => {
+                let length = hash.hash.as_ref().map_or(0, |digest| digest.len());
+                hash.hash = phc::Output::new(&vec![0; length]).ok();
+            }
+        }
+        self
     }
 
     /// Takes a tenth of a second or so.
@@ -212,13 +225,13 @@ mod tests {
 
     #[test]
     fn nobody_costs_as_much_as_somebody() {
-        let of_platform = PasswordHash::of_nobody(true).unwrap();
+        let of_platform = PasswordHash::usual(true).unwrap();
         let PasswordHash::Scrypt { params, digest, .. } = &of_platform else {
             panic!("not scrypt")
         };
         assert_eq!((params.log_n(), params.r(), params.p()), (15, 8, 1));
         assert_eq!(digest.len(), 64);
-        let Some(PasswordHash::Argon2(hash)) = PasswordHash::of_nobody(false) else {
+        let Some(PasswordHash::Argon2(hash)) = PasswordHash::usual(false) else {
             panic!("not argon2")
         };
         let params = Params::try_from(hash.as_ref()).unwrap();

@@ -4,6 +4,7 @@
 //! address from a wrong password, by its words or by its time; a hash from the table that costs whatever memory and time it says.
 
 mod hash;
+mod nobody;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::sync::Semaphore;
 use crate::customer::{Account, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use hash::PasswordHash;
+use nobody::Nobody;
 
 pub use hash::hash_password;
 
@@ -31,6 +33,7 @@ const LONGEST_PASSWORD: usize = 1024;
 pub struct Login {
     customers: CustomerStore,
     turns: Arc<Semaphore>,
+    nobody: Arc<Nobody>,
 }
 
 /// What became of a try to log in.
@@ -50,11 +53,13 @@ impl Login {
         Self {
             customers: customers.clone(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
+            nobody: Arc::default(),
         }
     }
 
     /// Whose these are. [`ErrorKind::Busy`] where too many try at the same time.
     pub async fn verify(&self, email: &str, password: &SecretString) -> Result<Verdict> {
+        let nobodys = self.nobody.hash(&self.customers, email).await?;
         let account = self.customers.account(email).await?;
         let known = account.as_ref().and_then(|account| {
             let text = account.password_hash.as_ref()?.expose_secret();
@@ -66,8 +71,7 @@ impl Login {
         });
         let is_known = known.is_some();
         // The same work for a stranger.
-        let hash = known.or_else(|| PasswordHash::of_nobody(self.customers.is_platforms()));
-        let is_right = self.is_right(hash, password.clone()).await? && is_known;
+        let is_right = self.is_right(known.or(nobodys), password.clone()).await? && is_known;
         Ok(match account {
             Some(account) if is_right && account.is_active => Verdict::Proven(Box::new(account)),
             Some(_) if is_right => Verdict::Inactive,
