@@ -139,7 +139,7 @@ impl Error {
                  Please try again in a few minutes."
             }
             ErrorKind::Unreachable => {
-                "The backup system could not be reached. Please try again in a few minutes."
+                "The database of your shop or the backup system could not be reached. Please try again in a few minutes."
             }
             ErrorKind::NoSpace => {
                 "There is not enough space left. Our team has to make room first."
@@ -219,8 +219,8 @@ mod tests {
             let is_plain = |c: char| c.is_ascii_alphabetic() || " .,".contains(c);
             assert!(sentence.chars().all(is_plain), "{kind:?}: {sentence}");
             assert!(sentence.ends_with('.') && sentence.starts_with(char::is_uppercase));
+            // A database is what he can choose to back up.
             for word in [
-                "database",
                 "repository",
                 "snapshot",
                 "lock",

@@ -192,28 +192,48 @@ fn without_any_file_a_directory_is_backed_up_and_restored() {
         return;
     }
     let password = bed.path("data/repository-password");
-    bed.run("customer add");
-    let (_, before) = bed.json("doctor");
-    for part in ["repositories.manual password", "repositories.manual"] {
+    let (status, before) = bed.json("doctor");
+    assert_eq!(status, 0, "nothing is wrong yet: {before:#}");
+    for part in [
+        "platform database",
+        "customers.root",
+        "repositories.manual password",
+        "repositories.manual",
+        "repositories.daily",
+    ] {
         let (status, _) = worst(&before, part);
         assert_eq!(status, "warning", "{before:#}");
     }
-    std::fs::create_dir_all(bed.path("data/customers/customer-1/wordpress")).unwrap();
-    assert_eq!(bed.run("backup 1 --type files").status.code(), Some(2));
-    assert!(!password.exists(), "nothing but init makes a password");
+    let added = text(&bed.run("customer add").stdout);
+    let site = bed.path("data/customers/customer-1/wordpress");
+    assert!(added.contains(site.to_str().unwrap()), "{added}");
+    assert!(added.contains("customer set-password 1 --email"), "{added}");
+    // Nothing is made for a command that only reads, or for a customer who does not exist.
+    for line in ["list 1", "restore 1 abcdef01 --yes"] {
+        let output = bed.run(line);
+        assert_eq!(output.status.code(), Some(2), "{line}");
+        assert!(
+            text(&output.stderr).contains("`backup CUSTOMER`"),
+            "{output:?}"
+        );
+    }
+    assert_eq!(bed.run("backup 2").status.code(), Some(1));
+    assert!(!password.exists());
 
-    let output = bed.run("init");
+    std::fs::create_dir_all(&site).unwrap();
+    let page = site.join("index.php");
+    std::fs::write(&page, "shop").unwrap();
+    let output = bed.run("--json backup 1 --type files");
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert!(text(&output.stdout).contains("repository-password created"));
+    assert!(text(&output.stderr).contains("keep a copy"), "{output:?}");
+    let backup: Value = serde_json::from_slice(&output.stdout).unwrap();
     let mode = password.metadata().unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let (status, again) = bed.json("init");
     assert_eq!((status, &again["password_file_created"]), (0, &Value::Null));
+    let (_, jobs) = bed.json("jobs 1");
+    assert_eq!(jobs["jobs"].as_array().unwrap().len(), 1, "{jobs:#}");
 
-    let page = bed.path("data/customers/customer-1/wordpress/index.php");
-    std::fs::write(&page, "shop").unwrap();
-    let (status, backup) = bed.json("backup 1 --type files");
-    assert_eq!(status, 0, "{backup:#}");
     std::fs::write(&page, "broken").unwrap();
     let id = backup["snapshot_id"].as_str().unwrap();
     let (status, restored) = bed.json(&format!("restore 1 {id} --yes"));
@@ -244,7 +264,7 @@ fn customers_are_added_and_listed() {
         (0, serde_json::json!({ "customers": [] }))
     );
     assert_eq!(
-        bed.json("customer add --domain a.example"),
+        bed.json("customer add --domain a.example --email Owner@a.example"),
         (0, serde_json::json!({ "customer_id": 1 }))
     );
     let password = bed.path("password");
@@ -269,7 +289,17 @@ fn customers_are_added_and_listed() {
     assert_eq!(ids, [1, 12]);
     assert_eq!(listed["customers"][0]["name"], "a.example");
     assert!(!listed.to_string().contains("s3cret"));
-    assert!(text(&bed.run("customer list").stdout).contains("a.example"));
+    assert_eq!(listed["customers"][0]["email"], "owner@a.example");
+    let shown = text(&bed.run("customer list").stdout);
+    assert!(
+        shown.contains(" a.example ") && shown.contains(" owner@a.example"),
+        "{shown}"
+    );
+    for email in ["nobody", "a@b@c"] {
+        let output = bed.run(&format!("customer add --email {email}"));
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(text(&output.stderr).contains("no email address"));
+    }
 }
 
 #[test]

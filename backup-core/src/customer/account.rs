@@ -59,7 +59,7 @@ impl CustomerStore {
         password_hash: &str,
     ) -> Result<()> {
         self.require_own()?;
-        let email = email.map(normal);
+        let email = email.map(checked).transpose()?;
         let has_email = "SELECT COUNT(*) FROM customers WHERE id = ? AND email IS NOT NULL";
         let is_known: Option<(i64,)> = self.store().row(has_email, values![id.get()]).await?;
         if email.is_none() && is_known != Some((1,)) {
@@ -90,6 +90,24 @@ impl CustomerStore {
         }
         Ok(())
     }
+}
+
+/// One spelling of an email address that is one, as far as it can be seen.
+pub(super) fn checked(email: &str) -> Result<String> {
+    // The platform's column has no more, and no mail server either.
+    const LONGEST: usize = 254;
+    let email = normal(email);
+    let is_address = email
+        .split_once('@')
+        .is_some_and(|(who, place)| !who.is_empty() && !place.is_empty() && !place.contains('@'));
+    let is_foreign = |c: char| c.is_whitespace() || c.is_control();
+    if !is_address || email.len() > LONGEST || email.contains(is_foreign) {
+        return Err(Error::new(
+            ErrorKind::InvalidInput,
+            "that is no email address: one has an @ in the middle, no spaces, and at most 254 characters",
+        ));
+    }
+    Ok(email)
 }
 
 /// One spelling of an email address, to compare by.

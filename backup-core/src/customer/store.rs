@@ -3,7 +3,7 @@
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
-use super::account::normal;
+use super::account::checked;
 use super::{Customer, CustomerId, DEFAULT_SERVER, DatabaseName};
 use crate::config::{Config, CustomerDatabaseConfig};
 use crate::error::{Error, ErrorKind, Result};
@@ -26,6 +26,8 @@ pub struct CustomerSummary {
     pub status: Option<String>,
     /// His domain or company, where the table has them.
     pub name: Option<String>,
+    /// The address that he logs in with.
+    pub email: Option<String>,
 }
 
 /// A customer to be added to the embedded store.
@@ -80,6 +82,7 @@ impl CustomerStore {
                 id: raw.id()?,
                 status: raw.status,
                 name: raw.domain.or(raw.company_name),
+                email: raw.email,
             })
         };
         Ok(raw.into_iter().filter_map(summary).collect())
@@ -104,6 +107,7 @@ impl CustomerStore {
         const INSERT: &str =
             "INSERT INTO customers (id, email, domain, status, db_name, db_user, db_password, web_port)
              VALUES (?, ?, ?, 'active', ?, ?, ?, ?)";
+        let email = new.email.as_deref().map(checked).transpose()?;
         let password = new.db_password.as_ref().map(ExposeSecret::expose_secret);
         let inserted = self
             .store
@@ -111,7 +115,7 @@ impl CustomerStore {
                 INSERT,
                 values![
                     new.id.map(CustomerId::get),
-                    new.email.as_deref().map(normal),
+                    email,
                     new.domain.clone(),
                     new.db_name.as_ref().map(DatabaseName::as_str),
                     new.db_user.clone(),
@@ -378,6 +382,50 @@ mod tests {
             .map(|line| line.id.get())
             .collect();
         assert_eq!(listed, [1, 12]);
+        connected.close().await;
+    }
+
+    #[tokio::test]
+    async fn what_is_no_email_address_is_nobodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("backup.db");
+        let (connected, store) = open(&config(&format!("sqlite://{}", file.display()))).await;
+        let long = format!("{}@b", "a".repeat(253));
+        for bad in [
+            "",
+            "@",
+            "a",
+            "a@",
+            "@b",
+            "a@b@c",
+            "a b@c",
+            "a@b\nc",
+            "a@b\u{0}c",
+            "a\u{a0}b@c",
+            &long,
+        ] {
+            let new = NewCustomer {
+                email: Some(bad.to_owned()),
+                ..NewCustomer::default()
+            };
+            let error = store.add(&new).await.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidInput, "{bad:?}");
+        }
+        assert!(store.list().await.unwrap().is_empty());
+        let new = NewCustomer {
+            email: Some(" Owner@Shop.example ".to_owned()),
+            ..NewCustomer::default()
+        };
+        store.add(&new).await.unwrap();
+        let listed = store.list().await.unwrap();
+        assert_eq!(listed[0].email.as_deref(), Some("owner@shop.example"));
+        let long = format!("{}@b", "a".repeat(252));
+        store
+            .set_password(number(1), Some(&long), "hash")
+            .await
+            .unwrap();
+        let error = store.set_password(number(1), Some("a@b@c"), "hash").await;
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::InvalidInput);
         connected.close().await;
     }
 

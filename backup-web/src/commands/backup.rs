@@ -10,9 +10,9 @@ use indicatif::HumanBytes;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
-use super::Parts;
+use super::{Parts, init};
 use crate::args::BackupArgs;
-use crate::output::Output;
+use crate::output::{self, Output};
 
 /// The report as the contract has it.
 #[derive(Serialize)]
@@ -34,6 +34,10 @@ pub fn run(
         note: args.note,
     };
     let parts = Parts::connect(config, runtime, cancel)?;
+    runtime.block_on(parts.service.customers().get(args.customer))?;
+    if let Some(advice) = init::on_first_use(parts.service.config(), cancel)? {
+        output::message(&advice);
+    }
     let (job_id, report) = {
         let control = super::control(cancel);
         let run = parts

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, IsTerminal, Stdin};
 use std::process::ExitCode;
 
 use backup_core::config::{Config, PasswordSource};
-use backup_core::customer::{CustomerStore, NewCustomer};
+use backup_core::customer::{CustomerId, CustomerStore, NewCustomer};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::login::hash_password;
 use backup_core::store::Store;
@@ -35,8 +35,28 @@ pub fn add(config: &Config, args: AddArgs, output: Output, runtime: &Runtime) ->
         store.close().await;
         added
     })?;
-    output.result(&json!({ "customer_id": id }), || format!("customer {id}"));
+    output.result(&json!({ "customer_id": id }), || {
+        next_steps(config, id, new.email.is_some())
+    });
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a customer is of no use without.
+fn next_steps(config: &Config, id: CustomerId, has_email: bool) -> String {
+    let dir = config.customers.dir(id);
+    let sites: Vec<_> = config
+        .customers
+        .site_dirs
+        .iter()
+        .map(|site| dir.join(site).display().to_string())
+        .collect();
+    let email = if has_email { "" } else { " --email ADDRESS" };
+    format!(
+        "customer {id}\n\
+         the files of the shop belong into {}\n\
+         to let him log in to the dashboard: shophosting-backup customer set-password {id}{email}",
+        sites.join(" or "),
+    )
 }
 
 pub fn list(config: &Config, output: Output, runtime: &Runtime) -> Result<ExitCode> {
@@ -50,11 +70,13 @@ pub fn list(config: &Config, output: Output, runtime: &Runtime) -> Result<ExitCo
         let mut text = String::new();
         for customer in &customers {
             let status = customer.status.as_deref().unwrap_or("-");
-            let name = customer.name.as_deref().unwrap_or("");
+            let name = customer.name.as_deref().unwrap_or("-");
+            let email = customer.email.as_deref().unwrap_or("-");
             text.push_str(&format!(
-                "{:>8}  {status:<12}  {}\n",
+                "{:>8}  {status:<12}  {:<30}  {}\n",
                 customer.id,
-                name.escape_debug()
+                name.escape_debug().to_string(),
+                email.escape_debug()
             ));
         }
         text

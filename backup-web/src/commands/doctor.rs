@@ -1,6 +1,7 @@
 //! `doctor`: try every part of the configuration for real, and say how to mend what is wrong.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -107,15 +108,16 @@ pub fn run(
     let mut report = Report::default();
     check_configuration(config, &mut report);
     check_user(&mut report);
-    check_passwords(config, &mut report);
-    check_customers_root(config, &mut report);
-    check_state_dir(config, &mut report);
     check_programs(config, &mut report);
+    check_state_dir(config, &mut report);
     cancel.check()?;
+    // From here on in the order in which somebody who begins needs them.
     let customers = runtime.block_on(check_platform_database(config, &mut report));
+    check_customers_root(config, &mut report);
     cancel.check()?;
     check_customer_databases(config, &customers, cancel, &mut report);
     cancel.check()?;
+    check_passwords(config, &mut report);
     check_repository(
         "repositories.manual",
         &config.repositories.manual,
@@ -125,7 +127,8 @@ pub fn run(
     );
     cancel.check()?;
     if let Some(daily) = &config.repositories.daily {
-        check_repository("repositories.daily", daily, false, cancel, &mut report);
+        let is_ours = config.origin == Origin::Embedded;
+        check_repository("repositories.daily", daily, is_ours, cancel, &mut report);
     }
 
     let good = !report.any(Status::Failed);
@@ -194,7 +197,7 @@ fn check_passwords(config: &Config, report: &mut Report) {
                 report.warning(
                     &format!("{name} password"),
                     format!("{} does not exist yet", path.display()),
-                    "it is made with the repositories: shophosting-backup init",
+                    "it is made with the repositories, by the first backup: shophosting-backup backup CUSTOMER",
                 );
             }
             source => check_password(name, source, report),
@@ -265,6 +268,13 @@ fn check_customers_root(config: &Config, report: &mut Report) {
                 NAME,
                 format!("{shown} is not a directory"),
                 "correct customers.root",
+            );
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound && config.origin == Origin::Embedded => {
+            return report.warning(
+                NAME,
+                format!("{shown} does not exist yet"),
+                "add a customer, and it is said where his files belong: shophosting-backup customer add",
             );
         }
         Err(e) => {
@@ -505,6 +515,11 @@ fn check_customer_databases(
         });
         match tried {
             Ok(()) => report.ok(&name, format!("{} can be dumped", customer.db_name)),
+            Err(e) if e.kind() == ErrorKind::Unreachable => report.failed(
+                &name,
+                e.chain(),
+                "start that server, or correct customer_database; without it only files can be backed up: backup --type files",
+            ),
             Err(e) => report.error(&name, &e),
         }
         if let Err(e) = engine.try_import_account(customer) {

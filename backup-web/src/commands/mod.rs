@@ -49,6 +49,7 @@ impl<'a> Parts<'a> {
 
     /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.
     fn refresh(&self) -> Result<()> {
+        init::require(self.service.config())?;
         let synced = self.service.sync(&self.engine, Missing::Remember);
         match self.runtime.block_on(synced) {
             Ok(reports) => {

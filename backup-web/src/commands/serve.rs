@@ -35,8 +35,8 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<ExitCode> {
     let is_embedded = config.origin == Origin::Embedded;
-    if is_embedded {
-        init::create_missing(&config, cancel)?;
+    if let Some(advice) = init::on_first_use(&config, cancel)? {
+        tracing::warn!("{advice}");
     }
     let runs_jobs = with_worker || is_embedded;
     let engine = Arc::new(Engine::new(config.clone(), cancel));
