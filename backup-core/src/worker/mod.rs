@@ -113,7 +113,7 @@ impl Worker {
             self.server,
             self.concurrency
         );
-        let upkeep = tokio::spawn(self.upkeep.clone().run(stopping.clone()));
+        let upkeep = tokio::spawn(self.upkeep.clone().keep_running(stopping.clone()));
         let woken = &self.upkeep.woken;
         let mut running = JoinSet::new();
         while *stopping.borrow_and_update() == Stopping::No {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 
 use super::{Stopping, delete};
 use crate::catalog::{Catalog, Missing, Source, SyncReport};
@@ -17,6 +18,9 @@ use crate::repository::{PruneReport, Repository};
 
 /// For how long after `worker.prune_at` a prune is tried.
 const PRUNE_WINDOW_HOURS: i64 = 1;
+
+/// How long a fault of the program keeps it from the next try.
+const AFTER_FAULT: Duration = Duration::from_secs(60);
 
 /// Looks after catalogue and repositories.
 #[derive(Debug, Clone)]
@@ -32,7 +36,12 @@ pub(crate) struct Upkeep {
 }
 
 impl Upkeep {
-    pub(super) async fn run(self, mut stopping: watch::Receiver<Stopping>) {
+    /// Until the worker is asked to end.
+    pub(super) async fn keep_running(self, stopping: watch::Receiver<Stopping>) {
+        begin_again(AFTER_FAULT, || self.clone().run(stopping.clone())).await;
+    }
+
+    async fn run(self, mut stopping: watch::Receiver<Stopping>) {
         let every = self.engine.config().worker.sync_every;
         while *stopping.borrow_and_update() == Stopping::No {
             if let Err(error) = self.sync(Missing::Remember).await {
@@ -202,6 +211,20 @@ impl Upkeep {
     }
 }
 
+/// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.
+async fn begin_again<F: Future<Output = ()> + Send + 'static>(
+    pause: Duration,
+    begin: impl Fn() -> F,
+) {
+    let mut task = JoinSet::new();
+    task.spawn(begin());
+    while let Some(Err(error)) = task.join_next().await {
+        tracing::error!("the upkeep broke off inside the program and begins again: {error}");
+        tokio::time::sleep(pause).await;
+        task.spawn(begin());
+    }
+}
+
 async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -212,4 +235,23 @@ async fn blocking<T: Send + 'static>(
             e,
         ))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_breaks_off_begins_again_until_it_is_done() {
+        let tries = Arc::new(AtomicUsize::new(0));
+        begin_again(Duration::ZERO, || {
+            let tries = Arc::clone(&tries);
+            async move {
+                let number = tries.fetch_add(1, Ordering::AcqRel);
+                assert!(number >= 2, "a fault of the program");
+            }
+        })
+        .await;
+        assert_eq!(tries.load(Ordering::Acquire), 3);
+    }
 }
