@@ -1,5 +1,6 @@
 //! The rows, on both kinds of database.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +51,15 @@ async fn connect(url: &str) -> Store {
     let store = Store::connect(&config).await.unwrap();
     store.migrate().await.unwrap();
     store
+}
+
+/// A new repository, and the stock program that writes into it.
+fn repository_at(path: &Path) -> (Arc<Repository>, Restic) {
+    let location: Location = path.to_str().unwrap().parse().unwrap();
+    let storage = storage::open(&location, &SftpOptions::default()).unwrap();
+    let password = "a password".to_owned().into();
+    let repository = Arc::new(Repository::init(storage, &password).unwrap());
+    (repository, Restic::new(path, "a password").unwrap())
 }
 
 fn customer(number: u32) -> CustomerId {
@@ -411,12 +421,7 @@ async fn rows_read(store: &Store) -> i64 {
 async fn what_its_job_knows_of_a_backup_stays_beside_any_sync() {
     on_both(async |store| {
         let scratch = tempfile::tempdir().unwrap();
-        let path = scratch.path().join("repository");
-        let location: Location = path.to_str().unwrap().parse().unwrap();
-        let storage = storage::open(&location, &SftpOptions::default()).unwrap();
-        let password = "a password".to_owned().into();
-        let repository = Arc::new(Repository::init(storage, &password).unwrap());
-        let restic = Restic::new(&path, "a password").unwrap();
+        let (repository, restic) = repository_at(&scratch.path().join("repository"));
         std::fs::write(scratch.path().join("x"), "something").unwrap();
         let catalog = Catalog::new(&store);
         for beside in [
@@ -495,11 +500,7 @@ async fn what_was_deleted_stays_so_while_its_repository_is_away() {
     on_both(async |store| {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("repository");
-        let location: Location = path.to_str().unwrap().parse().unwrap();
-        let storage = storage::open(&location, &SftpOptions::default()).unwrap();
-        let password = "a password".to_owned().into();
-        let repository = Arc::new(Repository::init(storage, &password).unwrap());
-        let restic = Restic::new(&path, "a password").unwrap();
+        let (repository, restic) = repository_at(&path);
         let made = restic.backup([&path.join("config")], &["customer-1", "manual", "files"]);
         let deletion = Deletion {
             customer: customer(1),

@@ -19,7 +19,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use tokio::sync::Mutex;
 
 use super::AppState;
@@ -47,7 +47,7 @@ pub struct Metrics {
     looked_at: Arc<Mutex<Option<Instant>>>,
 }
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct OfDatabase {
     is_up: Whole,
     jobs: Family<Labels<2>, Whole>,
@@ -95,18 +95,13 @@ async fn show(State(state): State<AppState>) -> Result<Response, Refusal> {
 
 impl Metrics {
     pub fn new() -> Self {
-        let requests = Family::default();
+        let mut registry = Registry::with_prefix("shophosting_backup");
+        let requests = register(&mut registry, "http_requests", "Requests answered");
         let request_seconds: Family<_, _, fn() -> Histogram> =
             Family::new_with_constructor(|| Histogram::new(BUCKETS));
-        let of_database = OfDatabase::default();
-        let mut registry = Registry::with_prefix("shophosting_backup");
-        registry.register("http_requests", "Requests answered", requests.clone());
-        registry.register(
-            "http_request_seconds",
-            "Time until an answer began",
-            request_seconds.clone(),
-        );
-        of_database.register(&mut registry);
+        let help = "Time until an answer began";
+        registry.register("http_request_seconds", help, request_seconds.clone());
+        let of_database = OfDatabase::registered(&mut registry);
         Self {
             registry: Arc::new(registry),
             requests,
@@ -161,43 +156,41 @@ impl Metrics {
 }
 
 impl OfDatabase {
-    fn register(&self, registry: &mut Registry) {
-        registry.register(
-            "database_up",
-            "Whether the database answers",
-            self.is_up.clone(),
-        );
-        registry.register("jobs", "Jobs in the table", self.jobs.clone());
-        registry.register(
-            "jobs_timed",
-            "Jobs of which it is known what they took",
-            self.jobs_timed.clone(),
-        );
-        registry.register(
-            "job_seconds",
-            "What ended jobs took, all together",
-            self.job_seconds.clone(),
-        );
-        registry.register(
-            "job_bytes",
-            "Bytes that jobs saved or restored, all together",
-            self.job_bytes.clone(),
-        );
-        registry.register(
-            "queue_age_seconds",
-            "How long the oldest job that waits has waited",
-            self.queue_age.clone(),
-        );
-        registry.register(
-            "last_backup_timestamp_seconds",
-            "When the newest backup was made",
-            self.last_backup.clone(),
-        );
-        registry.register(
-            "last_sync_timestamp_seconds",
-            "When the catalogue was last brought in step with a hosting server's repository",
-            self.last_sync.clone(),
-        );
+    fn registered(registry: &mut Registry) -> Self {
+        Self {
+            is_up: register(registry, "database_up", "Whether the database answers"),
+            jobs: register(registry, "jobs", "Jobs in the table"),
+            jobs_timed: register(
+                registry,
+                "jobs_timed",
+                "Jobs of which it is known what they took",
+            ),
+            job_seconds: register(
+                registry,
+                "job_seconds",
+                "What ended jobs took, all together",
+            ),
+            job_bytes: register(
+                registry,
+                "job_bytes",
+                "Bytes that jobs saved or restored, all together",
+            ),
+            queue_age: register(
+                registry,
+                "queue_age_seconds",
+                "How long the oldest job that waits has waited",
+            ),
+            last_backup: register(
+                registry,
+                "last_backup_timestamp_seconds",
+                "When the newest backup was made",
+            ),
+            last_sync: register(
+                registry,
+                "last_sync_timestamp_seconds",
+                "When the catalogue was last brought in step with a hosting server's repository",
+            ),
+        }
     }
 
     fn set(&self, figures: &Figures) {
@@ -248,6 +241,13 @@ impl OfDatabase {
         self.last_backup.clear();
         self.last_sync.clear();
     }
+}
+
+/// A new one, under this name.
+fn register<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
 }
 
 fn whole(number: u64) -> i64 {
