@@ -124,6 +124,41 @@ fn without_script_a_page_refreshes_itself_while_a_job_is_active_but_never_under_
 }
 
 #[test]
+fn progress_says_nothing_of_what_is_left_once_more_is_done_than_there_was_to_do() {
+    let mut page = page();
+    for (total, amount, left) in [
+        (
+            Some(1_240_000_000),
+            "340 MB of 1.2 GB · 24 MB/s",
+            "about 40 seconds left",
+        ),
+        (Some(340_000_000), "340 MB of 340 MB · 24 MB/s", ""),
+        (Some(300_000_000), "340 MB · 24 MB/s", ""),
+        (None, "340 MB · 24 MB/s", ""),
+    ] {
+        page.jobs = vec![Job {
+            bytes_total: total,
+            ..running()
+        }];
+        let html = backups_html(page.clone(), "/backups");
+        let figures = html.split("job-figures").nth(1).unwrap_or_default();
+        let figures = figures.split("</p>").next().unwrap_or_default();
+        assert!(
+            figures.contains(&format!("<span>{amount}</span>")),
+            "{figures}"
+        );
+        assert_eq!(
+            figures.contains("left"),
+            !left.is_empty(),
+            "{total:?} {figures}"
+        );
+        assert!(figures.contains(left), "{total:?} {figures}");
+        let knows = total.is_some_and(|total| total >= 340_000_000);
+        assert_eq!(html.contains("not known yet"), !knows, "{total:?} {html}");
+    }
+}
+
+#[test]
 fn a_failure_is_told_until_it_is_dismissed() {
     let mut page = page();
     page.jobs = vec![Job {
