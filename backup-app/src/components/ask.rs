@@ -285,8 +285,21 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
 
 #[component]
 fn AskCancel(job: Job) -> impl IntoView {
+    let live: Live = expect_context();
+    let leave = use_leave();
     let sending = RwSignal::new(false);
-    let action = ["/backups/jobs/", &job.id.to_string(), "/cancel"].concat();
+    let id = job.id;
+    let action = ["/backups/jobs/", &id.to_string(), "/cancel"].concat();
+    let is_active = Memo::new(move |_| {
+        live.active
+            .with(|job| job.as_ref().is_some_and(|job| job.id == id))
+    });
+    // What ended is not asked about any more: the page tells how it ended.
+    Effect::new(move |_| {
+        if !is_active.get() {
+            leave();
+        }
+    });
     let (title, left, stop, keep) = match job.job_type {
         JobType::Backup => (
             "Cancel the backup?",
