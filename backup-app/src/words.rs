@@ -298,6 +298,14 @@ pub fn phases(job_type: JobType, part: Part) -> &'static [&'static str] {
     }
 }
 
+/// What is said when a job is done.
+pub fn done(job_type: JobType) -> &'static str {
+    match job_type {
+        JobType::Backup => "Your backup is done.",
+        JobType::Restore => "Your shop is restored and open again.",
+    }
+}
+
 /// How a job ended, in a word or two.
 pub fn ended(job: &Job) -> &'static str {
     match (job.status, job.failure.as_deref()) {
