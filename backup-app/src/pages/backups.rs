@@ -41,6 +41,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
     });
     let kept = Memo::new(move |_| page.with(kept));
     let days = Memo::new(move |_| page.with(|page| page.daily_days));
+    let has_daily = Memo::new(move |_| page.with(|page| page.has_daily));
     let has_pre_restore = Memo::new(move |_| pre_restore.with(|list| !list.is_empty()));
     view! {
         <Frame viewer>
@@ -61,7 +62,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
                             <BackupList backups=pre_restore />
                         </section>
                     })}
-                    <DailyBackups backups=daily days />
+                    {move || has_daily.get().then(|| view! { <DailyBackups backups=daily days /> })}
                 </div>
                 <RecentJobs />
             </div>

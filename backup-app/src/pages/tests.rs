@@ -209,6 +209,22 @@ fn progress_says_nothing_of_what_is_left_once_more_is_done_than_there_was_to_do(
 }
 
 #[test]
+fn daily_backups_are_promised_only_where_they_are_made() {
+    const PROMISE: &str = "Made for you every night";
+    let mut page = page();
+    page.has_daily = false;
+    assert!(!backups_html(page.clone(), "/backups").contains("Daily backups"));
+    page.has_daily = true;
+    let html = backups_html(page.clone(), "/backups");
+    assert!(
+        html.contains("Daily backups") && !html.contains(PROMISE),
+        "{html}"
+    );
+    page.daily = vec![backup("d1", Source::Daily, Part::Both, 3)];
+    assert!(backups_html(page, "/backups").contains(PROMISE));
+}
+
+#[test]
 fn a_failure_is_told_until_it_is_dismissed() {
     let mut page = page();
     page.jobs = vec![Job {
@@ -325,6 +341,7 @@ fn page() -> BackupsPage {
         manual: Vec::new(),
         pre_restore: Vec::new(),
         daily: Vec::new(),
+        has_daily: true,
         daily_days: 30,
         kept: 5,
         jobs: Vec::new(),
