@@ -8,9 +8,9 @@ use leptos_router::{SsrMode, path};
 use crate::live::Notices;
 use crate::pages::{LoginView, MissingView, PageView};
 
-/// The document that the server sends.
+/// The document that the server sends; with script where there is one that fits.
 #[cfg(feature = "ssr")]
-pub fn shell(options: LeptosOptions) -> impl IntoView {
+pub fn shell(options: LeptosOptions, has_script: bool) -> impl IntoView {
     use leptos_meta::{HashedStylesheet, MetaTags};
 
     // Without a bundle there is nothing to load: pages work all the same.
@@ -24,10 +24,8 @@ pub fn shell(options: LeptosOptions) -> impl IntoView {
                 <meta name="color-scheme" content="light dark" />
                 <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
                 <MetaTags />
-                {has_bundle.then(|| view! {
-                    <HashedStylesheet options=options.clone() />
-                    <HydrationScripts options=options.clone() />
-                })}
+                {has_bundle.then(|| view! { <HashedStylesheet options=options.clone() /> })}
+                {has_script.then(|| view! { <HydrationScripts options=options.clone() /> })}
             </head>
             <body>
                 <App />

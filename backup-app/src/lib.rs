@@ -19,6 +19,10 @@ pub use app::App;
 #[cfg(feature = "ssr")]
 pub use app::shell;
 
+/// Which sources this was built of: what a browser loads fits only where it is of the same.
+#[cfg(feature = "ssr")]
+pub const BUILD: &str = env!("BACKUP_APP_BUILD");
+
 /// Take over the page that the server rendered.
 #[cfg(feature = "hydrate")]
 #[wasm_bindgen::prelude::wasm_bindgen]

@@ -6,6 +6,7 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use backup_app::BUILD;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -82,8 +83,13 @@ impl Drop for Server {
     }
 }
 
-/// `Leptos.toml` as it is, and a site root of a few files.
+/// `Leptos.toml` as it is, and a site root of a few files, built of what the program was built of.
 fn bundled() -> TempDir {
+    bundled_by(&format!("build: {BUILD}\n"))
+}
+
+/// With this in the list of names.
+fn bundled_by(build: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     fs::copy(
@@ -94,7 +100,6 @@ fn bundled() -> TempDir {
     let site = dir.path().join("target/site");
     fs::create_dir_all(site.join("pkg")).unwrap();
     for (name, content) in [
-        ("hash.txt", "js: 1a\nwasm: 2b\ncss: 3c\n"),
         ("favicon.svg", "<svg/>"),
         ("pkg/backup.1a.js", SCRIPT),
         ("pkg/backup.1a.js.br", "packed by brotli"),
@@ -105,6 +110,8 @@ fn bundled() -> TempDir {
     ] {
         fs::write(site.join(name), content).unwrap();
     }
+    let hashes = format!("{build}js: 1a\nwasm: 2b\ncss: 3c\n");
+    fs::write(site.join("hash.txt"), hashes).unwrap();
     dir
 }
 
@@ -189,6 +196,34 @@ fn nothing_but_the_bundle_is_handed_out() {
             !body.contains("not of the bundle") && !body.contains("[server]"),
             "{path}"
         );
+    }
+}
+
+#[test]
+fn a_script_of_other_sources_than_the_program_is_never_loaded() {
+    for (build, has_script, said) in [
+        (format!("build: {BUILD}\n"), true, None),
+        (
+            format!("build: {}\n", BUILD.replace(|c| c != '0', "0")),
+            false,
+            Some("replace them together"),
+        ),
+        // cargo-leptos does not write it down.
+        (String::new(), true, Some("does not say")),
+    ] {
+        let server = Server::start(bundled_by(&build));
+        let of_bundle = |line: &&str| line.contains("the bundle in");
+        let line = server.said.lines().find(of_bundle);
+        match said {
+            Some(said) => assert!(line.unwrap().contains(said), "{}", server.said),
+            None => assert_eq!(line, None),
+        }
+        let page = String::from_utf8(server.get("/login", "identity").1).unwrap();
+        for loaded in ["/pkg/backup.1a.js", "/pkg/backup.2b.wasm"] {
+            assert_eq!(page.contains(loaded), has_script, "{loaded}: {page}");
+        }
+        assert!(page.contains("/pkg/backup.3c.css"), "{page}");
+        assert!(page.contains("Password"), "{page}");
     }
 }
 

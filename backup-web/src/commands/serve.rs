@@ -65,8 +65,8 @@ async fn servers(
     stopping: watch::Receiver<Stopping>,
 ) -> Result<Vec<Server>> {
     let config = &service.config().server;
-    let leptos = http::site::options()?;
-    let routers = http::routers(service.clone(), leptos, stopping)?;
+    let site = http::site::find()?;
+    let routers = http::routers(service.clone(), site, stopping)?;
     let dashboard = bind(config.listen, "server.listen").await?;
     if let Ok(address) = dashboard.local_addr() {
         tracing::info!("listening on http://{address}");

@@ -28,26 +28,48 @@ use super::refusal::Refusal;
 use super::tries::Tries;
 use super::{AppState, asks_for_page};
 
-/// What a person types wrong, and more; a program finds nothing with it.
-const OF_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
-
-/// Many people may share an address.
+/// Of an address, whatever the accounts: many people may share one.
 const OF_ADDRESS: (u32, Duration) = (30, Duration::from_secs(10));
+
+/// Of an address at one account: what a person types wrong, and more; a program finds nothing with it.
+const AT_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
+
+/// Of an account, whatever the addresses: more than any few addresses get to, for it keeps out the owner, too.
+const OF_ACCOUNT: (u32, Duration) = (200, Duration::from_secs(10));
+
+/// An email address, as the table may compare it, in a space that does not grow.
+type AccountKey = [u8; 32];
 
 /// Failed tries to log in.
 #[derive(Debug, Clone)]
 pub struct Guesses {
-    of_account: Arc<Tries<[u8; 32]>>,
     of_address: Arc<Tries<IpAddr>>,
+    at_account: Arc<Tries<(IpAddr, AccountKey)>>,
+    of_account: Arc<Tries<AccountKey>>,
 }
 
 impl Default for Guesses {
     fn default() -> Self {
-        let ((most, pause), (most_of_address, pause_of_address)) = (OF_ACCOUNT, OF_ADDRESS);
         Self {
-            of_account: Arc::new(Tries::new(most, pause)),
-            of_address: Arc::new(Tries::new(most_of_address, pause_of_address)),
+            of_address: Arc::new(Tries::new(OF_ADDRESS)),
+            at_account: Arc::new(Tries::new(AT_ACCOUNT)),
+            of_account: Arc::new(Tries::new(OF_ACCOUNT)),
         }
+    }
+}
+
+impl Guesses {
+    /// Err: how long it takes until there is one. Whom his address stops takes nothing of the account's, which is the owner's, too.
+    fn take(&self, address: IpAddr, account: AccountKey) -> Result<(), Duration> {
+        self.of_address.take(address)?;
+        self.at_account.take((address, account))?;
+        self.of_account.take(account)
+    }
+
+    fn give_back(&self, address: IpAddr, account: AccountKey) {
+        self.of_address.give_back(&address);
+        self.at_account.give_back(&(address, account));
+        self.of_account.give_back(&account);
     }
 }
 
@@ -127,19 +149,11 @@ async fn let_in(
     credentials: &Credentials,
 ) -> Result<SessionToken, Problem> {
     let Credentials { email, password } = credentials;
-    // As the table may compare it, in a space that does not grow.
-    let account: [u8; 32] = Sha256::digest(email.trim().to_lowercase()).into();
-    guesses.of_address.take(address).map_err(Problem::Slow)?;
-    if let Err(wait) = guesses.of_account.take(account) {
-        return Err(Problem::Slow(wait));
-    }
-    let give_back = || {
-        guesses.of_address.give_back(&address);
-        guesses.of_account.give_back(&account);
-    };
+    let account: AccountKey = Sha256::digest(email.trim().to_lowercase()).into();
+    guesses.take(address, account).map_err(Problem::Slow)?;
     match service.login().verify(email, password).await {
         Ok(Verdict::Proven(customer)) => {
-            give_back();
+            guesses.give_back(address, account);
             let token = service.sessions().open(&customer).await?;
             tracing::info!(customer = %customer.id, %address, "logged in");
             Ok(token)
@@ -150,7 +164,7 @@ async fn let_in(
             Err(Problem::Wrong)
         }
         Err(error) => {
-            give_back();
+            guesses.give_back(address, account);
             Err(error.into())
         }
     }

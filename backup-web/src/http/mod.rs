@@ -42,6 +42,7 @@ use login::Guesses;
 use metrics::Metrics;
 use refusal::{Refusal, Stylesheet};
 use session::SessionCookie;
+use site::Site;
 
 /// What every handler can ask for.
 #[derive(Debug, Clone, FromRef)]
@@ -65,7 +66,10 @@ pub struct Routers {
 /// All routes.
 pub fn routers(
     service: BackupService,
-    leptos: LeptosOptions,
+    Site {
+        options: leptos,
+        has_script,
+    }: Site,
     stopping: watch::Receiver<Stopping>,
 ) -> Result<Routers> {
     let config = &service.config().server;
@@ -88,7 +92,7 @@ pub fn routers(
         open.merge(metrics::beside_dashboard())
     };
     // The last comes first.
-    let dashboard = closed(&state)
+    let dashboard = closed(&state, has_script)
         .layer(from_fn(page_data::answer))
         .layer(from_fn_with_state(state.clone(), session::admit))
         .merge(open)
@@ -110,7 +114,7 @@ pub fn routers(
 }
 
 /// What a login is needed for; also what does not exist, for that is nobody's business either.
-fn closed(state: &AppState) -> Router<AppState> {
+fn closed(state: &AppState, has_script: bool) -> Router<AppState> {
     let context = {
         let service = state.service.clone();
         move || {
@@ -120,7 +124,7 @@ fn closed(state: &AppState) -> Router<AppState> {
     };
     let document = {
         let leptos = state.leptos.clone();
-        move || shell(leptos.clone())
+        move || shell(leptos.clone(), has_script)
     };
     let (described, description) = OpenApiRouter::with_openapi(api::Description::openapi())
         .merge(login::router())

@@ -13,6 +13,7 @@ use axum::http::header::CACHE_CONTROL;
 use axum::http::{HeaderValue, Response, StatusCode};
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
+use backup_app::BUILD;
 use backup_core::error::{Error, ErrorKind, Result};
 use leptos::config::{LeptosOptions, get_configuration};
 use tower::ServiceBuilder;
@@ -35,9 +36,26 @@ const FOR_EVER: HeaderValue = HeaderValue::from_static("public, max-age=31536000
 /// For the others.
 const AN_HOUR: HeaderValue = HeaderValue::from_static("public, max-age=3600");
 
-/// The options of the first `Leptos.toml` in the working directory, beside the program, or where packages put it. Where there is no
+/// What pages load, and where it is.
+#[derive(Debug, Clone)]
+pub struct Site {
+    pub options: LeptosOptions,
+    /// Whether there is a script, and it is of the sources that this program is of: any other would take the page for a page of its own, and break it.
+    pub has_script: bool,
+}
+
+impl Site {
+    fn without_bundle() -> Self {
+        Self {
+            options: LeptosOptions::builder().output_name("backup").build(),
+            has_script: false,
+        }
+    }
+}
+
+/// By the first `Leptos.toml` in the working directory, beside the program, or where packages put it. Where there is no
 /// bundle, pages are told to do without script and style.
-pub fn options() -> Result<LeptosOptions> {
+pub fn find() -> Result<Site> {
     let beside = env::current_exe().ok();
     let beside = beside.as_deref().and_then(Path::parent);
     let places = [Some(Path::new(".")), beside, Some(Path::new(INSTALLED))];
@@ -49,7 +67,7 @@ pub fn options() -> Result<LeptosOptions> {
         tracing::warn!(
             "there is no {OPTIONS_FILE} in the working directory, beside the program or in {INSTALLED}: pages have neither script nor style"
         );
-        return Ok(without_bundle());
+        return Ok(Site::without_bundle());
     };
     let mut options = read(&place.join(OPTIONS_FILE))?;
     let site_root = absolute(&if env::var_os("LEPTOS_SITE_ROOT").is_some() {
@@ -57,18 +75,24 @@ pub fn options() -> Result<LeptosOptions> {
     } else {
         place.join(&*options.site_root)
     })?;
-    match hash_file(&site_root, beside) {
-        Some(hash_file) => options.hash_file = text(&hash_file)?.into(),
-        None => {
-            tracing::warn!(
-                "there is no bundle in {}: pages have neither script nor style",
-                site_root.display()
-            );
-            options.hash_files = false;
-        }
-    }
     options.site_root = text(&site_root)?.into();
-    Ok(options)
+    let Some(hash_file) = hash_file(&site_root, beside) else {
+        tracing::warn!(
+            "there is no bundle in {}: pages have neither script nor style",
+            site_root.display()
+        );
+        options.hash_files = false;
+        return Ok(Site {
+            options,
+            has_script: false,
+        });
+    };
+    options.hash_file = text(&hash_file)?.into();
+    let has_script = is_of_this_build(&options);
+    Ok(Site {
+        options,
+        has_script,
+    })
 }
 
 /// The files of the bundle.
@@ -105,17 +129,39 @@ pub fn stylesheet(options: &LeptosOptions) -> Option<String> {
     if !options.hash_files {
         return None;
     }
-    let hashes = fs::read_to_string(&*options.hash_file).ok()?;
-    let (_, hash) = hashes
-        .lines()
-        .filter_map(|line| line.split_once(':'))
-        .find(|(kind, _)| kind.trim() == "css")?;
+    let hash = named(options, "css")?;
     let (directory, name) = (&options.site_pkg_dir, &options.output_name);
-    Some(format!("/{directory}/{name}.{}.css", hash.trim()))
+    Some(format!("/{directory}/{name}.{hash}.css"))
 }
 
-fn without_bundle() -> LeptosOptions {
-    LeptosOptions::builder().output_name("backup").build()
+fn is_of_this_build(options: &LeptosOptions) -> bool {
+    let root = &options.site_root;
+    match named(options, "build") {
+        Some(build) if build == BUILD => true,
+        Some(_) => {
+            tracing::error!(
+                "the bundle in {root} was built of other sources than this program: pages have no script until both are of the same build; replace them together"
+            );
+            false
+        }
+        // cargo-leptos does not write it down.
+        None => {
+            tracing::warn!(
+                "the bundle in {root} does not say what it was built of: unless that is what this program was built of, its script breaks the pages"
+            );
+            true
+        }
+    }
+}
+
+/// What the list of names says of this.
+fn named(options: &LeptosOptions, kind: &str) -> Option<String> {
+    let hashes = fs::read_to_string(&*options.hash_file).ok()?;
+    let (_, name) = hashes
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .find(|(found, _)| found.trim() == kind)?;
+    Some(name.trim().to_owned())
 }
 
 fn read(file: &Path) -> Result<LeptosOptions> {

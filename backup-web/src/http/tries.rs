@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Keys that are remembered at once: a flood of new ones is not to eat the memory.
+/// Keys that are remembered at once: a flood of new ones is neither to eat the memory nor to wash away those that tried often.
 const MOST_KEYS: usize = 100_000;
 
 /// Tries by key: an address, an account.
@@ -18,8 +18,8 @@ pub struct Tries<K> {
 }
 
 impl<K: Hash + Eq> Tries<K> {
-    /// `at_once`, and then one each `pause`.
-    pub fn new(at_once: u32, pause: Duration) -> Self {
+    /// So many at once, and then one each time that the pause is over.
+    pub fn new((at_once, pause): (u32, Duration)) -> Self {
         Self {
             fresh_at: Mutex::default(),
             pause,
@@ -32,10 +32,7 @@ impl<K: Hash + Eq> Tries<K> {
         let now = Instant::now();
         let mut keys = self.keys();
         if keys.len() >= MOST_KEYS {
-            keys.retain(|_, fresh_at| *fresh_at > now);
-            if keys.len() >= MOST_KEYS {
-                keys.clear();
-            }
+            forget_half(&mut keys);
         }
         let fresh_at = keys.get(&key).copied().unwrap_or(now).max(now) + self.pause;
         let wait = (fresh_at - now).saturating_sub(self.pause * self.at_once);
@@ -58,6 +55,14 @@ impl<K: Hash + Eq> Tries<K> {
     }
 }
 
+/// Those of which there is the least to know: they tried the least, or long ago.
+fn forget_half<K: Hash + Eq>(keys: &mut HashMap<K, Instant>) {
+    let mut times: Vec<Instant> = keys.values().copied().collect();
+    let half = times.len() / 2;
+    let (_, &mut middle, _) = times.select_nth_unstable(half);
+    keys.retain(|_, fresh_at| *fresh_at > middle);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,7 +71,7 @@ mod tests {
 
     #[test]
     fn one_key_is_stopped_and_the_others_are_not() {
-        let tries = Tries::new(3, LONG);
+        let tries = Tries::new((3, LONG));
         for _ in 0..3 {
             tries.take("a").unwrap();
         }
@@ -80,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_refused_try_makes_the_wait_no_longer() {
-        let tries = Tries::new(1, LONG);
+        let tries = Tries::new((1, LONG));
         tries.take(()).unwrap();
         for _ in 0..100 {
             assert!(tries.take(()).unwrap_err() <= LONG);
@@ -89,18 +94,22 @@ mod tests {
 
     #[test]
     fn tries_come_back_one_by_one() {
-        let tries = Tries::new(2, Duration::from_nanos(1));
+        let tries = Tries::new((2, Duration::from_nanos(1)));
         for _ in 0..1000 {
             while tries.take(()).is_err() {}
         }
     }
 
     #[test]
-    fn a_flood_of_keys_is_forgotten() {
-        let tries = Tries::new(1, LONG);
-        for key in 0..=MOST_KEYS {
-            tries.take(key).unwrap();
+    fn a_flood_of_keys_is_forgotten_and_who_tried_often_is_not() {
+        let tries = Tries::new((3, LONG));
+        for _ in 0..3 {
+            tries.take(0).unwrap();
         }
-        assert!(tries.keys().len() <= MOST_KEYS);
+        for key in 1..=3 * MOST_KEYS {
+            tries.take(key).unwrap();
+            assert!(tries.keys().len() <= MOST_KEYS);
+        }
+        assert!(tries.take(0).is_err());
     }
 }

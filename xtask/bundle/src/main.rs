@@ -26,6 +26,8 @@ use settings::Settings;
 const TARGET: &str = "wasm32-unknown-unknown";
 /// The most that a browser may have to load before the page is alive: script and WebAssembly, as brotli packs them.
 const SIZE_LIMIT: usize = 250_000;
+/// Where the build script of the dashboard says what it was built of.
+const BUILD: &str = "BACKUP_APP_BUILD";
 /// As many digits of its SHA-256 as name a file.
 const HASH_DIGITS: usize = 16;
 
@@ -35,7 +37,7 @@ fn main() -> Result<()> {
         .canonicalize()?;
     let settings = Settings::read(&workspace.join("Cargo.toml"))?;
     let compiled = compile(&workspace, &settings)?;
-    let bundle = Bundle::of(&compiled, &workspace.join(&settings.style_file), &settings)?;
+    let bundle = Bundle::of(compiled, &workspace.join(&settings.style_file), &settings)?;
     bundle.check_size()?;
     let site = workspace.join(&settings.site_root);
     bundle.publish(&site, &workspace.join(&settings.assets_dir), &settings)?;
@@ -43,8 +45,14 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Compile the dashboard for the browser; where cargo put it.
-fn compile(workspace: &Path, settings: &Settings) -> Result<PathBuf> {
+/// The dashboard as it was compiled for the browser.
+struct Compiled {
+    wasm: PathBuf,
+    /// What the build script of the dashboard says of its sources; the server's half says the same.
+    build: String,
+}
+
+fn compile(workspace: &Path, settings: &Settings) -> Result<Compiled> {
     let cargo = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
         .args(["build", "--locked", "--lib", "--target", TARGET])
@@ -60,19 +68,32 @@ fn compile(workspace: &Path, settings: &Settings) -> Result<PathBuf> {
         output.status.success(),
         "the dashboard does not compile for the browser (`rustup target add {TARGET}` installs what that needs)"
     );
-    let messages = String::from_utf8(output.stdout)?;
-    let mut artifacts = messages
+    let messages: Vec<Value> = String::from_utf8(output.stdout)?
         .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|message| message["reason"] == "compiler-artifact")
-        .flat_map(|message| message["filenames"].as_array().cloned().unwrap_or_default());
-    let wasm = |name: &Value| name.as_str().is_some_and(|name| name.ends_with(".wasm"));
-    let file = artifacts.rfind(wasm).context("cargo built no .wasm file")?;
-    Ok(PathBuf::from(file.as_str().unwrap_or_default()))
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let of_kind = |kind| {
+        messages
+            .iter()
+            .filter(move |message| message["reason"] == kind)
+    };
+    let texts = |list: &Value| list.as_array().cloned().unwrap_or_default();
+    let wasm = of_kind("compiler-artifact")
+        .flat_map(|artifact| texts(&artifact["filenames"]))
+        .filter_map(|name| Some(PathBuf::from(name.as_str()?)))
+        .rfind(|name| name.extension().is_some_and(|ending| ending == "wasm"))
+        .context("cargo built no .wasm file")?;
+    let build = of_kind("build-script-executed")
+        .flat_map(|script| texts(&script["env"]))
+        .find(|variable| variable[0] == BUILD)
+        .and_then(|variable| variable[1].as_str().map(str::to_owned))
+        .with_context(|| format!("no build script says {BUILD}"))?;
+    Ok(Compiled { wasm, build })
 }
 
 /// What the pages load.
 struct Bundle {
+    build: String,
     files: Vec<Packed>,
 }
 
@@ -86,9 +107,9 @@ struct Packed {
 }
 
 impl Bundle {
-    fn of(compiled: &Path, style: &Path, settings: &Settings) -> Result<Self> {
+    fn of(compiled: Compiled, style: &Path, settings: &Settings) -> Result<Self> {
         let mut bound = Bindgen::new()
-            .input_path(compiled)
+            .input_path(compiled.wasm)
             .out_name(&settings.output_name)
             .web(true)?
             .typescript(false)
@@ -108,6 +129,7 @@ impl Bundle {
             ("css", style),
         ];
         Ok(Self {
+            build: compiled.build,
             files: files
                 .into_iter()
                 .map(|(kind, plain)| Packed::new(kind, plain))
@@ -142,7 +164,8 @@ impl Bundle {
         fs::set_permissions(new.path(), fs::Permissions::from_mode(0o755))?;
         let package = new.path().join(&settings.site_pkg_dir);
         fs::create_dir(&package)?;
-        let mut hashes = String::new();
+        // The server compares it with its own.
+        let mut hashes = format!("build: {}\n", self.build);
         for file in &self.files {
             let (kind, hash) = (file.kind, file.hash());
             file.write(&package.join(format!("{}.{hash}.{kind}", settings.output_name)))?;
