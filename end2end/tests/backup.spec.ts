@@ -1,4 +1,5 @@
 import {
+  JOB,
   askForBackup,
   backups,
   expect,
@@ -105,6 +106,20 @@ test('a running backup is cancelled, and nothing is left of it', async ({ page }
   await page.reload();
   await expect(failed).toBeHidden();
   await expect(jobs(page).first()).toContainText('Cancelled');
+});
+
+test('a question whether to cancel goes with its job', async ({ page }) => {
+  await page.goto('/backups');
+  const release = await lockTable(owner(3).database, 'wp_posts');
+  await startBackup(page, 'db', 'done before it was cancelled');
+  await section(page, 'Backup of the database').getByRole('link', { name: /^Cancel/ }).click();
+  const dialog = question(page, 'Cancel the backup?');
+  await expect(dialog).toBeVisible();
+  await release();
+  await expect(dialog).toBeHidden({ timeout: JOB });
+  await expect(page).toHaveURL(/\/backups$/);
+  await expect(page.getByRole('status').filter({ hasText: 'Your backup is done.' })).toBeVisible();
+  await expect(backups(page, 'Your backups').first()).toContainText('done before it was cancelled');
 });
 
 test('a dump that fails is told in plain words, and what was there is still there', async ({ page }) => {
