@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Locator, Page } from '@playwright/test';
-import { backups, expect, failure, question, section, startBackup, startRestore, test, untilDone } from '../dashboard';
+import { JOB, backups, expect, failure, question, section, startBackup, startRestore, test, untilDone } from '../dashboard';
 import { lockTable, owner, sql, turn } from '../sandbox';
 
 // Pictures of every page and state, to look at. Nothing is compared.
@@ -118,12 +118,13 @@ test('a running restore', async ({ page }) => {
   await turn('line 100000');
   await startRestore(page, backups(page, 'Your backups').last(), /The whole shop/);
   const running = section(page, 'Restore of database & files');
-  await expect(running).toContainText('Fetching the files of the backup');
+  await expect(running.getByRole('status')).toHaveText('Fetching the files of the backup', { timeout: JOB });
+  await expect(running).toContainText(/[kM]B of .*[kM]B/);
   await picture(page, 'restoring');
   await openQuestion(page, '/backups?ask=cancel', 'Cancel the restore?');
   await page.getByRole('button', { name: 'Cancel the restore' }).click();
-  await expect(failure(page, 'The restore was cancelled')).toBeVisible();
   await turn('line 0');
+  await expect(failure(page, 'The restore was cancelled')).toBeVisible({ timeout: JOB });
 });
 
 test('a running and a failed backup', async ({ page }) => {
@@ -133,7 +134,7 @@ test('a running and a failed backup', async ({ page }) => {
   writeFileSync(join(site, 'new.bin'), randomBytes(4_000_000));
   await turn('line 100000');
   await startBackup(page, 'both');
-  await expect(section(page, 'Backup of database & files')).toContainText(/[kM]B of .*[kM]B/);
+  await expect(section(page, 'Backup of database & files')).toContainText(/[kM]B of .*[kM]B/, { timeout: JOB });
   await picture(page, 'running');
   await openQuestion(page, '/backups?ask=cancel', 'Cancel the backup?');
   await picture(page, 'ask-cancel');
