@@ -276,7 +276,7 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
                 <input type="hidden" name="confirmation" value="DELETE" />
                 <p class="dialog-buttons">
                     <button class="button danger" disabled=move || sending.get()>"Delete for good"</button>
-                    <CloseLink text="Keep it" />
+                    <CloseLink text="Keep it" first=true />
                 </p>
             </ActionForm>
         </Dialog>
@@ -320,7 +320,7 @@ fn AskCancel(job: Job) -> impl IntoView {
             <ActionForm action sending done=accepted()>
                 <p class="dialog-buttons">
                     <button class="button danger" disabled=move || sending.get()>{stop}</button>
-                    <CloseLink text=keep />
+                    <CloseLink text=keep first=true />
                 </p>
             </ActionForm>
         </Dialog>

@@ -168,11 +168,14 @@ fn dialog(title: String, content: AnyView) -> AnyView {
 pub fn CloseLink(
     /// What it is called.
     text: &'static str,
+    /// Whether it has the focus first: where the other way destroys something, Enter alone shall not.
+    #[prop(optional)]
+    first: bool,
 ) -> impl IntoView {
     let context: Leave = expect_context();
     let leave = use_leave();
     view! {
-        <a class="button" href=context.plain() data-noscroll on:click=move |event| {
+        <a class="button" href=context.plain() data-noscroll autofocus=first on:click=move |event| {
             event.prevent_default();
             leave();
         }>{text}</a>
