@@ -50,7 +50,7 @@ test('the details of a backup say everything that is known of it', async ({ page
   const main = page.getByRole('main');
   await expect(main).toContainText('Before the new theme');
   await expect(main).toContainText('Made by you');
-  for (const term of ['Holds', 'Size', 'Of that, the database', 'Files', 'Kept', 'Number']) {
+  for (const term of ['Holds', 'Size', 'Of that, the database', 'Files', 'Kept', 'Reference']) {
     await expect(main.getByRole('term').filter({ hasText: term }).first()).toBeVisible();
   }
 });

@@ -356,9 +356,9 @@ fn restore_name(part: Part) -> &'static str {
 
 fn restore_means(part: Part) -> &'static str {
     match part {
-        Part::Both => "Database and files, as they were together.",
-        Part::Db => "Products, orders, customers, settings. Files stay as they are.",
-        Part::Files => "Theme, plugins, pictures. Orders and customers stay as they are.",
+        Part::Both => "Database and files together.",
+        Part::Db => "Orders, products, settings. Files stay as they are.",
+        Part::Files => "Theme, plugins, pictures. Orders stay as they are.",
     }
 }
 

@@ -91,8 +91,8 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                 <Fact name="Kept" value=kept(backup.source) />
                 <Restores id=backup.id.clone() />
                 <div>
-                    <dt>"Number"</dt>
-                    <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Tell it to support when you have a question about this backup."</small></dd>
+                    <dt>"Reference"</dt>
+                    <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Support may ask you for it."</small></dd>
                 </div>
             </dl>
             <div class="details-actions">
