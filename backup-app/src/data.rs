@@ -96,7 +96,9 @@ mod server {
             entries.into_iter().map(|e| backup(source, e)).collect()
         };
         let retention = &service.config().retention;
+        let has_repository = service.config().repositories.daily.is_some();
         Ok(BackupsPage {
+            has_daily: has_repository || !list.daily.is_empty(),
             manual: entries(Source::Manual, list.manual),
             pre_restore: entries(Source::PreRestore, list.pre_restore),
             daily: entries(Source::Daily, list.daily),

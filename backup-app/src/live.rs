@@ -111,7 +111,8 @@ mod browser {
 
     use super::{Live, log_in_again};
     use crate::data::PageError;
-    use crate::model::{Flash, Job, JobStatus, JobType};
+    use crate::model::{Flash, Job, JobStatus};
+    use crate::words;
 
     /// How often the server is asked for news while no job is active.
     const POLL: Duration = Duration::from_secs(15);
@@ -280,10 +281,7 @@ mod browser {
             // A failure has a card of its own.
             let success = (status == JobStatus::Completed).then(|| Flash {
                 success: true,
-                message: match job_type {
-                    JobType::Backup => "Your backup is done.".into(),
-                    JobType::Restore => "Your shop is restored and open again.".into(),
-                },
+                message: words::done(job_type).into(),
             });
             live.notices.message.set(success);
             live.started.set(None);

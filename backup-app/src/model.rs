@@ -169,6 +169,8 @@ pub struct BackupsPage {
     pub pre_restore: Vec<Backup>,
     /// The platform's, newest first.
     pub daily: Vec<Backup>,
+    /// Whether the platform's backups are kept here at all.
+    pub has_daily: bool,
     /// How many days of them are shown.
     pub daily_days: u64,
     /// How many manual ones are kept.

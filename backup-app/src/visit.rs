@@ -16,3 +16,7 @@ pub struct Visit {
     /// The name of his time zone (IANA), as his browser said it and the server checked it; else `UTC`.
     pub zone: String,
 }
+
+/// The email address with which somebody was not let in just before: he need not type it again. The server puts it into the request's extensions.
+#[derive(Debug, Clone)]
+pub struct TypedEmail(pub String);

@@ -260,8 +260,8 @@ pub fn phase(word: &str, part: Part) -> &'static str {
         ("saving", Part::Db) => "Saving the database",
         ("saving", Part::Files) => "Saving the files",
         ("committing", _) => "Checking what was saved",
-        ("restoring_files", _) => "Fetching the files of the backup",
-        ("importing_database", _) => "Fetching the database of the backup",
+        ("restoring_files", _) => "Fetching the files",
+        ("importing_database", _) => "Fetching the database",
         ("swapping", _) => "Putting it in place",
         ("starting", _) => "Starting your shop",
         ("cleaning_up", _) => "Tidying up",
@@ -295,6 +295,14 @@ pub fn phases(job_type: JobType, part: Part) -> &'static [&'static str] {
             "starting",
             "cleaning_up",
         ],
+    }
+}
+
+/// What is said when a job is done.
+pub fn done(job_type: JobType) -> &'static str {
+    match job_type {
+        JobType::Backup => "Your backup is done.",
+        JobType::Restore => "Your shop is restored and open again.",
     }
 }
 

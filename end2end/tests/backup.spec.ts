@@ -1,4 +1,5 @@
 import {
+  JOB,
   askForBackup,
   backups,
   expect,
@@ -49,7 +50,7 @@ test('the details of a backup say everything that is known of it', async ({ page
   const main = page.getByRole('main');
   await expect(main).toContainText('Before the new theme');
   await expect(main).toContainText('Made by you');
-  for (const term of ['Holds', 'Size', 'Of that, the database', 'Files', 'Kept', 'Number']) {
+  for (const term of ['Holds', 'Size', 'Of that, the database', 'Files', 'Kept', 'Reference']) {
     await expect(main.getByRole('term').filter({ hasText: term }).first()).toBeVisible();
   }
 });
@@ -105,6 +106,20 @@ test('a running backup is cancelled, and nothing is left of it', async ({ page }
   await page.reload();
   await expect(failed).toBeHidden();
   await expect(jobs(page).first()).toContainText('Cancelled');
+});
+
+test('a question whether to cancel goes with its job', async ({ page }) => {
+  await page.goto('/backups');
+  const release = await lockTable(owner(3).database, 'wp_posts');
+  await startBackup(page, 'db', 'done before it was cancelled');
+  await section(page, 'Backup of the database').getByRole('link', { name: /^Cancel/ }).click();
+  const dialog = question(page, 'Cancel the backup?');
+  await expect(dialog).toBeVisible();
+  await release();
+  await expect(dialog).toBeHidden({ timeout: JOB });
+  await expect(page).toHaveURL(/\/backups$/);
+  await expect(page.getByRole('status').filter({ hasText: 'Your backup is done.' })).toBeVisible();
+  await expect(backups(page, 'Your backups').first()).toContainText('done before it was cancelled');
 });
 
 test('a dump that fails is told in plain words, and what was there is still there', async ({ page }) => {

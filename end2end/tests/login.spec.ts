@@ -22,6 +22,12 @@ test.describe('nobody', () => {
       await page.getByLabel('Password').fill('not the password');
       await page.getByRole('button', { name: 'Log in' }).click();
       await expect(page.getByRole('alert')).toHaveText('Email or password is not right. Please try again.');
+      // The address need not be typed again, and is not for those to read who see the one of the page.
+      await expect(page.getByLabel('Email')).toHaveValue(email);
+      await expect(page.getByLabel('Password')).toBeFocused();
+      expect(page.url()).not.toContain(email);
+      await page.reload();
+      await expect(page.getByLabel('Email')).toHaveValue('');
       await page.goto('/backups');
       await expect(page).toHaveURL(/\/login/);
     }

@@ -1,7 +1,7 @@
 import AxeBuilder from '@axe-core/playwright';
-import type { Page } from '@playwright/test';
-import { backups, expect, failure, section, startBackup, test } from '../dashboard';
-import { lockTable, owner } from '../sandbox';
+import type { Locator, Page } from '@playwright/test';
+import { JOB, askForBackup, backups, expect, failure, section, startBackup, test, untilDone } from '../dashboard';
+import { lockTable, owner, sql } from '../sandbox';
 
 test.use({ customer: 2 });
 
@@ -18,6 +18,7 @@ const STATES: [name: string, open: (page: Page) => Promise<unknown>][] = [
     await openDetails(page);
     await page.getByRole('link', { name: 'Delete …' }).click();
   }],
+  ['gone', (page) => page.goto(`/backups?ask=restore&id=${'0'.repeat(64)}`)],
   ['no-such-backup', (page) => page.goto(`/backups/${'0'.repeat(64)}`)],
   ['no-such-page', (page) => page.goto('/backups/and/nothing')],
 ];
@@ -36,14 +37,15 @@ async function expectAccessible(page: Page): Promise<void> {
 
 async function settle(page: Page, name: string): Promise<void> {
   await page.waitForLoadState('networkidle');
-  if (['new-backup', 'restore', 'delete'].includes(name)) await expect(page.locator('dialog:modal')).toBeVisible();
+  if (['new-backup', 'restore', 'delete', 'gone'].includes(name)) await expect(page.locator('dialog:modal')).toBeVisible();
 }
 
 /** What a screen reader is told, without what is another thing every day. */
-async function told(page: Page): Promise<string> {
+async function told(page: Page, part?: Locator): Promise<string> {
   const dialog = page.getByRole('dialog');
-  const snapshot = await ((await dialog.count()) ? dialog : page.getByRole('main')).ariaSnapshot();
+  const snapshot = await (part ?? ((await dialog.count()) ? dialog : page.getByRole('main'))).ariaSnapshot();
   const said = snapshot
+    .replace(/(?<=paragraph: )[\d.]+ (bytes|[kM]B)\b.*/g, 'FIGURES')
     .replace(/[0-9a-f]{64}/g, 'ID')
     .replace(/\w{3} \d+ \w{3} \d{4}, \d\d:\d\d/g, 'TIME')
     .replace(/just now|\d+ (minute|hour|day)s? ago/g, 'AGE')
@@ -64,6 +66,52 @@ test('what a screen reader is told stays as it was agreed', async ({ page, compl
   complaints.splice(0);
 });
 
+test('what a screen reader is told of jobs stays as it was agreed', async ({ page }) => {
+  const { database } = owner(2);
+  await openDetails(page);
+  const details = page.url();
+  await page.goto('/backups');
+  const release = await lockTable(database, 'wp_posts');
+  await startBackup(page, 'db');
+  const running = section(page, 'Backup of the database');
+  await expect(running.locator('[aria-current=step]')).toHaveText('Saving the database');
+  await expect(running).toContainText(/[kM]B/);
+  expect(await told(page, running)).toMatchSnapshot('running.aria.yml');
+  await page.goto(details);
+  await expect(page.getByText('A backup is running.')).toBeVisible();
+  expect(await told(page, page.getByRole('main').getByRole('region').last())).toMatchSnapshot('details-while-running.aria.yml');
+  await release();
+  await page.goto('/backups');
+  await untilDone(page, 'Backup of the database');
+
+  sql('CREATE TABLE gone (id INT); CREATE VIEW broken AS SELECT id FROM gone; DROP TABLE gone', database);
+  await startBackup(page, 'db');
+  const failed = failure(page, 'The backup failed');
+  await expect(failed).toBeVisible({ timeout: JOB });
+  sql('DROP VIEW broken', database);
+  expect(await told(page, failed)).toMatchSnapshot('failed.aria.yml');
+  await failed.getByRole('button', { name: 'Dismiss' }).click();
+  await expect(failed).toBeHidden();
+
+  await page.goto('/backups');
+  await backups(page, 'Daily backups').first().getByRole('link', { name: /^Details/ }).click();
+  await expect(page.getByRole('main')).toContainText('Daily backup');
+  expect(await told(page)).toMatchSnapshot('details-daily.aria.yml');
+});
+
+test.describe('nobody', () => {
+  test.use({ customer: 0 });
+
+  test('what a screen reader is told of a refused login stays as it was agreed', async ({ page }) => {
+    await page.goto('/login');
+    await page.getByLabel('Email').fill(owner(2).email);
+    await page.getByLabel('Password').fill('not the password');
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await expect(page.getByRole('alert')).toBeVisible();
+    expect(await told(page)).toMatchSnapshot('login-refused.aria.yml');
+  });
+});
+
 for (const colorScheme of ['light', 'dark'] as const) {
   test.describe(colorScheme, () => {
     test.use({ colorScheme });
@@ -77,10 +125,23 @@ for (const colorScheme of ['light', 'dark'] as const) {
       });
     }
 
-    test('a running job and the question whether to cancel it are accessible', async ({ page }) => {
+    test('a running job, what is refused meanwhile, and the question whether to cancel are accessible', async ({ page, request, complaints }) => {
       await page.goto('/backups');
+      const dialog = await askForBackup(page, 'db');
       const release = await lockTable(owner(2).database, 'wp_posts');
-      await startBackup(page, 'db');
+      const began = await request.post('/backups/create', { data: { backup_type: 'db' }, headers: { accept: 'application/json' } });
+      expect(began.status()).toBe(200);
+      await dialog.getByRole('button', { name: 'Start the backup' }).click();
+      await expect(dialog.getByRole('alert')).toBeVisible();
+      expect(complaints.splice(0).join('\n')).toContain('409');
+      await expectAccessible(page);
+
+      await page.goto('/backups?ask=backup&type=db');
+      await expect(page.locator('dialog:modal')).toContainText('Not right now');
+      await expectAccessible(page);
+
+      await page.goto('/backups');
+      await page.waitForLoadState('networkidle');
       await expect(section(page, 'Backup of the database').getByRole('progressbar')).toBeVisible();
       await expectAccessible(page);
       await section(page, 'Backup of the database').getByRole('link', { name: /^Cancel/ }).click();
@@ -109,13 +170,24 @@ for (const colorScheme of ['light', 'dark'] as const) {
   });
 }
 
-test('everything can be done with the keyboard', async ({ page }) => {
+/** Press Tab until this has the focus, as somebody does who has no mouse. */
+async function tabTo(page: Page, target: Locator): Promise<void> {
+  const MOST = 100;
+  await expect(target).toBeVisible();
+  for (let presses = 0; presses < MOST; presses += 1) {
+    if (await target.evaluate((element) => element === document.activeElement)) return;
+    await page.keyboard.press('Tab');
+  }
+  await expect(target).toBeFocused();
+}
+
+test('a question is left with the keyboard, back to where it was asked', async ({ page }) => {
   await page.goto('/backups?ask=backup&type=db');
   await expect(page.locator('dialog:modal')).toBeVisible();
   await page.keyboard.press('Escape');
   await expect(page.getByRole('dialog')).toBeHidden();
   const choice = section(page, 'Make a backup').getByRole('link', { name: /^Database only/ });
-  await choice.focus();
+  await tabTo(page, choice);
   await page.keyboard.press('Enter');
   await expect(page.locator('dialog:modal')).toBeVisible();
   expect(await page.evaluate(() => document.activeElement?.closest('dialog') !== null)).toBe(true);
@@ -123,6 +195,45 @@ test('everything can be done with the keyboard', async ({ page }) => {
   await expect(page.getByRole('dialog')).toBeHidden();
   await expect(choice).toBeFocused();
   await page.goBack();
+});
+
+test('a backup is made, restored and deleted with the keyboard alone', async ({ page }) => {
+  await page.goto('/backups');
+  await page.waitForLoadState('networkidle');
+  const before = await backups(page, 'Your backups').count();
+  const { keyboard } = page;
+
+  await tabTo(page, section(page, 'Make a backup').getByRole('link', { name: /^Database only/ }));
+  await keyboard.press('Enter');
+  await expect(page.locator('dialog:modal')).toBeVisible();
+  await tabTo(page, page.getByLabel('Note'));
+  await keyboard.type('typed');
+  await tabTo(page, page.getByRole('button', { name: 'Start the backup' }));
+  await keyboard.press('Enter');
+  await untilDone(page, 'Backup of the database');
+  const made = backups(page, 'Your backups').first();
+  await expect(made).toContainText('typed');
+
+  await tabTo(page, made.getByRole('link', { name: /^Restore/ }));
+  await keyboard.press('Enter');
+  await expect(page.locator('dialog:modal')).toBeVisible();
+  await tabTo(page, page.getByLabel('to confirm'));
+  await keyboard.type('RESTORE');
+  await tabTo(page, page.getByRole('button', { name: 'Restore now' }));
+  await keyboard.press('Space');
+  await untilDone(page, 'Restore of the database');
+
+  await tabTo(page, made.getByRole('link', { name: /^Details/ }));
+  await keyboard.press('Enter');
+  await tabTo(page, page.getByRole('link', { name: 'Delete …' }));
+  await keyboard.press('Enter');
+  await expect(page.locator('dialog:modal')).toBeVisible();
+  // Enter alone would delete nothing.
+  await expect(page.getByRole('link', { name: 'Keep it' })).toBeFocused();
+  await tabTo(page, page.getByRole('button', { name: 'Delete for good' }));
+  await keyboard.press('Enter');
+  await expect(page).toHaveURL(/\/backups$/);
+  await expect(backups(page, 'Your backups')).toHaveCount(before);
 });
 
 test('nothing is wider than a phone', async ({ page }) => {

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Locator, Page } from '@playwright/test';
-import { backups, expect, failure, question, section, startBackup, startRestore, test, untilDone } from '../dashboard';
+import { JOB, backups, expect, failure, question, section, startBackup, startRestore, test, untilDone } from '../dashboard';
 import { lockTable, owner, sql, turn } from '../sandbox';
 
 // Pictures of every page and state, to look at. Nothing is compared.
@@ -31,7 +31,6 @@ test.describe('nobody', () => {
   test('login', async ({ page }) => {
     for (const [problem, words, name] of [
       ['', '', 'login'],
-      ['?problem=wrong', 'Email or password is not right', 'login-wrong'],
       ['?problem=slow', 'Too many tries', 'login-too-many-tries'],
       ['?problem=expired', 'Your session has ended', 'login-session-expired'],
     ] as const) {
@@ -40,6 +39,11 @@ test.describe('nobody', () => {
       if (words) await expect(page.getByRole('alert')).toContainText(words);
       await picture(page, name);
     }
+    await page.getByLabel('Email').fill(owner(1).email);
+    await page.getByLabel('Password').fill('not the password');
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await expect(page.getByRole('alert')).toContainText('Email or password is not right');
+    await picture(page, 'login-wrong');
   });
 });
 
@@ -118,12 +122,13 @@ test('a running restore', async ({ page }) => {
   await turn('line 100000');
   await startRestore(page, backups(page, 'Your backups').last(), /The whole shop/);
   const running = section(page, 'Restore of database & files');
-  await expect(running).toContainText('Fetching the files of the backup');
+  await expect(running.getByRole('status')).toHaveText('Fetching the files', { timeout: JOB });
+  await expect(running).toContainText(/[kM]B of .*[kM]B/);
   await picture(page, 'restoring');
   await openQuestion(page, '/backups?ask=cancel', 'Cancel the restore?');
   await page.getByRole('button', { name: 'Cancel the restore' }).click();
-  await expect(failure(page, 'The restore was cancelled')).toBeVisible();
   await turn('line 0');
+  await expect(failure(page, 'The restore was cancelled')).toBeVisible({ timeout: JOB });
 });
 
 test('a running and a failed backup', async ({ page }) => {
@@ -133,7 +138,7 @@ test('a running and a failed backup', async ({ page }) => {
   writeFileSync(join(site, 'new.bin'), randomBytes(4_000_000));
   await turn('line 100000');
   await startBackup(page, 'both');
-  await expect(section(page, 'Backup of database & files')).toContainText(/[kM]B of .*[kM]B/);
+  await expect(section(page, 'Backup of database & files')).toContainText(/[kM]B of .*[kM]B/, { timeout: JOB });
   await picture(page, 'running');
   await openQuestion(page, '/backups?ask=cancel', 'Cancel the backup?');
   await picture(page, 'ask-cancel');
@@ -145,6 +150,8 @@ test('a running and a failed backup', async ({ page }) => {
   await startBackup(page, 'db');
   await expect(failure(page, 'The backup failed')).toBeVisible();
   await picture(page, 'failed');
+  await page.getByRole('button', { name: 'Dismiss' }).click();
+  await expect(failure(page, 'The backup failed')).toBeHidden();
   sql('DROP VIEW broken', database);
 });
 

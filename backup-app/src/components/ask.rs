@@ -276,7 +276,7 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
                 <input type="hidden" name="confirmation" value="DELETE" />
                 <p class="dialog-buttons">
                     <button class="button danger" disabled=move || sending.get()>"Delete for good"</button>
-                    <CloseLink text="Keep it" />
+                    <CloseLink text="Keep it" first=true />
                 </p>
             </ActionForm>
         </Dialog>
@@ -285,8 +285,21 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
 
 #[component]
 fn AskCancel(job: Job) -> impl IntoView {
+    let live: Live = expect_context();
+    let leave = use_leave();
     let sending = RwSignal::new(false);
-    let action = ["/backups/jobs/", &job.id.to_string(), "/cancel"].concat();
+    let id = job.id;
+    let action = ["/backups/jobs/", &id.to_string(), "/cancel"].concat();
+    let is_active = Memo::new(move |_| {
+        live.active
+            .with(|job| job.as_ref().is_some_and(|job| job.id == id))
+    });
+    // What ended is not asked about any more: the page tells how it ended.
+    Effect::new(move |_| {
+        if !is_active.get() {
+            leave();
+        }
+    });
     let (title, left, stop, keep) = match job.job_type {
         JobType::Backup => (
             "Cancel the backup?",
@@ -307,7 +320,7 @@ fn AskCancel(job: Job) -> impl IntoView {
             <ActionForm action sending done=accepted()>
                 <p class="dialog-buttons">
                     <button class="button danger" disabled=move || sending.get()>{stop}</button>
-                    <CloseLink text=keep />
+                    <CloseLink text=keep first=true />
                 </p>
             </ActionForm>
         </Dialog>
@@ -343,9 +356,9 @@ fn restore_name(part: Part) -> &'static str {
 
 fn restore_means(part: Part) -> &'static str {
     match part {
-        Part::Both => "Database and files, as they were together.",
-        Part::Db => "Products, orders, customers, settings. Files stay as they are.",
-        Part::Files => "Theme, plugins, pictures. Orders and customers stay as they are.",
+        Part::Both => "Database and files together.",
+        Part::Db => "Orders, products, settings. Files stay as they are.",
+        Part::Files => "Theme, plugins, pictures. Orders stay as they are.",
     }
 }
 

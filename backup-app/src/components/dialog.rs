@@ -62,23 +62,26 @@ pub fn part_word(part: Part) -> &'static str {
 pub struct Leave {
     plain: StoredValue<String>,
     opened_here: StoredValue<bool>,
+    is_open: StoredValue<bool>,
 }
 
 impl Leave {
     /// Of the page with this plain address, which asks this.
     pub fn provide(plain: String, ask: Memo<Option<Ask>>) {
-        let opened_here = StoredValue::new(false);
+        let (opened_here, is_open) = (StoredValue::new(false), StoredValue::new(false));
         // Opened by a click on this page, the page without it is one step back in the history.
         Effect::new(move |was_open: Option<bool>| {
-            let is_open = ask.with(Option::is_some);
-            if was_open != Some(is_open) {
-                opened_here.set_value(is_open && was_open == Some(false));
+            let asks = ask.with(Option::is_some);
+            if was_open != Some(asks) {
+                opened_here.set_value(asks && was_open == Some(false));
             }
-            is_open
+            is_open.set_value(asks);
+            asks
         });
         provide_context(Self {
             plain: StoredValue::new(plain),
             opened_here,
+            is_open,
         });
     }
 
@@ -93,6 +96,11 @@ pub fn use_leave() -> impl Fn() + Clone + Send + Sync + 'static {
     let leave: Leave = expect_context();
     let navigate = use_navigate();
     move || {
+        // Going back takes a moment: who closes it twice shall not go back twice.
+        if !leave.is_open.get_value() {
+            return;
+        }
+        leave.is_open.set_value(false);
         if leave.opened_here.get_value() {
             let _ = window().history().and_then(|history| history.back());
         } else {
@@ -160,11 +168,14 @@ fn dialog(title: String, content: AnyView) -> AnyView {
 pub fn CloseLink(
     /// What it is called.
     text: &'static str,
+    /// Whether it has the focus first: where the other way destroys something, Enter alone shall not.
+    #[prop(optional)]
+    first: bool,
 ) -> impl IntoView {
     let context: Leave = expect_context();
     let leave = use_leave();
     view! {
-        <a class="button" href=context.plain() data-noscroll on:click=move |event| {
+        <a class="button" href=context.plain() data-noscroll autofocus=first on:click=move |event| {
             event.prevent_default();
             leave();
         }>{text}</a>

@@ -42,13 +42,13 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
                 })}
             </div>
             <div role="status">
-                {move || notices.message.get().map(|message| view! {
-                    <p class="message" class:bad=!message.success>
-                        <Icon symbol=if message.success { Symbol::Done } else { Symbol::Failed } />
-                        <span>{message.message}</span>
-                    </p>
+                {move || notices.message.get().filter(|message| message.success).map(|message| view! {
+                    <p class="message"><Icon symbol=Symbol::Done /><span>{message.message}</span></p>
                 })}
             </div>
+            {move || notices.message.get().filter(|message| !message.success).map(|message| view! {
+                <p class="message bad" role="alert"><Icon symbol=Symbol::Failed /><span>{message.message}</span></p>
+            })}
             {content}
         </main>
         <footer class="bottom">

@@ -107,8 +107,8 @@ fn JobProgress() -> impl IntoView {
     let done = Memo::new(move |_| {
         live.active.with(|job| {
             let job = job.as_ref()?;
-            let total = job.bytes_total.filter(|total| *total > 0)?;
-            let done = u128::from(job.bytes_done.min(total)) * 1000 / u128::from(total);
+            let total = total(job)?;
+            let done = u128::from(job.bytes_done) * 1000 / u128::from(total);
             u32::try_from(done).ok()
         })
     });
@@ -156,15 +156,21 @@ fn begun(job: &Job) -> Option<i64> {
     clock::parse(begun)
 }
 
+/// The bytes to do, unless more than that is done already: then it was a guess, and nobody knows.
+fn total(job: &Job) -> Option<u64> {
+    job.bytes_total
+        .filter(|total| *total > 0 && *total >= job.bytes_done)
+}
+
 /// `340 MB of 1.2 GB · 24 MB/s`.
 fn amount(job: &Job) -> String {
     if job.bytes_done == 0 {
         return String::new();
     }
     let mut words = words::size(job.bytes_done);
-    if let Some(total) = job.bytes_total {
+    if let Some(total) = total(job) {
         words.push_str(" of ");
-        words.push_str(&words::size(total.max(job.bytes_done)));
+        words.push_str(&words::size(total));
     }
     if let Some(rate) = job.bytes_per_second.filter(|rate| *rate > 0) {
         words.push_str(" · ");
@@ -176,7 +182,8 @@ fn amount(job: &Job) -> String {
 
 fn time_left(job: &Job) -> String {
     let left = || {
-        let left = job.bytes_total?.checked_sub(job.bytes_done)?;
+        // Where all bytes are done, what is left is not theirs.
+        let left = Some(total(job)? - job.bytes_done).filter(|left| *left > 0)?;
         let rate = job.bytes_per_second.filter(|rate| *rate > 0)?;
         Some(words::time_left(left / rate))
     };

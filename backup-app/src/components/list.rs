@@ -189,12 +189,14 @@ pub fn DailyBackups(
         <section class="panel" aria-labelledby="daily-title">
             <div class="section-head">
                 <h2 id="daily-title">"Daily backups"</h2>
-                <p class="quiet">"Made for you every night, kept for " {move || words::count(days.get(), "day")} "."</p>
+                {move || has_any.get().then(|| view! {
+                    <p class="quiet">"Made for you every night, kept for " {words::count(days.get(), "day")} "."</p>
+                })}
             </div>
             {move || if has_any.get() {
                 Either::Left(view! { <BackupList backups=latest /> })
             } else {
-                Either::Right(view! { <p class="empty">"None yet. The first one is made in the coming night."</p> })
+                Either::Right(view! { <p class="empty">"None yet. Those that are made for you at night are listed here."</p> })
             }}
             {move || has_earlier.get().then(|| view! {
                 <details class="more">

@@ -4,7 +4,7 @@ use leptos::either::Either;
 use leptos::prelude::*;
 use leptos::server_fn::ServerFn;
 
-use super::refresh_without_script;
+use super::{refresh_without_script, told_of_end};
 use crate::clock::{self, Clock};
 use crate::components::{
     Age, Frame, Icon, JobCards, Leave, Questions, RestoreLink, Symbol, When, WhyOff, at_once,
@@ -22,6 +22,7 @@ pub fn Details(page: BackupPage) -> impl IntoView {
     let id = page.backup.as_ref().map(|backup| backup.id.as_str());
     let address = [LoadBackup::PATH, "?id=", id.unwrap_or_default()].concat();
     let show = Callback::new(|fresh: BackupPage| fresh.jobs);
+    let viewer = told_of_end(page.viewer, &page.jobs);
     let live = Live::start(page.jobs, address, show);
     provide_context(live);
     // What was said on the page before was about something else.
@@ -34,7 +35,7 @@ pub fn Details(page: BackupPage) -> impl IntoView {
             let asked = vec![backup.clone()];
             Either::Left(move || {
                 view! {
-                    {refresh_without_script(live, ask.with_untracked(Option::is_some))}
+                    {refresh_without_script(live, &here, ask.with_untracked(Option::is_some))}
                     <Questions ask backups=asked.clone() after_delete="/backups" />
                     <JobCards here=here.clone() />
                     <Facts backup=backup.clone() here=here.clone() />
@@ -56,7 +57,7 @@ pub fn Details(page: BackupPage) -> impl IntoView {
         }
     };
     view! {
-        <Frame viewer=page.viewer>
+        <Frame viewer>
             <p class="way-back"><a href="/backups"><Icon symbol=Symbol::Back />"All backups"</a></p>
             {match content {
                 Either::Left(content) => Either::Left(content()),
@@ -90,8 +91,8 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                 <Fact name="Kept" value=kept(backup.source) />
                 <Restores id=backup.id.clone() />
                 <div>
-                    <dt>"Number"</dt>
-                    <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Tell it to support when you have a question about this backup."</small></dd>
+                    <dt>"Reference"</dt>
+                    <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Support may ask you for it."</small></dd>
                 </div>
             </dl>
             <div class="details-actions">

@@ -4,7 +4,7 @@ use leptos::either::Either;
 use leptos::prelude::*;
 use leptos::server_fn::ServerFn;
 
-use super::refresh_without_script;
+use super::{refresh_without_script, told_of_end};
 use crate::components::{
     BackupList, Choices, DailyBackups, Frame, JobCards, Kept, Leave, Questions, RecentJobs,
     at_once, use_ask,
@@ -14,10 +14,13 @@ use crate::live::Live;
 use crate::model::{Backup, BackupsPage};
 use crate::words;
 
+/// Where it is.
+const HERE: &str = "/backups";
+
 /// The page with its data.
 #[component]
 pub fn Backups(page: BackupsPage) -> impl IntoView {
-    let viewer = page.viewer.clone();
+    let viewer = told_of_end(page.viewer.clone(), &page.jobs);
     let jobs = page.jobs.clone();
     let page = RwSignal::new(page);
     let show = Callback::new(move |fresh: BackupsPage| {
@@ -28,7 +31,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
     let live = Live::start(jobs, LoadBackups::PATH.into(), show);
     provide_context(live);
     let ask = use_ask(None);
-    Leave::provide("/backups".into(), ask);
+    Leave::provide(HERE.into(), ask);
 
     let manual = Memo::new(move |_| page.with(|page| page.manual.clone()));
     let pre_restore = Memo::new(move |_| page.with(|page| page.pre_restore.clone()));
@@ -38,13 +41,14 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
     });
     let kept = Memo::new(move |_| page.with(kept));
     let days = Memo::new(move |_| page.with(|page| page.daily_days));
+    let has_daily = Memo::new(move |_| page.with(|page| page.has_daily));
     let has_pre_restore = Memo::new(move |_| pre_restore.with(|list| !list.is_empty()));
     view! {
         <Frame viewer>
-            {refresh_without_script(live, ask.with_untracked(Option::is_some))}
+            {refresh_without_script(live, HERE, ask.with_untracked(Option::is_some))}
             <h1 class="visually-hidden">"Backups of your shop"</h1>
-            <Questions ask backups=all kept=Signal::derive(move || Some(kept.get())) after_delete="/backups" />
-            <JobCards here="/backups".into() />
+            <Questions ask backups=all kept=Signal::derive(move || Some(kept.get())) after_delete=HERE />
+            <JobCards here=HERE.into() />
             <Choices />
             <div class="columns">
                 <div class="column">
@@ -58,7 +62,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
                             <BackupList backups=pre_restore />
                         </section>
                     })}
-                    <DailyBackups backups=daily days />
+                    {move || has_daily.get().then(|| view! { <DailyBackups backups=daily days /> })}
                 </div>
                 <RecentJobs />
             </div>

@@ -11,6 +11,8 @@ use crate::components::{Icon, Symbol, at_once};
 pub fn LoginView() -> impl IntoView {
     let query = use_query_map();
     let problem = move || query.with(|query| query.get_str("problem").and_then(in_words));
+    let email = typed_email();
+    let is_known = email.is_some();
     at_once(view! {
         <Title text="Log in" />
         <main id="main" class="alone">
@@ -24,11 +26,11 @@ pub fn LoginView() -> impl IntoView {
                 <form method="post" action="/login">
                     <label class="field">
                         <span>"Email"</span>
-                        <input type="email" name="email" autocomplete="username" required maxlength="254" autofocus />
+                        <input type="email" name="email" value=email autocomplete="username" required maxlength="254" autofocus=!is_known />
                     </label>
                     <label class="field">
                         <span>"Password"</span>
-                        <input type="password" name="password" autocomplete="current-password" required maxlength="1000" />
+                        <input type="password" name="password" autocomplete="current-password" required maxlength="1000" autofocus=is_known />
                     </label>
                     <button class="button primary wide">"Log in"</button>
                 </form>
@@ -36,6 +38,18 @@ pub fn LoginView() -> impl IntoView {
             <p class="quiet">"Email and password are those of your hosting account."</p>
         </main>
     })
+}
+
+/// What the server writes into the form; the browser leaves it there.
+fn typed_email() -> Option<String> {
+    #[cfg(feature = "ssr")]
+    {
+        let request = use_context::<axum::http::request::Parts>()?;
+        let crate::visit::TypedEmail(email) = request.extensions.get()?;
+        Some(email.clone())
+    }
+    #[cfg(feature = "hydrate")]
+    None
 }
 
 fn in_words(problem: &str) -> Option<&'static str> {

@@ -9,7 +9,7 @@ use super::backup::Details;
 use super::backups::Backups;
 use crate::live::Notices;
 use crate::model::{
-    Backup, BackupPage, BackupsPage, Job, JobStatus, JobType, Part, Source, Viewer,
+    Backup, BackupPage, BackupsPage, Flash, Job, JobStatus, JobType, Part, Source, Viewer,
 };
 
 /// 20 November 2026, 02:00 UTC.
@@ -114,13 +114,114 @@ fn while_a_job_is_active_nothing_else_can_be_started_and_the_page_says_why() {
 fn without_script_a_page_refreshes_itself_while_a_job_is_active_but_never_under_a_form() {
     let mut page = page();
     let refreshes = |page: &BackupsPage, address| {
-        backups_html(page.clone(), address)
-            .contains("<noscript><meta http-equiv=\"refresh\" content=\"5\"></noscript>")
+        backups_html(page.clone(), address).contains(
+            "<noscript><meta http-equiv=\"refresh\" content=\"5; url=/backups?watched=7\"></noscript>",
+        )
     };
     assert!(!refreshes(&page, "/backups"));
     page.jobs = vec![running()];
     assert!(refreshes(&page, "/backups"));
     assert!(!refreshes(&page, "/backups?ask=cancel"));
+}
+
+#[test]
+fn without_script_a_page_says_that_the_job_is_done_that_was_watched_while_that_is_news() {
+    const DONE: &str = "Your backup is done.";
+    let mut page = page();
+    page.jobs = vec![running()];
+    assert!(!backups_html(page.clone(), "/backups?watched=7").contains(DONE));
+    let ended = |time: &str| Job {
+        status: JobStatus::Completed,
+        completed_at: Some(time.into()),
+        ..running()
+    };
+    page.jobs = vec![ended("2026-11-20T01:59:50Z")];
+    let html = backups_html(page.clone(), "/backups?watched=7");
+    let status = html.split("role=\"status\"").nth(2).unwrap_or_default();
+    assert!(status.contains(DONE), "{html}");
+    let details = BackupPage {
+        viewer: viewer(),
+        backup: Some(backup("a1", Source::Manual, Part::Both, 30)),
+        jobs: page.jobs.clone(),
+    };
+    assert!(details_html(details, "/backups/a1?watched=7").contains(DONE));
+    for address in ["/backups", "/backups?watched=6", "/backups?watched=x"] {
+        assert!(
+            !backups_html(page.clone(), address).contains(DONE),
+            "{address}"
+        );
+    }
+    page.jobs = vec![ended("2026-11-20T01:50:00Z")];
+    assert!(!backups_html(page.clone(), "/backups?watched=7").contains(DONE));
+    page.jobs[0].status = JobStatus::Failed;
+    assert!(!backups_html(page, "/backups?watched=7").contains(DONE));
+}
+
+#[test]
+fn a_refusal_is_an_alert_and_what_was_done_is_not() {
+    for success in [true, false] {
+        let mut page = page();
+        page.viewer.flash = Some(Flash {
+            success,
+            message: "So it is.".into(),
+        });
+        let html = backups_html(page, "/backups");
+        let alert = html.split("role=\"alert\"").nth(1).unwrap_or_default();
+        let alert = alert.split("</p>").next().unwrap_or_default();
+        assert_eq!(alert.contains("So it is."), !success, "{html}");
+        assert_eq!(html.matches("So it is.").count(), 1, "{html}");
+    }
+}
+
+#[test]
+fn progress_says_nothing_of_what_is_left_once_more_is_done_than_there_was_to_do() {
+    let mut page = page();
+    for (total, amount, left) in [
+        (
+            Some(1_240_000_000),
+            "340 MB of 1.2 GB · 24 MB/s",
+            "about 40 seconds left",
+        ),
+        (Some(340_000_000), "340 MB of 340 MB · 24 MB/s", ""),
+        (Some(300_000_000), "340 MB · 24 MB/s", ""),
+        (None, "340 MB · 24 MB/s", ""),
+    ] {
+        page.jobs = vec![Job {
+            bytes_total: total,
+            ..running()
+        }];
+        let html = backups_html(page.clone(), "/backups");
+        let figures = html.split("job-figures").nth(1).unwrap_or_default();
+        let figures = figures.split("</p>").next().unwrap_or_default();
+        assert!(
+            figures.contains(&format!("<span>{amount}</span>")),
+            "{figures}"
+        );
+        assert_eq!(
+            figures.contains("left"),
+            !left.is_empty(),
+            "{total:?} {figures}"
+        );
+        assert!(figures.contains(left), "{total:?} {figures}");
+        let knows = total.is_some_and(|total| total >= 340_000_000);
+        assert_eq!(html.contains("not known yet"), !knows, "{total:?} {html}");
+    }
+}
+
+#[test]
+fn daily_backups_are_promised_only_where_they_are_made() {
+    const PROMISE: &str = "Made for you every night";
+    let mut page = page();
+    page.has_daily = false;
+    assert!(!backups_html(page.clone(), "/backups").contains("Daily backups"));
+    page.has_daily = true;
+    let html = backups_html(page.clone(), "/backups");
+    assert!(
+        html.contains("Daily backups") && !html.contains(PROMISE),
+        "{html}"
+    );
+    page.daily = vec![backup("d1", Source::Daily, Part::Both, 3)];
+    assert!(backups_html(page, "/backups").contains(PROMISE));
 }
 
 #[test]
@@ -240,6 +341,7 @@ fn page() -> BackupsPage {
         manual: Vec::new(),
         pre_restore: Vec::new(),
         daily: Vec::new(),
+        has_daily: true,
         daily_days: 30,
         kept: 5,
         jobs: Vec::new(),

@@ -55,8 +55,8 @@ impl Tracker {
         Progress {
             phase: state.phase,
             bytes_done: done,
-            // A guess that was too low must not show more than all.
-            bytes_total: state.total.map(|total| total.max(done)),
+            // It was a guess that was too low: nobody knows.
+            bytes_total: state.total.filter(|total| *total >= done),
             files_done: self.files.load(Ordering::Relaxed),
             bytes_per_second,
         }
@@ -116,11 +116,14 @@ mod tests {
         let tracker = Tracker::over(Arc::new(NoMonitor));
         tracker.phase(Phase::Saving);
         tracker.bytes_total(10);
-        tracker.bytes_done(25);
+        tracker.bytes_done(10);
         tracker.files_done(2);
         let progress = tracker.progress();
         assert_eq!(progress.phase, Some(Phase::Saving));
-        assert_eq!((progress.bytes_done, progress.bytes_total), (25, Some(25)));
+        assert_eq!((progress.bytes_done, progress.bytes_total), (10, Some(10)));
+        tracker.bytes_done(15);
+        let progress = tracker.progress();
+        assert_eq!((progress.bytes_done, progress.bytes_total), (25, None));
         assert_eq!(progress.files_done, 2);
         tracker.phase(Phase::Committing);
         let progress = tracker.progress();

@@ -106,8 +106,9 @@ impl Engine {
         drop(repository.view()?);
 
         control.monitor.phase(Phase::Saving);
-        // What it was last time is the best guess of what it will be.
-        if let Some(bytes) = previous.as_ref().and_then(|snapshot| snapshot.bytes) {
+        // What it was last time is the best guess of what it will be; of a dump alone that says nothing.
+        let alike = previous.as_ref().filter(|_| has_files);
+        if let Some(bytes) = alike.and_then(|snapshot| snapshot.bytes) {
             control.monitor.bytes_total(bytes);
         }
         let dump = match request.backup_type.has_database() {

@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{ConnectInfo, Extension, State};
+use axum::extract::{ConnectInfo, Extension, Request, State};
 use axum::http::header::SET_COOKIE;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Redirect, Response};
 use backup_app::model::Outcome;
+use backup_app::visit::TypedEmail;
 use backup_core::error::{Error, ErrorKind};
 use backup_core::login::Verdict;
 use backup_core::service::BackupService;
@@ -25,6 +27,7 @@ use utoipa_axum::routes;
 
 use super::input::Input;
 use super::refusal::Refusal;
+use super::session::{self, SessionCookie};
 use super::tries::Tries;
 use super::{AppState, asks_for_page};
 
@@ -136,10 +139,25 @@ async fn log_in(
             (cookie, Json(done("You are logged in."))).into_response()
         }
         Err(problem) if asks_for_page(&headers) => {
-            Redirect::to(&format!("/login?problem={}", problem.word())).into_response()
+            let typed = state.cookie.keeping_typed(&credentials.email);
+            let page = Redirect::to(&format!("/login?problem={}", problem.word()));
+            (typed.map(|typed| [(SET_COOKIE, typed)]), page).into_response()
         }
         Err(problem) => problem.refusal().into_response(),
     }
+}
+
+/// Show the login with the address that was typed before, once.
+pub async fn recall(cookie: SessionCookie, mut request: Request, next: Next) -> Response {
+    let typed = session::typed(request.headers()).filter(|_| request.method() == Method::GET);
+    let Some(typed) = typed.map(|email| TypedEmail(email.to_owned())) else {
+        return next.run(request).await;
+    };
+    request.extensions_mut().insert(typed);
+    let mut response = next.run(request).await;
+    let told = cookie.without_typed();
+    response.headers_mut().append(SET_COOKIE, told);
+    response
 }
 
 async fn let_in(

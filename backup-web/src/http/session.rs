@@ -17,10 +17,14 @@ use jiff::tz::TimeZone;
 
 use super::headers::HasTls;
 use super::refusal::Refusal;
-use super::{AppState, is_for_people, page_data};
+use super::{AppState, is_for_people, login, page_data};
 
 /// The browser says his time zone with this one.
 const ZONE_COOKIE: &str = "tz";
+
+/// What was typed as an email address is kept in this one.
+const TYPED_COOKIE: &str = "typed-email";
+const LONGEST_EMAIL: usize = 254;
 
 /// The cookie that a session is held with.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +55,22 @@ impl SessionCookie {
 
     pub fn removed(self) -> HeaderValue {
         self.with_attributes(&format!("{}=; Max-Age=0", self.name()))
+    }
+
+    /// What somebody typed who was not let in: for the next page alone, and at most a minute.
+    pub fn keeping_typed(self, email: &str) -> Option<HeaderValue> {
+        // What would have to be spelled in another way is not kept.
+        let is_plain = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b',' | b';' | b'\\');
+        if !(1..=LONGEST_EMAIL).contains(&email.len()) || !email.bytes().all(is_plain) {
+            return None;
+        }
+        let mut cookie = self.with_attributes(&format!("{TYPED_COOKIE}={email}; Max-Age=60"));
+        cookie.set_sensitive(true);
+        Some(cookie)
+    }
+
+    pub fn without_typed(self) -> HeaderValue {
+        self.with_attributes(&format!("{TYPED_COOKIE}=; Max-Age=0"))
     }
 
     fn with_attributes(self, cookie: &str) -> HeaderValue {
@@ -100,7 +120,7 @@ pub async fn admit(State(state): State<AppState>, mut request: Request, next: Ne
             request.extensions_mut().insert(token);
             next.run(request).await
         }
-        _ if is_login => next.run(request).await,
+        _ if is_login => login::recall(state.cookie, request, next).await,
         _ => {
             let mut response = refuse(&request, held.is_some());
             if held.is_some() {
@@ -165,6 +185,11 @@ fn zone(headers: &HeaderMap) -> String {
         .and_then(TimeZone::iana_name)
         .unwrap_or("UTC")
         .to_owned()
+}
+
+/// What [`SessionCookie::keeping_typed`] kept.
+pub fn typed(headers: &HeaderMap) -> Option<&str> {
+    cookie(headers, TYPED_COOKIE).filter(|typed| !typed.is_empty())
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -99,6 +99,39 @@ fn a_stranger_learns_nothing_of_who_is_a_customer() {
 }
 
 #[test]
+fn who_typed_a_wrong_password_need_not_type_the_address_again() {
+    let world = World::new([1]);
+    let server = world.serve();
+    let browser = server.client().browser();
+    let page_after = |email: &str| {
+        let refused = browser.post("/login", &format!("email={email}&password=wrong"));
+        let page = refused.leads_to("/login?problem=wrong");
+        let kept = page.header("set-cookie").map(|_| page.cookie());
+        kept.map(|kept| browser.with("Cookie", &kept).get("/login?problem=wrong"))
+    };
+    let page = page_after("owner@shop-1.example").expect("it is kept");
+    assert!(page.text().contains("value=\"owner@shop-1.example\""));
+    // Told once: the cookie is taken away with the page.
+    assert_eq!(page.cookie(), "typed-email=");
+    assert!(page.header("set-cookie").unwrap().contains("Max-Age=0"));
+
+    let page = page_after("\'><script>alert(1)</script>").expect("it is kept");
+    assert!(!page.text().contains("<script>alert"), "{}", page.text());
+    for not_kept in ["a%0D%0ASet-Cookie:x", "a;b", "", &"x".repeat(300)] {
+        let page = page_after(not_kept);
+        assert!(
+            page.is_none_or(|page| !page.text().contains(" value=")),
+            "{not_kept}"
+        );
+    }
+    // A program is told; there is no page to show it on.
+    let answer = server.client().post("/login", "email=a@b&password=wrong");
+    assert_eq!(answer.header("set-cookie"), None);
+    let log = world.stop(server);
+    assert!(!log.contains("owner@shop-1.example"), "{log}");
+}
+
+#[test]
 fn who_guesses_a_password_is_stopped_and_its_owner_is_not() {
     let world = World::new([1, 2]);
     let server = world.serve();

@@ -308,10 +308,11 @@ impl Sandbox {
     }
 
     fn back_up_daily(&self, days: i64, tell: &mut impl FnMut(&str) -> Result<()>) -> Result<()> {
-        let today = Zoned::now();
+        // The night that is over, however early it is.
+        let last = Zoned::now().checked_sub(15.minutes())?;
         for ago in (0..days).rev() {
             tell("")?;
-            let night = today.checked_sub(ago.days())?;
+            let night = last.checked_sub(ago.days())?;
             self.bed
                 .back_up_daily_at(&night.strftime("%Y-%m-%d 00:15:00").to_string())?;
         }
