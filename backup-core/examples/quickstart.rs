@@ -185,10 +185,7 @@ fn without_jobs(engine: &Engine, dir: &Path, command: Vec<OsString>) -> Result<(
     let dump_path = PathBuf::from("/dump/invoices.sql");
     let request = ArchiveRequest {
         paths: vec![dump_path.clone(), invoices.clone()],
-        tree: Some(TreeSource {
-            root: invoices.clone(),
-            exclude: Vec::new(),
-        }),
+        trees: vec![TreeSource::in_place(invoices.clone(), Vec::new())],
         // Read as it comes: on no disk is a copy of the dump.
         stream: Some(StreamSource {
             path: dump_path.clone(),

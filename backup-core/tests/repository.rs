@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +17,7 @@ use backup_core::repository::{
 use backup_core::storage::{self, FileId, FileKind, Location, Storage};
 use bytes::Bytes;
 use jiff::Zoned;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use xtask::restic::Restic;
 use xtask::tree::{
     add_privileged_entries, add_socket, add_what_old_restic_loses, assert_same_tree,
@@ -86,10 +87,12 @@ impl Bench {
             paths.push(self.site());
         }
         let request = ArchiveRequest {
-            tree: with_files.then(|| TreeSource {
-                root: self.site(),
-                exclude: vec!["mysql".into(), "volumes/db".into()],
-            }),
+            trees: with_files
+                .then(|| {
+                    TreeSource::in_place(self.site(), vec!["mysql".into(), "volumes/db".into()])
+                })
+                .into_iter()
+                .collect(),
             stream: stream.map(|reader| StreamSource {
                 path: DUMP.into(),
                 reader,
@@ -108,10 +111,7 @@ impl Bench {
     /// A backup of the files up to its commit.
     fn archive_files(&self) -> Uncommitted<'_> {
         let request = ArchiveRequest {
-            tree: Some(TreeSource {
-                root: self.site(),
-                exclude: Vec::new(),
-            }),
+            trees: vec![TreeSource::in_place(self.site(), Vec::new())],
             stream: None,
             paths: vec![self.site()],
             tags: vec!["customer-7".into()],
@@ -322,6 +322,154 @@ fn an_unchanged_site_is_not_read_again() {
     let third = bench.backup(None, true).unwrap();
     assert!((200_000..300_000).contains(&third.bytes_added), "{third:?}");
     bench.restic.check_read_data().unwrap();
+}
+
+/// How often the content of a file in these directories was read since the last asking.
+struct Reads(OwnedFd);
+
+impl Reads {
+    fn watch(directories: &[PathBuf]) -> Self {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+        for directory in directories {
+            inotify::add_watch(&inotify, directory, WatchFlags::ACCESS).unwrap();
+        }
+        Self(inotify)
+    }
+
+    fn take(&self) -> usize {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 64 * 1024];
+        let mut events = inotify::Reader::new(&self.0, &mut buffer);
+        let mut reads = 0;
+        // Until there is no more: then it would block. Listing a directory is no reading of a file.
+        while let Ok(event) = events.next() {
+            reads += usize::from(!event.events().contains(ReadFlags::ISDIR));
+        }
+        reads
+    }
+}
+
+#[test]
+fn what_a_restore_replaced_is_saved_from_where_it_waits_as_if_it_were_in_its_place() {
+    let bench = Bench::new();
+    let site_dirs = ["volumes/files", "wordpress"];
+    for site_dir in site_dirs {
+        let site_dir = bench.site().join(site_dir);
+        std::fs::create_dir_all(site_dir.parent().unwrap()).unwrap();
+        build_nasty_tree(&site_dir).unwrap();
+        std::fs::write(site_dir.join("shop"), noise(300_000, 3)).unwrap();
+    }
+    std::fs::write(bench.site().join("docker-compose.yml"), "not replaced").unwrap();
+    let before = bench.backup(None, true).unwrap();
+
+    let staging = bench.scratch.path().join("staging/files");
+    std::fs::create_dir_all(staging.join("volumes")).unwrap();
+    let waiting: Vec<PathBuf> = site_dirs.iter().map(|dir| staging.join(dir)).collect();
+    for (site_dir, waiting) in site_dirs.iter().zip(&waiting) {
+        std::fs::rename(bench.site().join(site_dir), waiting).unwrap();
+    }
+    std::fs::write(waiting[1].join("last second"), "an order").unwrap();
+    std::fs::set_permissions(bench.site(), std::fs::Permissions::from_mode(0o710)).unwrap();
+
+    let reads = Reads::watch(&waiting);
+    let request = ArchiveRequest {
+        // In no order.
+        trees: [1, 0]
+            .map(|n| TreeSource {
+                root: waiting[n].clone(),
+                path: bench.site().join(site_dirs[n]),
+                exclude: Vec::new(),
+            })
+            .into(),
+        stream: Some(StreamSource {
+            path: DUMP.into(),
+            reader: dump(100_000),
+        }),
+        paths: vec![bench.site()],
+        tags: ["customer-7", "pre-restore", "both"]
+            .map(String::from)
+            .into(),
+        time: Zoned::now(),
+        note: None,
+        parent: Some(before.snapshot),
+    };
+    let lock = bench.repository.lock_shared().unwrap();
+    let control = Control::default();
+    let archived = bench
+        .repository
+        .archive(lock, request, &control)
+        .unwrap()
+        .commit(&control)
+        .unwrap();
+    assert_eq!(reads.take(), 1, "only the file that is new is read");
+    std::fs::read(waiting[0].join("shop")).unwrap();
+    assert!(reads.take() > 0, "a read is seen");
+    assert_eq!(bench.last().origin(), Some(Origin::PreRestore));
+    assert_eq!(bench.last().owner(), Some("7".parse().unwrap()));
+
+    let target = bench.scratch.path().join("restic");
+    bench
+        .restic
+        .restore(&archived.snapshot.to_string(), &target)
+        .unwrap();
+    assert_eq!(
+        std::fs::read(target.join(&DUMP[1..])).unwrap(),
+        noise(100_000, 42)
+    );
+    let restored = target.join(bench.site().strip_prefix("/").unwrap());
+    for (site_dir, waiting) in site_dirs.iter().zip(&waiting) {
+        assert_same_tree(waiting, restored.join(site_dir));
+    }
+    assert!(!restored.join("docker-compose.yml").exists());
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(restored.clone()), mode(bench.site()));
+    assert_eq!(
+        mode(restored.join("volumes")),
+        mode(bench.site().join("volumes"))
+    );
+    bench.restic.check_read_data().unwrap();
+}
+
+#[test]
+fn trees_inside_each_other_or_behind_a_link_are_refused() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.site().join("a/b")).unwrap();
+    std::os::unix::fs::symlink("a", bench.site().join("link")).unwrap();
+    let attempt = |trees: &[(&str, &str)], stream: Option<&str>| {
+        let trees = trees.iter().map(|(root, path)| TreeSource {
+            root: bench.site().join(root),
+            path: path.into(),
+            exclude: Vec::new(),
+        });
+        let request = ArchiveRequest {
+            trees: trees.collect(),
+            stream: stream.map(|path| StreamSource {
+                path: path.into(),
+                reader: dump(1),
+            }),
+            paths: vec![bench.site()],
+            tags: Vec::new(),
+            time: Zoned::now(),
+            note: None,
+            parent: None,
+        };
+        let lock = bench.repository.lock_shared().unwrap();
+        let archived = bench.repository.archive(lock, request, &Control::default());
+        archived.map(|_| ())
+    };
+    for (trees, stream) in [
+        (&[("a", "/x"), ("a/b", "/x/y")][..], None),
+        (&[("a", "/x"), ("a/b", "/x-"), ("a", "/x/y/z")], None),
+        (&[("a", "/x"), ("a/b", "/x")], None),
+        (&[("a", "/x")], Some("/x/dump.sql")),
+        (&[("a", "/x/dump.sql/y")], Some("/x/dump.sql")),
+        (&[("a", "/x/../y")], None),
+        (&[("a", "x")], None),
+    ] {
+        let error = attempt(trees, stream).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{trees:?}: {error}");
+    }
+    attempt(&[("link", "/x")], None).unwrap_err();
+    attempt(&[("a", "/x"), ("a/b", "/x-")], Some("/x.sql")).unwrap();
 }
 
 #[test]

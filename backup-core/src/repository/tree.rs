@@ -229,10 +229,7 @@ mod tests {
             std::fs::create_dir(&site).unwrap();
             fill(&site, 4, &mut 1);
             let request = ArchiveRequest {
-                tree: Some(TreeSource {
-                    root: site.clone(),
-                    exclude: Vec::new(),
-                }),
+                trees: vec![TreeSource::in_place(site.clone(), Vec::new())],
                 stream: None,
                 paths: vec![site],
                 tags: Vec::new(),
