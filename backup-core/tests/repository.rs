@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{
-    ArchiveRequest, Archived, BackupType, Origin, Repository, Snapshot, StreamSource, TreeSource,
-    Uncommitted,
+    ArchiveRequest, Archived, BackupType, Origin, Owner, OwnerRule, Repository, RestoreRules,
+    Snapshot, StreamSource, TreeSource, Uncommitted,
 };
 use backup_core::storage::{self, FileId, FileKind, Location, Storage};
 use bytes::Bytes;
@@ -135,7 +135,12 @@ impl Bench {
         let target = directory(&staging);
         let plan = self
             .repository
-            .plan_restore(snapshot, &self.site(), &Cancel::new())
+            .plan_restore(
+                snapshot,
+                &self.site(),
+                &RestoreRules::everything(),
+                &Cancel::new(),
+            )
             .unwrap();
         self.repository
             .restore(&plan, target.as_fd(), &Control::default())
@@ -280,6 +285,136 @@ fn our_restore_brings_everything_back_also_what_restic_loses() {
     let restored = bench.restore(&bench.last(), "site");
     assert_same_tree(bench.site(), restored);
     bench.restic.check_read_data().unwrap();
+}
+
+/// As a shop's own: user and group 33, nobody else.
+fn rules_of_a_shop() -> RestoreRules {
+    let owner = Owner {
+        user: 33,
+        group: 33,
+    };
+    RestoreRules {
+        devices: false,
+        setuid: false,
+        owners: OwnerRule::Only {
+            users: [33].into(),
+            groups: [33, 50].into(),
+            otherwise: owner,
+        },
+        max_files: 0,
+        max_bytes: 0,
+    }
+}
+
+#[test]
+fn what_gives_power_over_the_machine_is_not_restored_unless_allowed() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let bench = Bench::new();
+    let site = bench.site();
+    std::fs::create_dir(&site).unwrap();
+    add_privileged_entries(&site).unwrap();
+    add_socket(&site).unwrap();
+    std::os::unix::fs::symlink("/etc/shadow", site.join("link")).unwrap();
+    for (name, mode) in [("su", 0o4755), ("sg", 0o2755), ("plain", 0o644)] {
+        std::fs::write(site.join(name), name).unwrap();
+        std::fs::set_permissions(site.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::fs::create_dir(site.join("shared")).unwrap();
+    for (name, user, group) in [("plain", 1234, 50), ("shared", 33, 33)] {
+        chown(site.join(name), Some(user), Some(group)).unwrap();
+    }
+    std::fs::set_permissions(site.join("shared"), std::fs::Permissions::from_mode(0o2775)).unwrap();
+    std::fs::hard_link(site.join("su"), site.join("su again")).unwrap();
+    bench.backup(None, true).unwrap();
+
+    let restore = |name: &str, rules: &RestoreRules| {
+        let staging = bench.scratch.path().join(name);
+        let target = directory(&staging);
+        let plan = bench
+            .repository
+            .plan_restore(&bench.last(), &site, rules, &Cancel::new())
+            .unwrap();
+        let monitor = Arc::new(Counting::default());
+        let control = Control {
+            monitor: Arc::clone(&monitor) as _,
+            ..Control::default()
+        };
+        let restored = bench.repository.restore(&plan, target.as_fd(), &control);
+        restored.unwrap();
+        let warnings = monitor.warnings.lock().unwrap().clone();
+        (staging, warnings)
+    };
+    let (restored, warnings) = restore("careful", &rules_of_a_shop());
+    let look = |name: &str| {
+        let found = std::fs::symlink_metadata(restored.join(name)).unwrap();
+        (found.mode() & 0o7777, found.uid(), found.gid())
+    };
+    for device in ["privileged/null", "privileged/disk"] {
+        assert!(!restored.join(device).exists(), "{device}");
+    }
+    assert_eq!(look("su"), (0o755, 33, 33));
+    assert_eq!(look("su again"), (0o755, 33, 33));
+    assert_eq!(look("sg"), (0o755, 33, 33));
+    assert_eq!(look("plain"), (0o644, 33, 50));
+    assert_eq!(look("shared"), (0o2775, 33, 33));
+    assert_eq!(look("link"), (0o777, 33, 33));
+    assert_eq!((look(".").1, look(".").2), (33, 33));
+    let capabilities = xattr_of(&restored.join("privileged/capable"));
+    assert_eq!(capabilities, None);
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    for (warning, starts, names) in [
+        (&warnings[0], "2 device nodes", "privileged/disk"),
+        (&warnings[1], "4 files", "(the first: sg)"),
+        (&warnings[2], "9 entries", "(the first: .)"),
+    ] {
+        assert!(warning.starts_with(starts), "{warning}");
+        assert!(warning.contains(names), "{warning}");
+    }
+
+    let (restored, warnings) = restore("careless", &RestoreRules::everything());
+    assert_eq!(warnings, [] as [&str; 0]);
+    assert_same_tree(&site, restored);
+}
+
+fn xattr_of(path: &Path) -> Option<Vec<u8>> {
+    let mut value = [0; 64];
+    match rustix::fs::getxattr(path, "security.capability", &mut value[..]) {
+        Ok(length) => Some(value[..length].to_vec()),
+        Err(rustix::io::Errno::NODATA) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_restore_of_more_than_the_limits_allow_is_refused_before_it_begins() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.site().join("a/b")).unwrap();
+    std::fs::write(bench.site().join("a/file"), noise(1000, 1)).unwrap();
+    std::fs::write(bench.site().join("a/b/file"), noise(500, 2)).unwrap();
+    bench.backup(None, true).unwrap();
+    let plan = |max_files, max_bytes| {
+        let rules = RestoreRules {
+            max_files,
+            max_bytes,
+            ..RestoreRules::everything()
+        };
+        let snapshot = bench.last();
+        let cancel = Cancel::new();
+        bench
+            .repository
+            .plan_restore(&snapshot, &bench.site(), &rules, &cancel)
+    };
+    for (max_files, max_bytes, key) in [
+        (3, 0, "restore.max_files"),
+        (1, 1500, "restore.max_files"),
+        (0, 1499, "restore.max_bytes"),
+        (4, 1, "restore.max_bytes"),
+    ] {
+        let error = plan(max_files, max_bytes).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains(key), "{error}");
+    }
+    assert_eq!(plan(4, 1500).unwrap().files(), 2);
 }
 
 #[test]
@@ -579,7 +714,12 @@ fn progress_counts_every_restored_file_once() {
     let target = directory(&bench.scratch.path().join("out"));
     let plan = bench
         .repository
-        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .plan_restore(
+            &bench.last(),
+            &bench.site(),
+            &RestoreRules::everything(),
+            &Cancel::new(),
+        )
         .unwrap();
     let monitor = Arc::new(Counting::default());
     let control = Control {
@@ -734,7 +874,12 @@ fn a_damaged_pack_fails_the_restore_and_the_check() {
     let target = directory(&bench.scratch.path().join("out"));
     let plan = bench
         .repository
-        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .plan_restore(
+            &bench.last(),
+            &bench.site(),
+            &RestoreRules::everything(),
+            &Cancel::new(),
+        )
         .unwrap();
     let error = bench
         .repository
@@ -937,7 +1082,12 @@ fn snapshots_made_by_restic_are_read_and_restored() {
     assert_eq!(snapshot.owner(), None);
     let target = directory(&scratch.path().join("out"));
     let plan = repository
-        .plan_restore(&snapshot, &site, &Cancel::new())
+        .plan_restore(
+            &snapshot,
+            &site,
+            &RestoreRules::everything(),
+            &Cancel::new(),
+        )
         .unwrap();
     repository
         .restore(&plan, target.as_fd(), &Control::default())

@@ -187,7 +187,7 @@ impl Repository {
     }
 
     /// One pack of trees and the index file that makes it known.
-    fn write_tree_pack(&self, trees: &[(Id, Vec<u8>)]) -> Result<()> {
+    pub(super) fn write_tree_pack(&self, trees: &[(Id, Vec<u8>)]) -> Result<()> {
         let pack = self.shared.sealer.seal_tree_pack(trees)?;
         self.storage
             .write(FileKind::Pack, &pack.id, &[pack.content])?;

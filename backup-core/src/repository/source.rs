@@ -30,9 +30,9 @@ use super::mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
 
-/// The deepest directory and the longest path that are saved; no shop comes near.
-const DEPTH_MAX: usize = 4096;
-const PATH_BYTES_MAX: usize = 32 * 1024;
+/// The deepest directory and the longest path that are saved and restored; no shop comes near.
+pub(super) const DEPTH_MAX: usize = 4096;
+pub(super) const PATH_BYTES_MAX: usize = 32 * 1024;
 
 /// How often something is looked at again that becomes something else meanwhile.
 const LOOKS_MAX: usize = 1000;
