@@ -223,7 +223,7 @@ fn without_jobs(engine: &Engine, dir: &Path, command: Vec<OsString>) -> Result<(
     let target = dir.join("restored").join(archived.snapshot.to_string());
     fs::create_dir_all(&target).map_err(|e| Error::io("no directory to restore into", e))?;
     let opened = fs::File::open(&target).map_err(|e| Error::io("no directory to open", e))?;
-    repository.restore(&plan, opened.as_fd(), &control)?;
+    repository.restore(&plan, opened.as_fd(), None, &control)?;
     println!("back again: {bytes} bytes and {} files", plan.files());
     Ok(())
 }

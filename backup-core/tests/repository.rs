@@ -5,7 +5,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use backup_core::error::{Error, ErrorKind, Result};
@@ -143,7 +143,7 @@ impl Bench {
             )
             .unwrap();
         self.repository
-            .restore(&plan, target.as_fd(), &Control::default())
+            .restore(&plan, target.as_fd(), None, &Control::default())
             .unwrap();
         staging
     }
@@ -339,7 +339,9 @@ fn what_gives_power_over_the_machine_is_not_restored_unless_allowed() {
             monitor: Arc::clone(&monitor) as _,
             ..Control::default()
         };
-        let restored = bench.repository.restore(&plan, target.as_fd(), &control);
+        let restored = bench
+            .repository
+            .restore(&plan, target.as_fd(), None, &control);
         restored.unwrap();
         let warnings = monitor.warnings.lock().unwrap().clone();
         (staging, warnings)
@@ -728,7 +730,7 @@ fn progress_counts_every_restored_file_once() {
     };
     bench
         .repository
-        .restore(&plan, target.as_fd(), &control)
+        .restore(&plan, target.as_fd(), None, &control)
         .unwrap();
     assert_eq!(monitor.files.load(Ordering::SeqCst), plan.files());
     assert_eq!(monitor.done.load(Ordering::SeqCst), plan.bytes());
@@ -750,6 +752,203 @@ impl Gate for Asked {
             true => Err(Error::new(ErrorKind::Busy, "the lease was lost")),
             false => Ok(()),
         }
+    }
+}
+
+/// Restore the site by a repository of this bench, taking from the live site what is unchanged.
+fn restore_beside_live(bench: &Bench, repository: &Repository, name: &str) -> PathBuf {
+    let staging = bench.scratch.path().join(name);
+    let target = directory(&staging);
+    let live = std::fs::File::open(bench.site()).unwrap();
+    let rules = RestoreRules::everything();
+    let plan = repository
+        .plan_restore(&bench.last(), &bench.site(), &rules, &Cancel::new())
+        .unwrap();
+    let monitor = Arc::new(Counting::default());
+    let control = Control {
+        monitor: Arc::clone(&monitor) as _,
+        ..Control::default()
+    };
+    repository
+        .restore(&plan, target.as_fd(), Some(live.as_fd()), &control)
+        .unwrap();
+    assert_eq!(monitor.done.load(Ordering::SeqCst), plan.bytes());
+    assert_eq!(monitor.files.load(Ordering::SeqCst), plan.files());
+    staging
+}
+
+#[test]
+fn what_is_unchanged_on_the_site_is_not_fetched() {
+    use std::os::unix::fs::MetadataExt;
+    let bench = Bench::new();
+    build_nasty_tree(&bench.site()).unwrap();
+    for n in 0..30 {
+        std::fs::write(bench.site().join(format!("{n}")), noise(100_000, n)).unwrap();
+    }
+    let sparse = std::fs::File::create(bench.site().join("sparse")).unwrap();
+    sparse.set_len(50_000_000).unwrap();
+    bench.backup(None, true).unwrap();
+    let storage = Counted::at(&bench.path());
+    let repository = Repository::open(
+        Arc::clone(&storage) as Arc<dyn Storage>,
+        &PASSWORD.to_owned().into(),
+    )
+    .unwrap();
+    let rules = RestoreRules::everything();
+    let plan = || {
+        let plan = repository.plan_restore(&bench.last(), &bench.site(), &rules, &Cancel::new());
+        plan.unwrap()
+    };
+    plan();
+    storage.take();
+    plan();
+    let (_, to_plan) = storage.take();
+    let restored = restore_beside_live(&bench, &repository, "unchanged");
+    assert_eq!(storage.take().1, to_plan);
+    assert_same_tree(bench.site(), &restored);
+    let blocks = std::fs::metadata(restored.join("sparse")).unwrap().blocks();
+    assert!(blocks < 1000, "a hole stays a hole: {blocks} blocks");
+
+    let content = std::fs::read(bench.site().join("7")).unwrap();
+    std::fs::write(bench.site().join("7"), noise(100_000, 777)).unwrap();
+    let restored = restore_beside_live(&bench, &repository, "one changed");
+    assert_eq!(storage.take().1, to_plan + 1);
+    assert_eq!(std::fs::read(restored.join("7")).unwrap(), content);
+}
+
+#[test]
+fn nothing_on_the_site_can_make_a_restored_file_another() {
+    let bench = Bench::new();
+    let site = bench.site();
+    let outside = bench.scratch.path().join("outside");
+    for dir in ["moved", "swapped", "plain"] {
+        std::fs::create_dir_all(site.join(dir)).unwrap();
+        std::fs::write(site.join(dir).join("file"), noise(3_000_000, 1)).unwrap();
+    }
+    for name in [
+        "forged",
+        "holes",
+        "short",
+        "long",
+        "pipe",
+        "link",
+        "socket",
+        "directory",
+        "gone",
+    ] {
+        std::fs::write(site.join(name), noise(2_000_000, 2)).unwrap();
+    }
+    std::fs::write(site.join("zeros"), vec![0; 2_000_000]).unwrap();
+    bench.backup(None, true).unwrap();
+    let expected = bench.restore(&bench.last(), "expected");
+
+    let as_it_was = |name: &str| {
+        let before = std::fs::metadata(expected.join(name)).unwrap();
+        let file = std::fs::File::options().write(true).open(site.join(name));
+        file.unwrap()
+            .set_modified(before.modified().unwrap())
+            .unwrap();
+    };
+    for (name, content) in [
+        ("forged", noise(2_000_000, 3)),
+        ("zeros", noise(2_000_000, 3)),
+        ("holes", vec![0; 2_000_000]),
+        ("short", noise(1_999_999, 2)),
+        ("long", noise(2_000_001, 2)),
+    ] {
+        std::fs::write(site.join(name), content).unwrap();
+        as_it_was(name);
+    }
+    for name in ["pipe", "link", "socket", "directory", "gone"] {
+        std::fs::remove_file(site.join(name)).unwrap();
+    }
+    for (name, kind) in [
+        ("pipe", rustix::fs::FileType::Fifo),
+        ("socket", rustix::fs::FileType::Socket),
+    ] {
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, site.join(name), kind, mode, 0).unwrap();
+    }
+    std::os::unix::fs::symlink("forged", site.join("link")).unwrap();
+    std::fs::create_dir(site.join("directory")).unwrap();
+    std::fs::rename(site.join("moved"), &outside).unwrap();
+    std::fs::remove_dir_all(site.join("swapped")).unwrap();
+    std::os::unix::fs::symlink(&outside, site.join("moved")).unwrap();
+    std::os::unix::fs::symlink(&outside, site.join("swapped")).unwrap();
+
+    let reads = Reads::watch(&[outside]);
+    let restored = restore_beside_live(&bench, &bench.repository, "restored");
+    assert_eq!(reads.take(), 0, "nothing is read through a link");
+    assert_same_tree(expected, restored);
+}
+
+#[test]
+fn a_site_that_changes_all_the_time_changes_nothing_of_what_is_restored() {
+    let bench = Bench::new();
+    let site = bench.site();
+    std::fs::create_dir(&site).unwrap();
+    for n in 0..40 {
+        std::fs::write(site.join(format!("{n}")), noise(300_000, n)).unwrap();
+    }
+    bench.backup(None, true).unwrap();
+    let expected = bench.restore(&bench.last(), "expected");
+    let wanted = |n: u64| std::fs::metadata(expected.join(format!("{n}"))).unwrap();
+    let stop = AtomicBool::new(false);
+    let changes = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0_u64.. {
+                let n = round % 40;
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let path = site.join(format!("{n}"));
+                let beside = site.join("beside");
+                match (round / 40) % 4 {
+                    0 => std::fs::write(&path, noise(300_000, round)).unwrap(),
+                    1 => std::fs::write(&path, noise(300_000, n)).unwrap(),
+                    2 => {
+                        rustix::fs::mknodat(
+                            rustix::fs::CWD,
+                            &beside,
+                            rustix::fs::FileType::Fifo,
+                            rustix::fs::Mode::from_raw_mode(0o666),
+                            0,
+                        )
+                        .unwrap();
+                        std::fs::rename(&beside, &path).unwrap();
+                    }
+                    _ => {
+                        std::fs::write(&beside, noise(300_000, n)).unwrap();
+                        std::fs::rename(&beside, &path).unwrap();
+                    }
+                }
+                if (round / 40) % 4 != 2 {
+                    let file = std::fs::File::options().write(true).open(&path).unwrap();
+                    file.set_modified(wanted(n).modified().unwrap()).unwrap();
+                }
+                changes.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let _stop = StopAtEnd(&stop);
+        for round in 0.. {
+            let name = format!("restored {round}");
+            let restored = restore_beside_live(&bench, &bench.repository, &name);
+            assert_same_tree(&expected, &restored);
+            std::fs::remove_dir_all(restored).unwrap();
+            if round >= 20 && changes.load(Ordering::SeqCst) > 400 {
+                break;
+            }
+        }
+    });
+}
+
+/// Also when the test fails: otherwise it would wait for ever.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -883,7 +1082,7 @@ fn a_damaged_pack_fails_the_restore_and_the_check() {
         .unwrap();
     let error = bench
         .repository
-        .restore(&plan, target.as_fd(), &Control::default())
+        .restore(&plan, target.as_fd(), None, &Control::default())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
 }
@@ -1090,7 +1289,7 @@ fn snapshots_made_by_restic_are_read_and_restored() {
         )
         .unwrap();
     repository
-        .restore(&plan, target.as_fd(), &Control::default())
+        .restore(&plan, target.as_fd(), None, &Control::default())
         .unwrap();
     assert_same_tree(&site, scratch.path().join("out"));
 }

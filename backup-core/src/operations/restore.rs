@@ -400,7 +400,7 @@ impl Restore<'_> {
             let target = open_private(&staging.place(site_dir)?)?;
             self.found
                 .repository
-                .restore(plan, target.as_fd(), self.control)?;
+                .restore(plan, target.as_fd(), None, self.control)?;
             self.staged.push(staging.staged(&self.site, site_dir)?);
         }
         Ok(())

@@ -16,7 +16,7 @@ use crate::progress::Cancel;
 use crate::storage::{FileKind, Storage};
 
 /// Enough to keep two connections busy while others decompress.
-const THREADS: usize = 4;
+pub(super) const THREADS: usize = 4;
 /// Larger ranges save round trips, smaller ones memory.
 const RANGE_BYTES: u64 = 8 * 1024 * 1024;
 /// A gap up to this is read along: cheaper than another round trip.
@@ -183,7 +183,7 @@ pub(super) fn in_parallel<I: Sync, O: Send>(
 }
 
 /// `work` on what `next` gives by so many threads, until it gives nothing more. The first error ends it.
-fn work_off<I>(
+pub(super) fn work_off<I>(
     threads: usize,
     next: impl Fn() -> Option<I> + Sync,
     work: impl Fn(I) -> Result<()> + Sync,

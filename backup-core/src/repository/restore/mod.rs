@@ -5,6 +5,7 @@
 //! threads; attributes are set last, from the leaves up, and every failure is one. Never: writing into anything that was there before.
 
 mod below;
+mod live;
 mod plan;
 mod rules;
 mod stage;
@@ -55,18 +56,22 @@ impl Repository {
     /// Restore a planned directory into `target`, with owner, mode, times, extended attributes and links as they were, also of the
     /// directory itself, as far as the rules of the plan let them be; what they did not is a warning.
     ///
+    /// Files that `live` has with the same size and time are taken from there as far as they have the same content; nothing is
+    /// changed there, and whoever changes it meanwhile changes nothing of what is restored.
+    ///
     /// `target` must be an empty directory that nobody else can get at. On an error, what was restored until then
     /// stays for the caller to remove; on success it is on the disk for good.
     pub fn restore(
         &self,
         plan: &RestorePlan,
         target: BorrowedFd<'_>,
+        live: Option<BorrowedFd<'_>>,
         control: &Control,
     ) -> Result<()> {
         for warning in plan.warnings() {
             control.monitor.warning(warning);
         }
-        Staged { target, plan }.restore(self, control)
+        Staged { target, plan }.restore(self, live, control)
     }
 }
 
@@ -127,7 +132,8 @@ mod tests {
                 .repository
                 .plan_restore(&snapshot, path, &rules, &Cancel::new())?;
             let control = Control::default();
-            self.repository.restore(&plan, target.as_fd(), &control)?;
+            self.repository
+                .restore(&plan, target.as_fd(), None, &control)?;
             Ok(out)
         }
 

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::ops::Range;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -143,6 +144,10 @@ impl Piece {
         }
     }
 
+    pub(super) fn bytes(&self) -> u64 {
+        self.location(Id::default()).plain_bytes()
+    }
+
     /// Neighbours in this order are neighbours in the repository.
     pub(super) fn place(&self) -> (u32, u32) {
         (self.pack, self.offset_in_pack)
@@ -221,7 +226,7 @@ impl RestorePlan {
     }
 
     /// The pieces of the file at this place in `entries`.
-    pub(super) fn pieces_of(&self, entry: u32) -> std::ops::Range<usize> {
+    pub(super) fn pieces_of(&self, entry: u32) -> Range<usize> {
         let Kind::File { pieces_from, .. } = self.entries[entry as usize].kind else {
             return 0..0;
         };
@@ -231,6 +236,11 @@ impl RestorePlan {
             .take_while(|piece| piece.entry == entry)
             .count();
         start..start + count
+    }
+
+    /// The numbers of these pieces. All pieces have been counted in 32 bits.
+    pub(super) fn numbers(&self, pieces: Range<usize>) -> impl Iterator<Item = u32> + use<> {
+        (0..).skip(pieces.start).take(pieces.len())
     }
 
     pub(super) fn path(&self, directory: u32) -> PathBuf {

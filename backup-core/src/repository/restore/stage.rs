@@ -17,10 +17,10 @@ use rustix::io::Errno;
 use super::super::Repository;
 use super::super::blobs::{self, Sorted};
 use super::below::open_below;
-use super::plan::{Entry, Kind, Look, RestorePlan};
+use super::plan::{Entry, Kind, Look, Piece, RestorePlan};
 use super::rules::shown;
 use crate::error::{Error, ErrorKind, Result};
-use crate::progress::Control;
+use crate::progress::{Cancel, Control, Monitor};
 
 /// A plan, and where it goes.
 pub(super) struct Staged<'a> {
@@ -28,10 +28,50 @@ pub(super) struct Staged<'a> {
     pub plan: &'a RestorePlan,
 }
 
+/// Counts what is filled.
+pub(super) struct Progress<'a> {
+    monitor: &'a dyn Monitor,
+    /// How many pieces of each file are still to come.
+    missing: Vec<AtomicU32>,
+}
+
+impl<'a> Progress<'a> {
+    fn new(plan: &RestorePlan, monitor: &'a dyn Monitor) -> Self {
+        let mut missing: Vec<AtomicU32> = Vec::new();
+        missing.resize_with(plan.entries.len(), AtomicU32::default);
+        let mut unfinished = 0;
+        for piece in &plan.pieces {
+            let missing = missing[piece.entry as usize].get_mut();
+            unfinished += u64::from(*missing == 0);
+            *missing += 1;
+        }
+        // Empty ones and further names are whole already.
+        monitor.files_done(plan.files().saturating_sub(unfinished));
+        Self { monitor, missing }
+    }
+
+    pub(super) fn done(&self, piece: &Piece) {
+        self.monitor.bytes_done(piece.bytes());
+        if self.missing[piece.entry as usize].fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.monitor.files_done(1);
+        }
+    }
+}
+
 impl Staged<'_> {
-    pub(super) fn restore(&self, repository: &Repository, control: &Control) -> Result<()> {
+    pub(super) fn restore(
+        &self,
+        repository: &Repository,
+        live: Option<BorrowedFd<'_>>,
+        control: &Control,
+    ) -> Result<()> {
         self.create(control)?;
-        self.fill(repository, control)?;
+        let progress = Progress::new(self.plan, &*control.monitor);
+        let missing = match live {
+            Some(live) => self.take_from_live(live, &progress, &control.cancel)?,
+            None => self.plan.numbers(0..self.plan.pieces.len()).collect(),
+        };
+        self.fetch(repository, missing, &progress, &control.cancel)?;
         self.set_attributes(control)?;
         syncfs(self.target)
             .map_err(|error| Error::io("cannot write the restored files to the disk", error.into()))
@@ -85,45 +125,30 @@ impl Staged<'_> {
         Ok(())
     }
 
-    fn fill(&self, repository: &Repository, control: &Control) -> Result<()> {
+    fn fetch(
+        &self,
+        repository: &Repository,
+        mut missing: Vec<u32>,
+        progress: &Progress<'_>,
+        cancel: &Cancel,
+    ) -> Result<()> {
         let plan = self.plan;
-        let mut wanted: Vec<u32> = (0..).zip(&plan.pieces).map(|(at, _)| at).collect();
-        wanted.sort_unstable_by_key(|at| plan.pieces[*at as usize].place());
-        // How many pieces of each file are still to come.
-        let mut missing: Vec<AtomicU32> = Vec::new();
-        missing.resize_with(plan.entries.len(), AtomicU32::default);
-        let mut unfinished = 0;
-        for piece in &plan.pieces {
-            let missing = missing[piece.entry as usize].get_mut();
-            unfinished += u64::from(*missing == 0);
-            *missing += 1;
-        }
-        // Empty ones and further names are whole already.
-        control
-            .monitor
-            .files_done(plan.files().saturating_sub(unfinished));
+        let piece = |number: u32| &plan.pieces[number as usize];
+        missing.sort_unstable_by_key(|number| piece(*number).place());
         let blobs = Sorted {
-            count: wanted.len(),
-            get: |at: usize| plan.blob(&plan.pieces[wanted[at] as usize]),
+            count: missing.len(),
+            get: |at: usize| plan.blob(piece(missing[at])),
         };
-        blobs::fetch_sorted(
-            &*repository.storage,
-            &repository.shared.sealer,
-            &blobs,
-            &control.cancel,
-            |at, plain| {
-                let piece = &plan.pieces[wanted[at] as usize];
-                // The file has its full length already: a hole stays one.
-                if plain.iter().any(|byte| *byte != 0) {
-                    self.write_at(&plan.entries[piece.entry as usize], piece.offset, plain)?;
-                }
-                control.monitor.bytes_done(plain.len() as u64);
-                if missing[piece.entry as usize].fetch_sub(1, Ordering::Relaxed) == 1 {
-                    control.monitor.files_done(1);
-                }
-                Ok(())
-            },
-        )
+        let (storage, sealer) = (&*repository.storage, &repository.shared.sealer);
+        blobs::fetch_sorted(storage, sealer, &blobs, cancel, |at, plain| {
+            let piece = piece(missing[at]);
+            // The file has its full length already: a hole stays one.
+            if plain.iter().any(|byte| *byte != 0) {
+                self.write_at(&plan.entries[piece.entry as usize], piece.offset, plain)?;
+            }
+            progress.done(piece);
+            Ok(())
+        })
     }
 
     fn write_at(&self, entry: &Entry, offset: u64, plain: &[u8]) -> Result<()> {
@@ -209,7 +234,7 @@ impl Staged<'_> {
         self.failed("create", path, error)
     }
 
-    fn failed(&self, what: &str, path: &Path, error: Errno) -> Error {
+    pub(super) fn failed(&self, what: &str, path: &Path, error: Errno) -> Error {
         Error::io(
             format!("cannot {what} {} in the staging directory", shown(path)),
             error.into(),
@@ -248,7 +273,7 @@ impl<'a> OpenDirectories<'a> {
     }
 }
 
-fn timespec(time: Timestamp) -> Timespec {
+pub(super) fn timespec(time: Timestamp) -> Timespec {
     // Timestamps before 1970 have both parts negative; the kernel wants the nanoseconds positive.
     let nanoseconds = time.as_nanosecond();
     let seconds = nanoseconds.div_euclid(1_000_000_000);
