@@ -398,10 +398,7 @@ impl Bench {
         fs::create_dir_all(&root)?;
         let customer = CustomerId::new(1 + number / 5)?;
         let request = ArchiveRequest {
-            tree: Some(TreeSource {
-                root: root.clone(),
-                exclude: Vec::new(),
-            }),
+            trees: vec![TreeSource::in_place(root.clone(), Vec::new())],
             stream: None,
             paths: vec![root],
             tags: vec![customer.tag(), "manual".into(), "files".into()],

@@ -24,7 +24,7 @@ use backup_core::jobs::{Created, JobStatus};
 use backup_core::operations::{BackupRequest, Engine, RestoreRequest, Source, init_repository};
 use backup_core::process::Program;
 use backup_core::progress::{Cancel, Control};
-use backup_core::repository::{ArchiveRequest, BackupType, StreamSource, TreeSource};
+use backup_core::repository::{ArchiveRequest, BackupType, RestoreRules, StreamSource, TreeSource};
 use backup_core::service::BackupService;
 use backup_core::worker::Stopping;
 use futures_util::StreamExt;
@@ -185,10 +185,7 @@ fn without_jobs(engine: &Engine, dir: &Path, command: Vec<OsString>) -> Result<(
     let dump_path = PathBuf::from("/dump/invoices.sql");
     let request = ArchiveRequest {
         paths: vec![dump_path.clone(), invoices.clone()],
-        tree: Some(TreeSource {
-            root: invoices.clone(),
-            exclude: Vec::new(),
-        }),
+        trees: vec![TreeSource::in_place(invoices.clone(), Vec::new())],
         // Read as it comes: on no disk is a copy of the dump.
         stream: Some(StreamSource {
             path: dump_path.clone(),
@@ -217,11 +214,16 @@ fn without_jobs(engine: &Engine, dir: &Path, command: Vec<OsString>) -> Result<(
     let mut stream = repository.stream_file(&snapshot, &dump_path, &control)?;
     let bytes = io::copy(&mut stream, &mut io::sink())
         .map_err(|e| Error::io("the dump cannot be read back", e))?;
-    let plan = repository.plan_restore(&snapshot, &invoices, &control.cancel)?;
+    let plan = repository.plan_restore(
+        &snapshot,
+        &invoices,
+        &RestoreRules::everything(),
+        &control.cancel,
+    )?;
     let target = dir.join("restored").join(archived.snapshot.to_string());
     fs::create_dir_all(&target).map_err(|e| Error::io("no directory to restore into", e))?;
     let opened = fs::File::open(&target).map_err(|e| Error::io("no directory to open", e))?;
-    repository.restore(&plan, opened.as_fd(), &control)?;
+    repository.restore(&plan, opened.as_fd(), None, &control)?;
     println!("back again: {bytes} bytes and {} files", plan.files());
     Ok(())
 }

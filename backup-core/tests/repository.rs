@@ -2,21 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::io::Read;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{
-    ArchiveRequest, Archived, BackupType, Origin, Repository, Snapshot, StreamSource, TreeSource,
-    Uncommitted,
+    ArchiveRequest, Archived, BackupType, Origin, Owner, OwnerRule, Repository, RestoreRules,
+    Snapshot, StreamSource, TreeSource, Uncommitted,
 };
 use backup_core::storage::{self, FileId, FileKind, Location, Storage};
 use bytes::Bytes;
 use jiff::Zoned;
+use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
 use xtask::restic::Restic;
 use xtask::tree::{
     add_privileged_entries, add_socket, add_what_old_restic_loses, assert_same_tree,
@@ -86,10 +87,12 @@ impl Bench {
             paths.push(self.site());
         }
         let request = ArchiveRequest {
-            tree: with_files.then(|| TreeSource {
-                root: self.site(),
-                exclude: vec!["mysql".into(), "volumes/db".into()],
-            }),
+            trees: with_files
+                .then(|| {
+                    TreeSource::in_place(self.site(), vec!["mysql".into(), "volumes/db".into()])
+                })
+                .into_iter()
+                .collect(),
             stream: stream.map(|reader| StreamSource {
                 path: DUMP.into(),
                 reader,
@@ -108,10 +111,7 @@ impl Bench {
     /// A backup of the files up to its commit.
     fn archive_files(&self) -> Uncommitted<'_> {
         let request = ArchiveRequest {
-            tree: Some(TreeSource {
-                root: self.site(),
-                exclude: Vec::new(),
-            }),
+            trees: vec![TreeSource::in_place(self.site(), Vec::new())],
             stream: None,
             paths: vec![self.site()],
             tags: vec!["customer-7".into()],
@@ -135,10 +135,15 @@ impl Bench {
         let target = directory(&staging);
         let plan = self
             .repository
-            .plan_restore(snapshot, &self.site(), &Cancel::new())
+            .plan_restore(
+                snapshot,
+                &self.site(),
+                &RestoreRules::everything(),
+                &Cancel::new(),
+            )
             .unwrap();
         self.repository
-            .restore(&plan, target.as_fd(), &Control::default())
+            .restore(&plan, target.as_fd(), None, &Control::default())
             .unwrap();
         staging
     }
@@ -282,6 +287,138 @@ fn our_restore_brings_everything_back_also_what_restic_loses() {
     bench.restic.check_read_data().unwrap();
 }
 
+/// As a shop's own: user and group 33, nobody else.
+fn rules_of_a_shop() -> RestoreRules {
+    let owner = Owner {
+        user: 33,
+        group: 33,
+    };
+    RestoreRules {
+        devices: false,
+        setuid: false,
+        owners: OwnerRule::Only {
+            users: [33].into(),
+            groups: [33, 50].into(),
+            otherwise: owner,
+        },
+        max_files: 0,
+        max_bytes: 0,
+    }
+}
+
+#[test]
+fn what_gives_power_over_the_machine_is_not_restored_unless_allowed() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let bench = Bench::new();
+    let site = bench.site();
+    std::fs::create_dir(&site).unwrap();
+    add_privileged_entries(&site).unwrap();
+    add_socket(&site).unwrap();
+    std::os::unix::fs::symlink("/etc/shadow", site.join("link")).unwrap();
+    for (name, mode) in [("su", 0o4755), ("sg", 0o2755), ("plain", 0o644)] {
+        std::fs::write(site.join(name), name).unwrap();
+        std::fs::set_permissions(site.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
+    }
+    std::fs::create_dir(site.join("shared")).unwrap();
+    for (name, user, group) in [("plain", 1234, 50), ("shared", 33, 33)] {
+        chown(site.join(name), Some(user), Some(group)).unwrap();
+    }
+    std::fs::set_permissions(site.join("shared"), std::fs::Permissions::from_mode(0o2775)).unwrap();
+    std::fs::hard_link(site.join("su"), site.join("su again")).unwrap();
+    bench.backup(None, true).unwrap();
+
+    let restore = |name: &str, rules: &RestoreRules| {
+        let staging = bench.scratch.path().join(name);
+        let target = directory(&staging);
+        let plan = bench
+            .repository
+            .plan_restore(&bench.last(), &site, rules, &Cancel::new())
+            .unwrap();
+        let monitor = Arc::new(Counting::default());
+        let control = Control {
+            monitor: Arc::clone(&monitor) as _,
+            ..Control::default()
+        };
+        let restored = bench
+            .repository
+            .restore(&plan, target.as_fd(), None, &control);
+        restored.unwrap();
+        let warnings = monitor.warnings.lock().unwrap().clone();
+        (staging, warnings)
+    };
+    let (restored, warnings) = restore("careful", &rules_of_a_shop());
+    let look = |name: &str| {
+        let found = std::fs::symlink_metadata(restored.join(name)).unwrap();
+        (found.mode() & 0o7777, found.uid(), found.gid())
+    };
+    for device in ["privileged/null", "privileged/disk"] {
+        assert!(!restored.join(device).exists(), "{device}");
+    }
+    assert_eq!(look("su"), (0o755, 33, 33));
+    assert_eq!(look("su again"), (0o755, 33, 33));
+    assert_eq!(look("sg"), (0o755, 33, 33));
+    assert_eq!(look("plain"), (0o644, 33, 50));
+    assert_eq!(look("shared"), (0o2775, 33, 33));
+    assert_eq!(look("link"), (0o777, 33, 33));
+    assert_eq!((look(".").1, look(".").2), (33, 33));
+    let capabilities = xattr_of(&restored.join("privileged/capable"));
+    assert_eq!(capabilities, None);
+    assert_eq!(warnings.len(), 3, "{warnings:?}");
+    for (warning, starts, names) in [
+        (&warnings[0], "2 device nodes", "privileged/disk"),
+        (&warnings[1], "4 files", "(the first: sg)"),
+        (&warnings[2], "9 entries", "(the first: .)"),
+    ] {
+        assert!(warning.starts_with(starts), "{warning}");
+        assert!(warning.contains(names), "{warning}");
+    }
+
+    let (restored, warnings) = restore("careless", &RestoreRules::everything());
+    assert_eq!(warnings, [] as [&str; 0]);
+    assert_same_tree(&site, restored);
+}
+
+fn xattr_of(path: &Path) -> Option<Vec<u8>> {
+    let mut value = [0; 64];
+    match rustix::fs::getxattr(path, "security.capability", &mut value[..]) {
+        Ok(length) => Some(value[..length].to_vec()),
+        Err(rustix::io::Errno::NODATA) => None,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+#[test]
+fn a_restore_of_more_than_the_limits_allow_is_refused_before_it_begins() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.site().join("a/b")).unwrap();
+    std::fs::write(bench.site().join("a/file"), noise(1000, 1)).unwrap();
+    std::fs::write(bench.site().join("a/b/file"), noise(500, 2)).unwrap();
+    bench.backup(None, true).unwrap();
+    let plan = |max_files, max_bytes| {
+        let rules = RestoreRules {
+            max_files,
+            max_bytes,
+            ..RestoreRules::everything()
+        };
+        let snapshot = bench.last();
+        let cancel = Cancel::new();
+        bench
+            .repository
+            .plan_restore(&snapshot, &bench.site(), &rules, &cancel)
+    };
+    for (max_files, max_bytes, key) in [
+        (3, 0, "restore.max_files"),
+        (1, 1500, "restore.max_files"),
+        (0, 1499, "restore.max_bytes"),
+        (4, 1, "restore.max_bytes"),
+    ] {
+        let error = plan(max_files, max_bytes).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains(key), "{error}");
+    }
+    assert_eq!(plan(4, 1500).unwrap().files(), 2);
+}
+
 #[test]
 fn excluded_directories_are_left_out_by_whole_components() {
     let bench = Bench::new();
@@ -322,6 +459,154 @@ fn an_unchanged_site_is_not_read_again() {
     let third = bench.backup(None, true).unwrap();
     assert!((200_000..300_000).contains(&third.bytes_added), "{third:?}");
     bench.restic.check_read_data().unwrap();
+}
+
+/// How often the content of a file in these directories was read since the last asking.
+struct Reads(OwnedFd);
+
+impl Reads {
+    fn watch(directories: &[PathBuf]) -> Self {
+        let inotify = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).unwrap();
+        for directory in directories {
+            inotify::add_watch(&inotify, directory, WatchFlags::ACCESS).unwrap();
+        }
+        Self(inotify)
+    }
+
+    fn take(&self) -> usize {
+        let mut buffer = [std::mem::MaybeUninit::uninit(); 64 * 1024];
+        let mut events = inotify::Reader::new(&self.0, &mut buffer);
+        let mut reads = 0;
+        // Until there is no more: then it would block. Listing a directory is no reading of a file.
+        while let Ok(event) = events.next() {
+            reads += usize::from(!event.events().contains(ReadFlags::ISDIR));
+        }
+        reads
+    }
+}
+
+#[test]
+fn what_a_restore_replaced_is_saved_from_where_it_waits_as_if_it_were_in_its_place() {
+    let bench = Bench::new();
+    let site_dirs = ["volumes/files", "wordpress"];
+    for site_dir in site_dirs {
+        let site_dir = bench.site().join(site_dir);
+        std::fs::create_dir_all(site_dir.parent().unwrap()).unwrap();
+        build_nasty_tree(&site_dir).unwrap();
+        std::fs::write(site_dir.join("shop"), noise(300_000, 3)).unwrap();
+    }
+    std::fs::write(bench.site().join("docker-compose.yml"), "not replaced").unwrap();
+    let before = bench.backup(None, true).unwrap();
+
+    let staging = bench.scratch.path().join("staging/files");
+    std::fs::create_dir_all(staging.join("volumes")).unwrap();
+    let waiting: Vec<PathBuf> = site_dirs.iter().map(|dir| staging.join(dir)).collect();
+    for (site_dir, waiting) in site_dirs.iter().zip(&waiting) {
+        std::fs::rename(bench.site().join(site_dir), waiting).unwrap();
+    }
+    std::fs::write(waiting[1].join("last second"), "an order").unwrap();
+    std::fs::set_permissions(bench.site(), std::fs::Permissions::from_mode(0o710)).unwrap();
+
+    let reads = Reads::watch(&waiting);
+    let request = ArchiveRequest {
+        // In no order.
+        trees: [1, 0]
+            .map(|n| TreeSource {
+                root: waiting[n].clone(),
+                path: bench.site().join(site_dirs[n]),
+                exclude: Vec::new(),
+            })
+            .into(),
+        stream: Some(StreamSource {
+            path: DUMP.into(),
+            reader: dump(100_000),
+        }),
+        paths: vec![bench.site()],
+        tags: ["customer-7", "pre-restore", "both"]
+            .map(String::from)
+            .into(),
+        time: Zoned::now(),
+        note: None,
+        parent: Some(before.snapshot),
+    };
+    let lock = bench.repository.lock_shared().unwrap();
+    let control = Control::default();
+    let archived = bench
+        .repository
+        .archive(lock, request, &control)
+        .unwrap()
+        .commit(&control)
+        .unwrap();
+    assert_eq!(reads.take(), 1, "only the file that is new is read");
+    std::fs::read(waiting[0].join("shop")).unwrap();
+    assert!(reads.take() > 0, "a read is seen");
+    assert_eq!(bench.last().origin(), Some(Origin::PreRestore));
+    assert_eq!(bench.last().owner(), Some("7".parse().unwrap()));
+
+    let target = bench.scratch.path().join("restic");
+    bench
+        .restic
+        .restore(&archived.snapshot.to_string(), &target)
+        .unwrap();
+    assert_eq!(
+        std::fs::read(target.join(&DUMP[1..])).unwrap(),
+        noise(100_000, 42)
+    );
+    let restored = target.join(bench.site().strip_prefix("/").unwrap());
+    for (site_dir, waiting) in site_dirs.iter().zip(&waiting) {
+        assert_same_tree(waiting, restored.join(site_dir));
+    }
+    assert!(!restored.join("docker-compose.yml").exists());
+    let mode = |path: PathBuf| std::fs::metadata(path).unwrap().permissions().mode();
+    assert_eq!(mode(restored.clone()), mode(bench.site()));
+    assert_eq!(
+        mode(restored.join("volumes")),
+        mode(bench.site().join("volumes"))
+    );
+    bench.restic.check_read_data().unwrap();
+}
+
+#[test]
+fn trees_inside_each_other_or_behind_a_link_are_refused() {
+    let bench = Bench::new();
+    std::fs::create_dir_all(bench.site().join("a/b")).unwrap();
+    std::os::unix::fs::symlink("a", bench.site().join("link")).unwrap();
+    let attempt = |trees: &[(&str, &str)], stream: Option<&str>| {
+        let trees = trees.iter().map(|(root, path)| TreeSource {
+            root: bench.site().join(root),
+            path: path.into(),
+            exclude: Vec::new(),
+        });
+        let request = ArchiveRequest {
+            trees: trees.collect(),
+            stream: stream.map(|path| StreamSource {
+                path: path.into(),
+                reader: dump(1),
+            }),
+            paths: vec![bench.site()],
+            tags: Vec::new(),
+            time: Zoned::now(),
+            note: None,
+            parent: None,
+        };
+        let lock = bench.repository.lock_shared().unwrap();
+        let archived = bench.repository.archive(lock, request, &Control::default());
+        archived.map(|_| ())
+    };
+    for (trees, stream) in [
+        (&[("a", "/x"), ("a/b", "/x/y")][..], None),
+        (&[("a", "/x"), ("a/b", "/x-"), ("a", "/x/y/z")], None),
+        (&[("a", "/x"), ("a/b", "/x")], None),
+        (&[("a", "/x")], Some("/x/dump.sql")),
+        (&[("a", "/x/dump.sql/y")], Some("/x/dump.sql")),
+        (&[("a", "/x/../y")], None),
+        (&[("a", "x")], None),
+    ] {
+        let error = attempt(trees, stream).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{trees:?}: {error}");
+    }
+    attempt(&[("link", "/x")], None).unwrap_err();
+    attempt(&[("a", "/x"), ("a/b", "/x-")], Some("/x.sql")).unwrap();
 }
 
 #[test]
@@ -431,7 +716,12 @@ fn progress_counts_every_restored_file_once() {
     let target = directory(&bench.scratch.path().join("out"));
     let plan = bench
         .repository
-        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .plan_restore(
+            &bench.last(),
+            &bench.site(),
+            &RestoreRules::everything(),
+            &Cancel::new(),
+        )
         .unwrap();
     let monitor = Arc::new(Counting::default());
     let control = Control {
@@ -440,7 +730,7 @@ fn progress_counts_every_restored_file_once() {
     };
     bench
         .repository
-        .restore(&plan, target.as_fd(), &control)
+        .restore(&plan, target.as_fd(), None, &control)
         .unwrap();
     assert_eq!(monitor.files.load(Ordering::SeqCst), plan.files());
     assert_eq!(monitor.done.load(Ordering::SeqCst), plan.bytes());
@@ -462,6 +752,203 @@ impl Gate for Asked {
             true => Err(Error::new(ErrorKind::Busy, "the lease was lost")),
             false => Ok(()),
         }
+    }
+}
+
+/// Restore the site by a repository of this bench, taking from the live site what is unchanged.
+fn restore_beside_live(bench: &Bench, repository: &Repository, name: &str) -> PathBuf {
+    let staging = bench.scratch.path().join(name);
+    let target = directory(&staging);
+    let live = std::fs::File::open(bench.site()).unwrap();
+    let rules = RestoreRules::everything();
+    let plan = repository
+        .plan_restore(&bench.last(), &bench.site(), &rules, &Cancel::new())
+        .unwrap();
+    let monitor = Arc::new(Counting::default());
+    let control = Control {
+        monitor: Arc::clone(&monitor) as _,
+        ..Control::default()
+    };
+    repository
+        .restore(&plan, target.as_fd(), Some(live.as_fd()), &control)
+        .unwrap();
+    assert_eq!(monitor.done.load(Ordering::SeqCst), plan.bytes());
+    assert_eq!(monitor.files.load(Ordering::SeqCst), plan.files());
+    staging
+}
+
+#[test]
+fn what_is_unchanged_on_the_site_is_not_fetched() {
+    use std::os::unix::fs::MetadataExt;
+    let bench = Bench::new();
+    build_nasty_tree(&bench.site()).unwrap();
+    for n in 0..30 {
+        std::fs::write(bench.site().join(format!("{n}")), noise(100_000, n)).unwrap();
+    }
+    let sparse = std::fs::File::create(bench.site().join("sparse")).unwrap();
+    sparse.set_len(50_000_000).unwrap();
+    bench.backup(None, true).unwrap();
+    let storage = Counted::at(&bench.path());
+    let repository = Repository::open(
+        Arc::clone(&storage) as Arc<dyn Storage>,
+        &PASSWORD.to_owned().into(),
+    )
+    .unwrap();
+    let rules = RestoreRules::everything();
+    let plan = || {
+        let plan = repository.plan_restore(&bench.last(), &bench.site(), &rules, &Cancel::new());
+        plan.unwrap()
+    };
+    plan();
+    storage.take();
+    plan();
+    let (_, to_plan) = storage.take();
+    let restored = restore_beside_live(&bench, &repository, "unchanged");
+    assert_eq!(storage.take().1, to_plan);
+    assert_same_tree(bench.site(), &restored);
+    let blocks = std::fs::metadata(restored.join("sparse")).unwrap().blocks();
+    assert!(blocks < 1000, "a hole stays a hole: {blocks} blocks");
+
+    let content = std::fs::read(bench.site().join("7")).unwrap();
+    std::fs::write(bench.site().join("7"), noise(100_000, 777)).unwrap();
+    let restored = restore_beside_live(&bench, &repository, "one changed");
+    assert_eq!(storage.take().1, to_plan + 1);
+    assert_eq!(std::fs::read(restored.join("7")).unwrap(), content);
+}
+
+#[test]
+fn nothing_on_the_site_can_make_a_restored_file_another() {
+    let bench = Bench::new();
+    let site = bench.site();
+    let outside = bench.scratch.path().join("outside");
+    for dir in ["moved", "swapped", "plain"] {
+        std::fs::create_dir_all(site.join(dir)).unwrap();
+        std::fs::write(site.join(dir).join("file"), noise(3_000_000, 1)).unwrap();
+    }
+    for name in [
+        "forged",
+        "holes",
+        "short",
+        "long",
+        "pipe",
+        "link",
+        "socket",
+        "directory",
+        "gone",
+    ] {
+        std::fs::write(site.join(name), noise(2_000_000, 2)).unwrap();
+    }
+    std::fs::write(site.join("zeros"), vec![0; 2_000_000]).unwrap();
+    bench.backup(None, true).unwrap();
+    let expected = bench.restore(&bench.last(), "expected");
+
+    let as_it_was = |name: &str| {
+        let before = std::fs::metadata(expected.join(name)).unwrap();
+        let file = std::fs::File::options().write(true).open(site.join(name));
+        file.unwrap()
+            .set_modified(before.modified().unwrap())
+            .unwrap();
+    };
+    for (name, content) in [
+        ("forged", noise(2_000_000, 3)),
+        ("zeros", noise(2_000_000, 3)),
+        ("holes", vec![0; 2_000_000]),
+        ("short", noise(1_999_999, 2)),
+        ("long", noise(2_000_001, 2)),
+    ] {
+        std::fs::write(site.join(name), content).unwrap();
+        as_it_was(name);
+    }
+    for name in ["pipe", "link", "socket", "directory", "gone"] {
+        std::fs::remove_file(site.join(name)).unwrap();
+    }
+    for (name, kind) in [
+        ("pipe", rustix::fs::FileType::Fifo),
+        ("socket", rustix::fs::FileType::Socket),
+    ] {
+        let mode = rustix::fs::Mode::from_raw_mode(0o666);
+        rustix::fs::mknodat(rustix::fs::CWD, site.join(name), kind, mode, 0).unwrap();
+    }
+    std::os::unix::fs::symlink("forged", site.join("link")).unwrap();
+    std::fs::create_dir(site.join("directory")).unwrap();
+    std::fs::rename(site.join("moved"), &outside).unwrap();
+    std::fs::remove_dir_all(site.join("swapped")).unwrap();
+    std::os::unix::fs::symlink(&outside, site.join("moved")).unwrap();
+    std::os::unix::fs::symlink(&outside, site.join("swapped")).unwrap();
+
+    let reads = Reads::watch(&[outside]);
+    let restored = restore_beside_live(&bench, &bench.repository, "restored");
+    assert_eq!(reads.take(), 0, "nothing is read through a link");
+    assert_same_tree(expected, restored);
+}
+
+#[test]
+fn a_site_that_changes_all_the_time_changes_nothing_of_what_is_restored() {
+    let bench = Bench::new();
+    let site = bench.site();
+    std::fs::create_dir(&site).unwrap();
+    for n in 0..40 {
+        std::fs::write(site.join(format!("{n}")), noise(300_000, n)).unwrap();
+    }
+    bench.backup(None, true).unwrap();
+    let expected = bench.restore(&bench.last(), "expected");
+    let wanted = |n: u64| std::fs::metadata(expected.join(format!("{n}"))).unwrap();
+    let stop = AtomicBool::new(false);
+    let changes = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for round in 0_u64.. {
+                let n = round % 40;
+                if stop.load(Ordering::SeqCst) {
+                    break;
+                }
+                let path = site.join(format!("{n}"));
+                let beside = site.join("beside");
+                match (round / 40) % 4 {
+                    0 => std::fs::write(&path, noise(300_000, round)).unwrap(),
+                    1 => std::fs::write(&path, noise(300_000, n)).unwrap(),
+                    2 => {
+                        rustix::fs::mknodat(
+                            rustix::fs::CWD,
+                            &beside,
+                            rustix::fs::FileType::Fifo,
+                            rustix::fs::Mode::from_raw_mode(0o666),
+                            0,
+                        )
+                        .unwrap();
+                        std::fs::rename(&beside, &path).unwrap();
+                    }
+                    _ => {
+                        std::fs::write(&beside, noise(300_000, n)).unwrap();
+                        std::fs::rename(&beside, &path).unwrap();
+                    }
+                }
+                if (round / 40) % 4 != 2 {
+                    let file = std::fs::File::options().write(true).open(&path).unwrap();
+                    file.set_modified(wanted(n).modified().unwrap()).unwrap();
+                }
+                changes.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let _stop = StopAtEnd(&stop);
+        for round in 0.. {
+            let name = format!("restored {round}");
+            let restored = restore_beside_live(&bench, &bench.repository, &name);
+            assert_same_tree(&expected, &restored);
+            std::fs::remove_dir_all(restored).unwrap();
+            if round >= 20 && changes.load(Ordering::SeqCst) > 400 {
+                break;
+            }
+        }
+    });
+}
+
+/// Also when the test fails: otherwise it would wait for ever.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 
@@ -586,11 +1073,16 @@ fn a_damaged_pack_fails_the_restore_and_the_check() {
     let target = directory(&bench.scratch.path().join("out"));
     let plan = bench
         .repository
-        .plan_restore(&bench.last(), &bench.site(), &Cancel::new())
+        .plan_restore(
+            &bench.last(),
+            &bench.site(),
+            &RestoreRules::everything(),
+            &Cancel::new(),
+        )
         .unwrap();
     let error = bench
         .repository
-        .restore(&plan, target.as_fd(), &Control::default())
+        .restore(&plan, target.as_fd(), None, &Control::default())
         .unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Damaged);
 }
@@ -789,10 +1281,15 @@ fn snapshots_made_by_restic_are_read_and_restored() {
     assert_eq!(snapshot.owner(), None);
     let target = directory(&scratch.path().join("out"));
     let plan = repository
-        .plan_restore(&snapshot, &site, &Cancel::new())
+        .plan_restore(
+            &snapshot,
+            &site,
+            &RestoreRules::everything(),
+            &Cancel::new(),
+        )
         .unwrap();
     repository
-        .restore(&plan, target.as_fd(), &Control::default())
+        .restore(&plan, target.as_fd(), None, &Control::default())
         .unwrap();
     assert_same_tree(&site, scratch.path().join("out"));
 }

@@ -706,7 +706,7 @@ mod tests {
     use secrecy::ExposeSecret;
 
     use super::*;
-    use crate::config::DatabaseUrl;
+    use crate::config::{DatabaseUrl, OwnersConfig};
 
     /// The example of the contract, word for word.
     const EXAMPLE: &str = r#"
@@ -893,6 +893,20 @@ password_file = "/root/.password"
     }
 
     #[test]
+    fn nothing_that_gives_power_over_the_server_is_restored_unless_configured() {
+        let small = read(SMALLEST, &[]).unwrap().restore;
+        assert!(!small.devices && !small.setuid);
+        assert_eq!(small.owners, OwnersConfig::Only(Vec::new()));
+        assert_eq!((small.max_files, small.max_bytes), (5_000_000, 0));
+        let owners = |value: &str| {
+            let variables = [("BACKUP__RESTORE__OWNERS", value)];
+            read(SMALLEST, &variables).unwrap().restore.owners
+        };
+        assert_eq!(owners("any"), OwnersConfig::Any);
+        assert_eq!(owners("[33, 1000]"), OwnersConfig::Only(vec![33, 1000]));
+    }
+
+    #[test]
     fn the_platforms_variables_fill_what_nothing_else_sets() {
         const NO_DATABASE: &str =
             "[repositories.manual]\nlocation = '/srv/b'\npassword_file = '/p'\n";
@@ -1004,6 +1018,12 @@ password_file = "/root/.password"
             ("queue.redis_url", "[queue]\nredis_url = 'redis://s3cret@h'"),
             ("queue.redis_url", "[queue]\nredis_url = 'unix://'"),
             ("queue.name", "[queue]\nname = ''"),
+            ("restore.devices", "[restore]\ndevices = 'some'"),
+            ("restore.owners", "[restore]\nowners = 'all'"),
+            ("restore.owners", "[restore]\nowners = 33"),
+            ("restore.owners", "[restore]\nowners = ['www-data']"),
+            ("restore.owners", "[restore]\nowners = [-1]"),
+            ("restore.max_files", "[restore]\nmax_files = -1"),
             ("worker.concurrency", "[worker]\nconcurrency = 0"),
             ("worker.concurrency", "[worker]\nconcurrency = 'two'"),
             ("worker.concurrency", "[worker]\nconcurrency = -1"),

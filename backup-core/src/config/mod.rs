@@ -55,6 +55,9 @@ pub struct Config {
     /// `[site]`: how a customer's site is stopped, started and checked.
     #[serde(default)]
     pub site: SiteConfig,
+    /// `[restore]`: what of a customer's files is restored.
+    #[serde(default)]
+    pub restore: RestoreConfig,
     /// `[retention]`: how many backups are kept.
     #[serde(default)]
     pub retention: RetentionConfig,
@@ -255,6 +258,35 @@ pub struct SiteConfig {
     /// The longest that a started site may take to answer. Default `60s`.
     #[serde(deserialize_with = "values::duration")]
     pub health_timeout: Duration,
+}
+
+/// `[restore]`: what of a customer's files is restored. A customer decides what is in his backups: what would give him power over the
+/// server is not restored unless it is allowed here, and the restore says so in a warning.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RestoreConfig {
+    /// Whether device nodes are restored. Default no: they are left out.
+    pub devices: bool,
+    /// Whether files get back their setuid and setgid bits and their capabilities. Default no. Directories keep setgid.
+    pub setuid: bool,
+    /// The users and groups, by number, that may own what is restored besides those that own the customer's directory and his site
+    /// directories at that time; `"any"` for all. Anybody else is replaced by the owner of the site directory. Default none.
+    #[serde(deserialize_with = "values::owners")]
+    pub owners: OwnersConfig,
+    /// The most files, directories and links that a site directory may have; 0: any number. A million take 150 MB of memory. Default 5000000.
+    pub max_files: u64,
+    /// The most bytes that its files may have together; 0: any number. Default 0: the room on the disk is checked anyway.
+    pub max_bytes: u64,
+}
+
+/// Who may own what is restored: `restore.owners`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnersConfig {
+    /// Anybody.
+    Any,
+    /// These, each as a user and as a group.
+    Only(Vec<u32>),
 }
 
 /// `[retention]`: how many backups are kept.
@@ -493,6 +525,18 @@ impl Default for SiteConfig {
             maintenance_file: ".maintenance".into(),
             command_timeout: Duration::from_secs(2 * 60),
             health_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for RestoreConfig {
+    fn default() -> Self {
+        Self {
+            devices: false,
+            setuid: false,
+            owners: OwnersConfig::Only(Vec::new()),
+            max_files: 5_000_000,
+            max_bytes: 0,
         }
     }
 }

@@ -12,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
 
+use super::OwnersConfig;
 use crate::error::{Error, ErrorKind, Result};
 
 /// An address that may hold a password. [`fmt::Display`] and [`fmt::Debug`] never show the password.
@@ -345,6 +346,41 @@ pub(super) fn optional_time_of_day<'de, D: Deserializer<'de>>(
             "must be a time of day from `00:00` to `23:59`",
         )),
     }
+}
+
+/// A list of numbers, or `any`.
+pub(super) fn owners<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<OwnersConfig, D::Error> {
+    struct Owners;
+
+    impl<'de> de::Visitor<'de> for Owners {
+        type Value = OwnersConfig;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list of user and group numbers, or `any`")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> std::result::Result<OwnersConfig, E> {
+            match text {
+                "any" => Ok(OwnersConfig::Any),
+                other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+            }
+        }
+
+        fn visit_seq<A: de::SeqAccess<'de>>(
+            self,
+            mut list: A,
+        ) -> std::result::Result<OwnersConfig, A::Error> {
+            let mut ids = Vec::new();
+            while let Some(id) = list.next_element()? {
+                ids.push(id);
+            }
+            Ok(OwnersConfig::Only(ids))
+        }
+    }
+
+    deserializer.deserialize_any(Owners)
 }
 
 pub(super) fn plain_absolute(text: &str) -> std::result::Result<PathBuf, String> {

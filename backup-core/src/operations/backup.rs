@@ -227,13 +227,14 @@ impl Engine {
         if let Some(stream) = &stream {
             paths.extend(stream.path.parent().map(PathBuf::from));
         }
-        let tree = site.map(|site| TreeSource {
-            root: site.path().to_owned(),
-            exclude: self.config.customers.exclude.clone(),
-        });
-        paths.extend(tree.iter().map(|tree| tree.root.clone()));
+        let exclude = || self.config.customers.exclude.clone();
+        let trees: Vec<TreeSource> = site
+            .map(|site| TreeSource::in_place(site.path().to_owned(), exclude()))
+            .into_iter()
+            .collect();
+        paths.extend(trees.iter().map(|tree| tree.path.clone()));
         Ok(ArchiveRequest {
-            tree,
+            trees,
             stream,
             paths,
             tags: vec![

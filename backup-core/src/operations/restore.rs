@@ -6,7 +6,7 @@
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,9 @@ use crate::customer::Customer;
 use crate::database::{self, ImportAccount, Replaced, ReplacedState, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
-use crate::repository::{BackupType, Lock, Origin, Repository, RestorePlan, Snapshot, SnapshotId};
+use crate::repository::{
+    BackupType, Lock, Origin, Owner, Repository, RestorePlan, RestoreRules, Snapshot, SnapshotId,
+};
 use crate::site::{self, Claim, Health, Site, Staged, Staging};
 
 /// What to restore.
@@ -83,7 +85,7 @@ impl Engine {
         let control = &control;
         control.monitor.phase(Phase::Preparing);
         let site = Site::open(&self.config, customer)?;
-        let found = self.find(customer, request, control)?;
+        let found = self.find(customer, &site, request, control)?;
         let mut restore = Restore {
             engine: self,
             customer,
@@ -123,6 +125,7 @@ impl Engine {
     fn find(
         &self,
         customer: &Customer,
+        site: &Site,
         request: &RestoreRequest,
         control: &Control,
     ) -> Result<Found> {
@@ -195,6 +198,7 @@ impl Engine {
                 let plan = repository.plan_restore(
                     &snapshot,
                     &contents.directory.join(site_dir),
+                    &self.rules(site, site_dir)?,
                     &control.cancel,
                 )?;
                 plans.push((site_dir.clone(), plan));
@@ -208,6 +212,29 @@ impl Engine {
             restore_type,
             plans,
         })
+    }
+}
+
+impl Engine {
+    /// What may be restored into a site directory: nothing that belongs to others than those the site belongs to now.
+    fn rules(&self, site: &Site, site_dir: &Path) -> Result<RestoreRules> {
+        let owner = |dir: &Path| -> Result<Option<Owner>> {
+            let found = site.owner(dir)?;
+            Ok(found.map(|(user, group)| Owner { user, group }))
+        };
+        let mut present = Vec::new();
+        for dir in &self.config.customers.site_dirs {
+            present.extend(owner(dir)?);
+        }
+        let customers = owner(Path::new(""))?.ok_or_else(|| {
+            Error::new(
+                ErrorKind::NotFound,
+                format!("{} is gone", site.path().display()),
+            )
+        })?;
+        present.push(customers);
+        let own = owner(site_dir)?.unwrap_or(customers);
+        Ok(RestoreRules::new(&self.config.restore, own, &present))
     }
 }
 
@@ -373,7 +400,7 @@ impl Restore<'_> {
             let target = open_private(&staging.place(site_dir)?)?;
             self.found
                 .repository
-                .restore(plan, target.as_fd(), self.control)?;
+                .restore(plan, target.as_fd(), None, self.control)?;
             self.staged.push(staging.staged(&self.site, site_dir)?);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Saving: a tree and a stream into one snapshot, with the commit as a step of its own.
+//! Saving: trees and a stream into one snapshot, with the commit as a step of its own.
 //!
 //! [`Repository::archive`] writes packs and index files that nothing refers to; [`Uncommitted::commit`] writes the snapshot file, and
 //! that is the commit point. Whatever happens before it leaves garbage that `prune` collects, and no snapshot. Never: a snapshot
@@ -33,8 +33,8 @@ const CANCEL_POLL: Duration = Duration::from_millis(50);
 /// What to save, and how the snapshot is to be labelled.
 #[derive(Debug)]
 pub struct ArchiveRequest {
-    /// The directory tree, if any.
-    pub tree: Option<TreeSource>,
+    /// The directory trees, none inside another.
+    pub trees: Vec<TreeSource>,
     /// The stream, if any.
     pub stream: Option<StreamSource>,
     /// What the snapshot says it holds; see [`super::Snapshot::paths`].
@@ -45,7 +45,7 @@ pub struct ArchiveRequest {
     pub time: Zoned,
     /// The customer's note.
     pub note: Option<String>,
-    /// A snapshot of the same tree: files that are as they were then are not read again.
+    /// A snapshot of the same trees: files that are as they were then, under the same paths in it, are not read again.
     pub parent: Option<SnapshotId>,
 }
 
@@ -79,9 +79,9 @@ pub struct Archived {
 }
 
 impl Repository {
-    /// Save a tree and a stream, but not yet the snapshot.
+    /// Save trees and a stream, but not yet the snapshot.
     ///
-    /// Blocks until both are read. Fails when anything could not be read (a file that vanished meanwhile is a warning), when the
+    /// Blocks until all is read. Fails when anything could not be read (a file that vanished meanwhile is a warning), when the
     /// stream's reader fails, when the storage fails, and on cancellation.
     pub fn archive(
         &self,
@@ -94,7 +94,7 @@ impl Repository {
         let draft = draft(&request)?;
         let options = options(request.parent.as_ref());
         let source = Arc::new(MixedSource::new(
-            request.tree,
+            request.trees,
             request.stream,
             control.clone(),
         )?);
@@ -187,7 +187,7 @@ impl Repository {
     }
 
     /// One pack of trees and the index file that makes it known.
-    fn write_tree_pack(&self, trees: &[(Id, Vec<u8>)]) -> Result<()> {
+    pub(super) fn write_tree_pack(&self, trees: &[(Id, Vec<u8>)]) -> Result<()> {
         let pack = self.shared.sealer.seal_tree_pack(trees)?;
         self.storage
             .write(FileKind::Pack, &pack.id, &[pack.content])?;

@@ -16,17 +16,23 @@ use crate::progress::Cancel;
 use crate::storage::{FileKind, Storage};
 
 /// Enough to keep two connections busy while others decompress.
-const THREADS: usize = 4;
+pub(super) const THREADS: usize = 4;
 /// Larger ranges save round trips, smaller ones memory.
 const RANGE_BYTES: u64 = 8 * 1024 * 1024;
 /// A gap up to this is read along: cheaper than another round trip.
 const GAP_BYTES: u64 = 256 * 1024;
 
+/// A blob, and where it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Blob {
+    pub location: Location,
+    pub id: Id,
+}
+
 /// A blob that is wanted, and what for.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Wanted<T> {
-    pub location: Location,
-    pub id: Id,
+    pub blob: Blob,
     pub purpose: T,
 }
 
@@ -38,70 +44,119 @@ pub(super) fn fetch<T: Sync + Send>(
     cancel: &Cancel,
     deliver: impl Fn(&T, &[u8]) -> Result<()> + Sync,
 ) -> Result<()> {
-    wanted.sort_unstable_by_key(|blob| blob.location);
-    let ranges = join(&wanted);
-    in_parallel(&ranges, |range| {
-        cancel.check()?;
-        fetch_range(storage, sealer, &wanted[range.clone()], &deliver)
-    })?;
-    Ok(())
+    wanted.sort_unstable_by_key(|wanted| wanted.blob);
+    let blobs = Sorted {
+        count: wanted.len(),
+        get: |at: usize| wanted[at].blob,
+    };
+    fetch_sorted(storage, sealer, &blobs, cancel, |at, plain| {
+        deliver(&wanted[at].purpose, plain)
+    })
 }
 
-/// Which neighbours are read by one request.
-fn join<T>(sorted: &[Wanted<T>]) -> Vec<Range<usize>> {
-    let mut ranges: Vec<Range<usize>> = Vec::new();
-    for (at, blob) in sorted.iter().enumerate() {
-        if let Some(range) = ranges.last_mut() {
-            let first = &sorted[range.start].location;
-            let last = &sorted[range.end - 1].location;
-            let gap = u64::from(blob.location.offset).saturating_sub(end(last));
-            if first.pack == blob.location.pack
-                && gap <= GAP_BYTES
-                && end(&blob.location) - u64::from(first.offset) <= RANGE_BYTES
-            {
-                range.end = at + 1;
-                continue;
-            }
+/// Blobs in the order in which they lie, from wherever the caller keeps them: there may be more than he wants to keep twice.
+pub(super) struct Sorted<F> {
+    pub count: usize,
+    pub get: F,
+}
+
+/// As [`fetch`], handing out the place in the order instead of a purpose.
+pub(super) fn fetch_sorted(
+    storage: &dyn Storage,
+    sealer: &Sealer,
+    blobs: &Sorted<impl Fn(usize) -> Blob + Sync>,
+    cancel: &Cancel,
+    deliver: impl Fn(usize, &[u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    fetch_sealed(storage, blobs, cancel, |same, blob, sealed| {
+        let plain = sealer.open_blob(sealed, blob.location.uncompressed_length, &blob.id)?;
+        same.into_iter().try_for_each(|at| deliver(at, &plain))
+    })
+}
+
+/// As [`fetch_sorted`], with what lies in the pack: the caller opens it, and checks it. Each blob comes once, with all the places that want it.
+pub(super) fn fetch_sealed(
+    storage: &dyn Storage,
+    blobs: &Sorted<impl Fn(usize) -> Blob + Sync>,
+    cancel: &Cancel,
+    deliver: impl Fn(Range<usize>, &Blob, &[u8]) -> Result<()> + Sync,
+) -> Result<()> {
+    let taken = Mutex::new(0);
+    let next = || {
+        let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let range = blobs.range_from(*taken);
+        *taken = range.end;
+        (!range.is_empty()).then_some(range)
+    };
+    work_off(THREADS.min(blobs.count), next, |range| {
+        cancel.check()?;
+        blobs.fetch_range(storage, range, &deliver)
+    })
+}
+
+impl<F: Fn(usize) -> Blob> Sorted<F> {
+    /// Which neighbours are read by one request.
+    fn range_from(&self, start: usize) -> Range<usize> {
+        let mut range = start..start;
+        if start >= self.count {
+            return range;
         }
-        ranges.push(at..at + 1);
+        let first = (self.get)(start).location;
+        let mut end_before = end(&first);
+        range.end += 1;
+        while range.end < self.count {
+            let next = (self.get)(range.end).location;
+            let gap = u64::from(next.offset).saturating_sub(end_before);
+            if next.pack != first.pack
+                || gap > GAP_BYTES
+                || end(&next) - u64::from(first.offset) > RANGE_BYTES
+            {
+                break;
+            }
+            end_before = end(&next);
+            range.end += 1;
+        }
+        range
     }
-    ranges
+
+    fn fetch_range(
+        &self,
+        storage: &dyn Storage,
+        range: Range<usize>,
+        deliver: &impl Fn(Range<usize>, &Blob, &[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let first = (self.get)(range.start).location;
+        let last = (self.get)(range.end - 1).location;
+        let start = u64::from(first.offset);
+        let pack = file_id(&first.pack);
+        let bytes = storage.read_range(FileKind::Pack, &pack, start, end(&last) - start)?;
+        let mut at = range.start;
+        while at < range.end {
+            let blob = (self.get)(at);
+            let mut same = at..at + 1;
+            while same.end < range.end && (self.get)(same.end) == blob {
+                same.end += 1;
+            }
+            at = same.end;
+            let from =
+                usize::try_from(u64::from(blob.location.offset) - start).unwrap_or(usize::MAX);
+            let sealed = from
+                .checked_add(blob.location.length as usize)
+                .and_then(|to| bytes.get(from..to))
+                .ok_or_else(|| {
+                    Error::new(
+                        ErrorKind::Damaged,
+                        format!("the pack {pack} is shorter than the index says"),
+                    )
+                })?;
+            deliver(same, &blob, sealed)?;
+        }
+        Ok(())
+    }
 }
 
 fn end(location: &Location) -> u64 {
     u64::from(location.offset) + u64::from(location.length)
-}
-
-fn fetch_range<T>(
-    storage: &dyn Storage,
-    sealer: &Sealer,
-    blobs: &[Wanted<T>],
-    deliver: &impl Fn(&T, &[u8]) -> Result<()>,
-) -> Result<()> {
-    let (Some(first), Some(last)) = (blobs.first(), blobs.last()) else {
-        return Ok(());
-    };
-    let start = u64::from(first.location.offset);
-    let pack = file_id(&first.location.pack);
-    let bytes = storage.read_range(FileKind::Pack, &pack, start, end(&last.location) - start)?;
-    for same in blobs.chunk_by(|a, b| a.location == b.location) {
-        let Wanted { location, id, .. } = &same[0];
-        let from = usize::try_from(u64::from(location.offset) - start).unwrap_or(usize::MAX);
-        let sealed = from
-            .checked_add(location.length as usize)
-            .and_then(|to| bytes.get(from..to))
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Damaged,
-                    format!("the pack {pack} is shorter than the index says"),
-                )
-            })?;
-        let plain = sealer.open_blob(sealed, location.uncompressed_length, id)?;
-        for blob in same {
-            deliver(&blob.purpose, &plain)?;
-        }
-    }
-    Ok(())
 }
 
 /// `work` on every item by a few threads; the results in the order of the items, or the first error.
@@ -109,31 +164,52 @@ pub(super) fn in_parallel<I: Sync, O: Send>(
     items: &[I],
     work: impl Fn(&I) -> Result<O> + Sync,
 ) -> Result<Vec<O>> {
-    let next = AtomicUsize::new(0);
+    let taken = AtomicUsize::new(0);
+    let done: Mutex<Vec<(usize, O)>> = Mutex::new(Vec::with_capacity(items.len()));
+    let next = || {
+        let at = taken.fetch_add(1, Ordering::Relaxed);
+        items.get(at).map(|item| (at, item))
+    };
+    work_off(THREADS.min(items.len()), next, |(at, item)| {
+        let result = work(item)?;
+        done.lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((at, result));
+        Ok(())
+    })?;
+    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+    done.sort_unstable_by_key(|(at, _)| *at);
+    Ok(done.into_iter().map(|(_, result)| result).collect())
+}
+
+/// `work` on what `next` gives by so many threads, until it gives nothing more. The first error ends it.
+pub(super) fn work_off<I>(
+    threads: usize,
+    next: impl Fn() -> Option<I> + Sync,
+    work: impl Fn(I) -> Result<()> + Sync,
+) -> Result<()> {
+    let failure: Mutex<Option<Error>> = Mutex::new(None);
     let failed = AtomicBool::new(false);
-    let done: Mutex<Vec<(usize, Result<O>)>> = Mutex::new(Vec::with_capacity(items.len()));
     let run = || {
         while !failed.load(Ordering::Acquire) {
-            let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(item) = items.get(at) else { break };
-            let result = work(item);
-            if result.is_err() {
+            let Some(item) = next() else { break };
+            if let Err(error) = work(item) {
                 failed.store(true, Ordering::Release);
+                let mut failure = failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(error);
             }
-            done.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push((at, result));
         }
     };
     std::thread::scope(|scope| {
-        for _ in 1..THREADS.min(items.len()) {
+        for _ in 1..threads {
             scope.spawn(run);
         }
         run();
     });
-    let mut done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-    done.sort_unstable_by_key(|(at, _)| *at);
-    done.into_iter().map(|(_, result)| result).collect()
+    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        Some(error) => Err(error),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -141,8 +217,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn blob(pack: u8, offset: u32, length: u32) -> Wanted<()> {
-        Wanted {
+    fn blob(pack: u8, offset: u32, length: u32) -> Blob {
+        Blob {
             location: Location {
                 pack: Id::new([pack; 32]),
                 offset,
@@ -150,7 +226,6 @@ mod tests {
                 uncompressed_length: None,
             },
             id: Id::default(),
-            purpose: (),
         }
     }
 
@@ -160,10 +235,11 @@ mod tests {
             blobs in prop::collection::vec((0u8..3, 0u32..40_000_000, 32u32..8_000_000), 0..200)
         ) {
             let mut wanted: Vec<_> = blobs.into_iter().map(|(pack, offset, length)| blob(pack, offset, length)).collect();
-            wanted.sort_unstable_by_key(|blob| blob.location);
-            let ranges = join(&wanted);
+            wanted.sort_unstable();
+            let sorted = Sorted { count: wanted.len(), get: |at: usize| wanted[at] };
             let mut next = 0;
-            for range in ranges {
+            while next < wanted.len() {
+                let range = sorted.range_from(next);
                 prop_assert_eq!(range.start, next);
                 prop_assert!(range.end > range.start);
                 next = range.end;
@@ -173,6 +249,7 @@ mod tests {
                     prop_assert!(range.len() == 1 || end(&blob.location) - u64::from(first.offset) <= RANGE_BYTES);
                 }
             }
+            prop_assert!(sorted.range_from(next).is_empty());
             prop_assert_eq!(next, wanted.len());
         }
     }

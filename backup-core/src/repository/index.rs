@@ -13,6 +13,7 @@ use rustic_core::repofile::{IndexFile, Tree};
 use rustic_core::{Id, IndexedFullStatus, PackedId, TreeId};
 
 use super::bridge::{Bridge, IndexWatch, from_rustic};
+use super::nodes;
 use super::seal::Sealer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, FileKind, Storage};
@@ -151,14 +152,13 @@ impl<'a> ExtendedIndex<'a> {
 }
 
 /// A tree from its JSON.
-pub(super) fn parse_tree(json: &[u8]) -> Result<Tree> {
-    serde_json::from_slice(json).map_err(|error| {
-        Error::caused(
-            ErrorKind::Damaged,
-            "a directory in the repository cannot be read",
-            error,
-        )
-    })
+fn parse_tree(json: &[u8]) -> Result<Tree> {
+    let mut tree = Tree::default();
+    nodes::parse(json, |node| {
+        tree.nodes.push(node);
+        Ok(())
+    })?;
+    Ok(tree)
 }
 
 fn location(

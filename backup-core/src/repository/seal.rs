@@ -4,6 +4,7 @@
 //! files, and the restore. Pure: bytes in, bytes out. Never: a nonce used twice, or data handed on whose MAC did not fit.
 
 use std::fmt;
+use std::io::{BufRead, BufReader, Read};
 
 use aes256ctr_poly1305aes::aead::{self, AeadInPlace};
 use aes256ctr_poly1305aes::{Aes256CtrPoly1305Aes, Key};
@@ -111,11 +112,34 @@ impl Sealer {
             Some(length) => decompress(&opened, length as usize)?,
         };
         if hash(&blob) != *id {
-            return Err(damaged(format!(
-                "blob {id} of the repository does not hold what its name says"
-            )));
+            return Err(not_what_its_name_says(id));
         }
         Ok(blob)
+    }
+
+    /// As [`Self::open_blob`], for one that may be too large to be in memory whole: `read` reads it. Only when all of this is Ok is it the right one.
+    pub(super) fn read_blob<T>(
+        &self,
+        sealed: &[u8],
+        uncompressed_length: Option<u32>,
+        id: &Id,
+        read: impl FnOnce(&mut dyn Read) -> Result<T>,
+    ) -> Result<T> {
+        let opened = self.open(sealed)?;
+        let mut plain: Box<dyn BufRead> = match uncompressed_length {
+            None => Box::new(&*opened),
+            Some(length) => Box::new(BufReader::new(decoder(&opened)?.take(length.into()))),
+        };
+        let mut hashing = Hashing {
+            plain: &mut *plain,
+            hash: Sha256::new(),
+        };
+        let result = read(&mut hashing);
+        std::io::copy(&mut hashing, &mut std::io::sink()).map_err(undecompressed)?;
+        if Id::new(hashing.hash.finalize().into()) != *id {
+            return Err(not_what_its_name_says(id));
+        }
+        result
     }
 
     /// A JSON file of the repository (snapshot, index, lock), compressed as version 2 does, and its name.
@@ -203,25 +227,48 @@ fn compress(content: &[u8]) -> Result<Vec<u8>> {
         .map_err(|error| Error::io("cannot compress", error))
 }
 
+/// Hashes what goes through it.
+struct Hashing<'a> {
+    plain: &'a mut dyn BufRead,
+    hash: Sha256,
+}
+
+impl Read for Hashing<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.plain.read(buffer)?;
+        self.hash.update(&buffer[..count]);
+        Ok(count)
+    }
+}
+
 fn decompress(content: &[u8], length_max: usize) -> Result<Vec<u8>> {
-    let damaged = |error| {
-        Error::caused(
-            ErrorKind::Damaged,
-            "a piece of the repository does not decompress",
-            error,
-        )
-    };
     if length_max < UNPACKED_BYTES_MAX {
-        return zstd::bulk::decompress(content, length_max).map_err(damaged);
+        return zstd::bulk::decompress(content, length_max).map_err(undecompressed);
     }
     let mut plain = Vec::new();
-    let mut decoder = zstd::stream::read::Decoder::new(content).map_err(damaged)?;
-    std::io::Read::read_to_end(
-        &mut std::io::Read::take(&mut decoder, UNPACKED_BYTES_MAX as u64),
-        &mut plain,
-    )
-    .map_err(damaged)?;
+    decoder(content)?
+        .take(UNPACKED_BYTES_MAX as u64)
+        .read_to_end(&mut plain)
+        .map_err(undecompressed)?;
     Ok(plain)
+}
+
+fn decoder(content: &[u8]) -> Result<zstd::stream::read::Decoder<'static, &[u8]>> {
+    zstd::stream::read::Decoder::with_buffer(content).map_err(undecompressed)
+}
+
+fn undecompressed(error: std::io::Error) -> Error {
+    Error::caused(
+        ErrorKind::Damaged,
+        "a piece of the repository does not decompress",
+        error,
+    )
+}
+
+fn not_what_its_name_says(id: &Id) -> Error {
+    damaged(format!(
+        "blob {id} of the repository does not hold what its name says"
+    ))
 }
 
 fn to_u32(length: usize) -> Result<u32> {

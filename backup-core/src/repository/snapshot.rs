@@ -217,21 +217,31 @@ impl Snapshot {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tagged(tags: &[&str]) -> Snapshot {
-        Snapshot {
+impl Snapshot {
+    pub(super) fn of_nobody() -> Self {
+        Self {
             id: SnapshotId(FileId::default()),
             time: Timestamp::UNIX_EPOCH,
             hostname: String::new(),
-            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            tags: Vec::new(),
             paths: Vec::new(),
             note: None,
             files: None,
             bytes: None,
             bytes_added: None,
             tree: rustic_core::TreeId::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tagged(tags: &[&str]) -> Snapshot {
+        Snapshot {
+            tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            ..Snapshot::of_nobody()
         }
     }
 

@@ -1,6 +1,6 @@
-//! What a backup reads: a directory tree and a stream, as one sequence of entries in path order.
+//! What a backup reads: directory trees and a stream, as one sequence of entries in path order.
 //!
-//! The tree belongs to a tenant who may change it while we read it as root. So no path is ever looked up twice: every directory is
+//! A tree belongs to a tenant who may change it while we read it as root. So no path is ever looked up twice: every directory is
 //! opened relative to the one above it, no link is followed, and what an entry says of a file comes from the descriptor that its
 //! content is read from. rustic drops what fails and goes on; therefore nothing fails towards rustic: every finding is written down here and
 //! judged by [`super::archive`] before the commit.
@@ -30,9 +30,9 @@ use super::mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
 
-/// The deepest directory and the longest path that are saved; no shop comes near.
-const DEPTH_MAX: usize = 4096;
-const PATH_BYTES_MAX: usize = 32 * 1024;
+/// The deepest directory and the longest path that are saved and restored; no shop comes near.
+pub(super) const DEPTH_MAX: usize = 4096;
+pub(super) const PATH_BYTES_MAX: usize = 32 * 1024;
 
 /// How often something is looked at again that becomes something else meanwhile.
 const LOOKS_MAX: usize = 1000;
@@ -43,10 +43,23 @@ const BUFFER_BYTES: usize = 256 * 1024;
 /// A directory tree to read.
 #[derive(Debug, Clone)]
 pub struct TreeSource {
-    /// The directory, absolute; it and everything below it is read.
+    /// The directory that is read, absolute, with everything below it. It may not be a link.
     pub root: PathBuf,
+    /// The absolute path it gets in the snapshot; warnings and errors name it, too.
+    pub path: PathBuf,
     /// Paths relative to `root` that are left out, with everything below them.
     pub exclude: Vec<PathBuf>,
+}
+
+impl TreeSource {
+    /// A directory that is called in the snapshot what it is called on disk.
+    pub fn in_place(root: PathBuf, exclude: Vec<PathBuf>) -> Self {
+        Self {
+            path: root.clone(),
+            root,
+            exclude,
+        }
+    }
 }
 
 /// A stream to store as a file.
@@ -117,39 +130,48 @@ enum Part {
 impl Part {
     fn path(&self) -> &Path {
         match self {
-            Self::Tree(tree) => &tree.root,
+            Self::Tree(tree) => &tree.path,
             Self::Stream(stream) => &stream.path,
         }
+    }
+
+    fn require_outside(&self, other: &Self) -> Result<()> {
+        if !self.path().starts_with(other.path()) {
+            return Ok(());
+        }
+        let advice = match (self, other) {
+            (Self::Tree(_), Self::Tree(_)) => "change customers.site_dirs",
+            _ => "change customer_database.dump_path",
+        };
+        Err(Error::new(
+            ErrorKind::Configuration,
+            format!(
+                "{} and {} are saved together, but lie inside each other: {advice}",
+                other.path().display(),
+                self.path().display()
+            ),
+        ))
     }
 }
 
 impl MixedSource {
     pub(super) fn new(
-        tree: Option<TreeSource>,
+        trees: Vec<TreeSource>,
         stream: Option<StreamSource>,
         control: Control,
     ) -> Result<Self> {
-        let mut parts: Vec<Part> = tree
-            .map(Part::Tree)
+        let mut parts: Vec<Part> = trees
             .into_iter()
+            .map(Part::Tree)
             .chain(stream.map(Part::Stream))
             .collect();
         for part in &parts {
             require_plain_absolute(part.path())?;
         }
-        // rustic builds directories from a sorted sequence.
+        // rustic builds directories from a sorted sequence. By components, so what lies inside another comes right behind it.
         parts.sort_by(|a, b| a.path().cmp(b.path()));
-        if let [a, b] = parts.as_slice()
-            && (a.path().starts_with(b.path()) || b.path().starts_with(a.path()))
-        {
-            return Err(Error::new(
-                ErrorKind::Configuration,
-                format!(
-                    "the dump's path {} and the site's directory {} lie inside each other: change customer_database.dump_path",
-                    a.path().display(),
-                    b.path().display()
-                ),
-            ));
+        for neighbours in parts.windows(2) {
+            neighbours[1].require_outside(&neighbours[0])?;
         }
         Ok(Self {
             parts: Mutex::new(parts),
@@ -300,13 +322,15 @@ fn stream_entry(stream: StreamSource, shared: &Arc<Shared>) -> Entry {
 /// A depth-first walk in name order that holds every directory it is in by a descriptor.
 struct Walk {
     shared: Arc<Shared>,
-    root: PathBuf,
+    /// The root's path in the snapshot.
+    top: PathBuf,
     exclude: Vec<PathBuf>,
     stack: Vec<OpenDirectory>,
 }
 
 struct OpenDirectory {
     descriptor: Arc<OwnedFd>,
+    /// In the snapshot.
     path: PathBuf,
     /// Sorted backwards, so that the next one is at the end.
     names: Vec<OsString>,
@@ -326,11 +350,11 @@ impl Walk {
         let stat = fstat(&descriptor).map_err(unreadable)?;
         let mut walk = Self {
             shared,
-            root: tree.root.clone(),
+            top: tree.path.clone(),
             exclude: tree.exclude.clone(),
             stack: Vec::new(),
         };
-        let entry = walk.enter(descriptor, tree.root.clone(), &stat)?;
+        let entry = walk.enter(descriptor, tree.path.clone(), &stat)?;
         Ok((walk, entry))
     }
 
@@ -358,7 +382,7 @@ impl Walk {
     }
 
     fn is_excluded(&self, path: &Path) -> bool {
-        path.strip_prefix(&self.root)
+        path.strip_prefix(&self.top)
             .is_ok_and(|relative| self.exclude.iter().any(|excluded| relative == excluded))
     }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 
 use rustic_core::repofile::NodeType;
 
-use super::blobs::{self, Wanted};
+use super::blobs::{self, Blob, Wanted};
 use super::{Repository, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
@@ -69,8 +69,7 @@ impl Repository {
             bytes += location.plain_bytes();
             if let Some(batch) = batches.last_mut() {
                 batch.push(Wanted {
-                    location,
-                    id: **id,
+                    blob: Blob { location, id: **id },
                     purpose: batch.len(),
                 });
             }

@@ -8,8 +8,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustic_core::TreeId;
 use rustic_core::repofile::{Node, NodeType, Tree};
 
-use super::blobs::{self, Wanted};
-use super::index::{Index, parse_tree};
+use super::blobs::{self, Blob, Sorted};
+use super::index::Index;
+use super::nodes;
+use super::seal::Sealer;
 use super::{Repository, Snapshot, View};
 use crate::error::Result;
 use crate::progress::Cancel;
@@ -110,22 +112,6 @@ impl Repository {
         Ok(found)
     }
 
-    /// Trees by their ids, in the order of the ids. Trees of one snapshot lie side by side, so a whole level costs few round trips.
-    pub(super) fn read_trees(
-        &self,
-        index: &Index,
-        ids: &[TreeId],
-        cancel: &Cancel,
-    ) -> Result<Vec<Tree>> {
-        let trees: Mutex<Vec<Option<Tree>>> = Mutex::new(vec![None; ids.len()]);
-        self.visit_trees(index, ids, cancel, |at, tree| {
-            lock(&trees)[at] = Some(tree);
-            Ok(())
-        })?;
-        let trees = trees.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(trees.into_iter().flatten().collect())
-    }
-
     /// Hands each tree to `visit` with its place in `ids`, in no order, from several threads.
     fn visit_trees(
         &self,
@@ -134,21 +120,66 @@ impl Repository {
         cancel: &Cancel,
         visit: impl Fn(usize, Tree) -> Result<()> + Sync,
     ) -> Result<()> {
+        self.visit_nodes(index, ids, cancel, |at, nodes| {
+            let mut tree = Tree::default();
+            nodes.for_each(|node| {
+                tree.nodes.push(node);
+                Ok(())
+            })?;
+            visit(at, tree)
+        })
+    }
+
+    /// As [`Self::visit_trees`], without having all nodes of a directory in memory at once. Trees of one snapshot lie side by side, so a whole
+    /// level costs few round trips.
+    pub(super) fn visit_nodes(
+        &self,
+        index: &Index,
+        ids: &[TreeId],
+        cancel: &Cancel,
+        visit: impl Fn(usize, Nodes<'_>) -> Result<()> + Sync,
+    ) -> Result<()> {
         let mut wanted = Vec::with_capacity(ids.len());
         for (at, id) in ids.iter().enumerate() {
-            wanted.push(Wanted {
-                location: index.locate(id)?,
-                id: **id,
-                purpose: at,
-            });
+            let location = index.locate(id)?;
+            wanted.push((Blob { location, id: **id }, at));
         }
-        blobs::fetch(
-            &*self.storage,
-            &self.shared.sealer,
-            wanted,
-            cancel,
-            |at, json| visit(*at, parse_tree(json)?),
-        )
+        wanted.sort_unstable();
+        let trees = Sorted {
+            count: wanted.len(),
+            get: |at: usize| wanted[at].0,
+        };
+        blobs::fetch_sealed(&*self.storage, &trees, cancel, |same, blob, sealed| {
+            same.into_iter().try_for_each(|at| {
+                let sealer = &self.shared.sealer;
+                visit(
+                    wanted[at].1,
+                    Nodes {
+                        sealer,
+                        blob,
+                        sealed,
+                    },
+                )
+            })
+        })
+    }
+}
+
+/// The nodes of one directory, still packed.
+pub(super) struct Nodes<'a> {
+    sealer: &'a Sealer,
+    blob: &'a Blob,
+    sealed: &'a [u8],
+}
+
+impl Nodes<'_> {
+    /// Hands out one after the other. That they are the right ones is certain only at the end: on an error forget them.
+    pub(super) fn for_each(self, visit: impl FnMut(Node) -> Result<()>) -> Result<()> {
+        let length = self.blob.location.uncompressed_length;
+        self.sealer
+            .read_blob(self.sealed, length, &self.blob.id, |json| {
+                nodes::parse(json, visit)
+            })
     }
 }
 
@@ -229,10 +260,7 @@ mod tests {
             std::fs::create_dir(&site).unwrap();
             fill(&site, 4, &mut 1);
             let request = ArchiveRequest {
-                tree: Some(TreeSource {
-                    root: site.clone(),
-                    exclude: Vec::new(),
-                }),
+                trees: vec![TreeSource::in_place(site.clone(), Vec::new())],
                 stream: None,
                 paths: vec![site],
                 tags: Vec::new(),
@@ -282,11 +310,15 @@ mod tests {
                 _ => return None,
             };
             let repository = view.repository;
-            let mut trees = repository
-                .read_trees(&view.index, &[below?], &Cancel::new())
+            let tree = Mutex::new(Tree::default());
+            repository
+                .visit_trees(&view.index, &[below?], &Cancel::new(), |_, found| {
+                    *lock(&tree) = found;
+                    Ok(())
+                })
                 .unwrap();
-            let tree = trees.pop().unwrap();
-            let node = tree.nodes.into_iter().find(|node| node.name() == name)?;
+            let nodes = tree.into_inner().unwrap().nodes;
+            let node = nodes.into_iter().find(|node| node.name() == name)?;
             below = node.subtree;
             found = Some(match node.node_type {
                 NodeType::Dir => EntryKind::Directory,

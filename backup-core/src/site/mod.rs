@@ -108,6 +108,28 @@ impl Site {
         Ok(present)
     }
 
+    /// The user and the group that own the directory of this path below the customer's, or his own for the empty path; `None` where it is none.
+    pub fn owner(&self, site_dir: &Path) -> Result<Option<(u32, u32)>> {
+        let owner = || {
+            let mut dir = dirs::open_parent(&self.dir, site_dir, false)?;
+            if let Some(name) = site_dir.file_name() {
+                dir = dirs::open_dir(&dir, name)?;
+            }
+            rustix::fs::fstat(&dir)
+        };
+        match owner() {
+            Ok(stat) => Ok(Some((stat.st_uid, stat.st_gid))),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(e) => {
+                let path = self.path.join(site_dir);
+                Err(Error::io(
+                    format!("cannot look at {}", path.display()),
+                    e.into(),
+                ))
+            }
+        }
+    }
+
     fn has_dir(&self, site_dir: &Path) -> Result<bool, Errno> {
         let parent = match dirs::open_parent(&self.dir, site_dir, false) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(false),
