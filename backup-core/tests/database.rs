@@ -4,7 +4,7 @@ use std::io::Read;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use backup_core::database::{self, Endpoint, ImportAccount, Inventory, Replaced, Server};
+use backup_core::database::{self, Dump, Endpoint, ImportAccount, Inventory, Replaced, Server};
 use backup_core::error::{Error, ErrorKind};
 use backup_core::progress::{Control, Monitor};
 use secrecy::SecretString;
@@ -85,7 +85,10 @@ fn try_dump(
     limit: Duration,
     control: &Control,
 ) -> Result<Vec<u8>, Error> {
-    let mut dump = database::dump(server, database, limit, control)?;
+    read_whole(database::dump(server, database, limit, control)?)
+}
+
+fn read_whole(mut dump: Dump) -> Result<Vec<u8>, Error> {
     let mut bytes = Vec::new();
     let read = dump.take_reader().unwrap().read_to_end(&mut bytes);
     let finished = dump.finish();
@@ -1230,4 +1233,187 @@ fn rows_of_many_megabytes_pass() {
     tenant.sql("DROP TABLE t");
     tenant.restore(&dump).unwrap();
     assert_eq!(checksums(&tenant), sums);
+}
+
+// What a swap replaced.
+
+fn dump_of_replaced(replaced: &Replaced, control: &Control) -> Vec<u8> {
+    read_whole(database::dump_replaced(&server(), replaced, LIMIT, control).unwrap()).unwrap()
+}
+
+/// Import into a new schema of the same name as anybody would by hand.
+fn import_by_hand(database: &str, dump: &[u8]) {
+    use std::io::Write;
+    let (charset, collation) = ("DEFAULT_CHARACTER_SET_NAME", "DEFAULT_COLLATION_NAME");
+    let like = sql(&format!(
+        "SELECT CONCAT('CHARACTER SET ', {charset}, ' COLLATE ', {collation}) FROM information_schema.SCHEMATA WHERE SCHEMA_NAME = '{database}'"
+    ));
+    sql(&format!(
+        "DROP DATABASE {database}; CREATE DATABASE {database} {like}"
+    ));
+    let mut client = std::process::Command::new("mariadb")
+        .args(["--no-defaults", "--comments", "--user=root", database])
+        .arg(format!("--socket={}", MARIADB.socket().display()))
+        .env("MYSQL_PWD", MARIADB.root_password())
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    client.stdin.take().unwrap().write_all(dump).unwrap();
+    assert!(client.wait().unwrap().success());
+}
+
+#[test]
+fn what_a_swap_replaced_is_dumped_as_it_was_the_moment_before() {
+    let tenant = Tenant::new("undone_1");
+    fill(&tenant);
+    let backup = tenant.dump();
+    sql("ALTER DATABASE undone_1 COLLATE utf8mb4_bin; USE undone_1; SET NAMES utf8mb4;
+         CREATE DEFINER = undone_1@'%' PROCEDURE collated() SELECT 1; ALTER DATABASE undone_1 COLLATE utf8mb4_general_ci;");
+    tenant.sql(
+        "DROP TABLE parts; DROP VIEW counted; DROP EVENT hourly; DROP TRIGGER first_one; CREATE TABLE since (id INT PRIMARY KEY AUTO_INCREMENT, x TEXT);
+         CREATE VIEW z_later AS SELECT 1 AS id, 2 AS x; CREATE VIEW aa AS SELECT f.`id`, f.x AS `odd ``name` FROM z_later f; CREATE OR REPLACE VIEW z_later AS SELECT * FROM since;
+         SET time_zone = '-07:00'; CREATE EVENT west ON SCHEDULE EVERY 2 DAY STARTS '2035-01-01 00:00:00' DO INSERT INTO since (x) VALUES ('DELIMITER ;');
+         INSERT INTO since (x) VALUES ('the last order');",
+    );
+    let (before, sums) = (tenant.dump(), checksums(&tenant));
+    let (_, replaced) = tenant.restore(&backup).unwrap();
+    assert_same(&tenant.dump(), &backup);
+    let undo = dump_of_replaced(&replaced, &quiet());
+    assert!(undo.ends_with(b"\n-- Dump completed\n"));
+    assert!(!String::from_utf8_lossy(&undo).contains("__replaced_"));
+
+    let (_, second) = tenant.restore(&undo).unwrap();
+    assert_same(&tenant.dump(), &before);
+    assert_eq!(checksums(&tenant), sums);
+    // The same state, replaced again, in another schema.
+    let (_, third) = tenant.restore(&backup).unwrap();
+    assert_same(&dump_of_replaced(&third, &quiet()), &undo);
+
+    import_by_hand("undone_1", &undo);
+    assert_same(&tenant.dump(), &before);
+    assert_eq!(checksums(&tenant), sums);
+    for replaced in [&replaced, &second, &third] {
+        database::drop_replaced(&server(), replaced, &quiet()).unwrap();
+        let gone = database::dump_replaced(&server(), replaced, LIMIT, &quiet());
+        assert_eq!(gone.unwrap_err().kind(), ErrorKind::NotFound);
+    }
+    tenant.assert_nothing_staged();
+}
+
+#[test]
+fn what_a_swap_replaced_comes_back_with_whatever_its_tenant_wrote() {
+    let tenant = Tenant::new("spiteful_1");
+    let backup = tenant.dump();
+    tenant.sql(
+        "CREATE TABLE t (id INT);
+         DELIMITER $$
+         CREATE TRIGGER tr BEFORE INSERT ON t FOR EACH ROW set @a=1 /* x */ + length('*/ */ ;; drop table t ;;\n\\! id\n /*')$$
+         CREATE PROCEDURE p() BEGIN /* x */ SELECT ';; $$ \\'; -- it''s'; -- don't\n # nor here: '\n END$$
+         CREATE VIEW v AS SELECT '*/ */ ;;' AS `/* ;; \\ ''`, '`spiteful_1`.' AS text$$
+         CREATE EVENT e ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DISABLE COMMENT ';;' DO SET @a = ';; ON COMPLETION NOT PRESERVE ENABLE'$$
+         DELIMITER ;
+         CREATE VIEW broken AS SELECT id FROM t; ALTER TABLE t CHANGE id i INT;",
+    );
+    // The dump program hangs on such an event and fails on such a view.
+    let objects = "SELECT 'v', VIEW_DEFINITION FROM information_schema.VIEWS WHERE TABLE_SCHEMA = 'spiteful_1' AND TABLE_NAME = 'v';
+         SHOW CREATE TRIGGER spiteful_1.tr; SHOW CREATE PROCEDURE spiteful_1.p; SHOW CREATE EVENT spiteful_1.e;";
+    let without_times = |rows: String| -> Vec<String> {
+        let is_time = |column: &&str| !column.starts_with("20");
+        rows.lines()
+            .map(|row| {
+                row.split('\t')
+                    .filter(is_time)
+                    .collect::<Vec<_>>()
+                    .join("\t")
+            })
+            .collect()
+    };
+    let before = without_times(sql(objects));
+    let (_, replaced) = tenant.restore(&backup).unwrap();
+    assert_same(&tenant.dump(), &backup);
+    let (control, warnings) = control();
+    let undo = dump_of_replaced(&replaced, &control);
+    assert!(
+        warnings.text().contains("broken view broken"),
+        "{}",
+        warnings.text()
+    );
+    let (_, second) = tenant.restore(&undo).unwrap();
+    assert_eq!(without_times(sql(objects)), before);
+    import_by_hand("spiteful_1", &undo);
+    assert_eq!(without_times(sql(objects)), before);
+    assert_eq!(tables("spiteful_1"), ["t"]);
+    for replaced in [&replaced, &second] {
+        database::drop_replaced(&server(), replaced, &quiet()).unwrap();
+    }
+}
+
+#[test]
+fn what_a_swap_replaced_keeps_its_definers() {
+    let tenant = Tenant::new("owners_1");
+    tenant.sql("CREATE TABLE t (id INT);");
+    let backup = tenant.dump();
+    sql("USE owners_1; CREATE VIEW roots AS SELECT 1 AS one; CREATE DEFINER = gone@nowhere PROCEDURE ghost() SELECT 1;
+         CREATE TRIGGER roots BEFORE INSERT ON t FOR EACH ROW SET @a = 1;");
+    let before = tenant.dump();
+    let (_, replaced) = tenant.restore(&backup).unwrap();
+    let undo = dump_of_replaced(&replaced, &quiet());
+    import_by_hand("owners_1", &undo);
+    assert_same(&tenant.dump(), &before);
+    database::drop_replaced(&server(), &replaced, &quiet()).unwrap();
+}
+
+#[test]
+fn where_there_was_no_live_schema_an_empty_one_is_dumped() {
+    let tenant = Tenant::new("nothing_1");
+    let empty = tenant.dump();
+    tenant.sql("CREATE TABLE t (id INT); DROP DATABASE nothing_1;");
+    let (_, replaced) = tenant.restore(&empty).unwrap();
+    let undo = dump_of_replaced(&replaced, &quiet());
+    tenant.sql("CREATE TABLE t (id INT)");
+    let (inventory, second) = tenant.restore(&undo).unwrap();
+    assert_eq!(inventory, Inventory::default());
+    assert_same(&tenant.dump(), &empty);
+    for replaced in [&replaced, &second] {
+        database::drop_replaced(&server(), replaced, &quiet()).unwrap();
+    }
+}
+
+#[test]
+fn a_server_that_dies_under_the_dump_of_what_a_swap_replaced_gives_an_error_and_no_end() {
+    let mut mariadb = MariaDb::start().unwrap();
+    mariadb
+        .sql(
+            "CREATE DATABASE dies_1; USE dies_1; CREATE TABLE t (id INT PRIMARY KEY, x LONGTEXT);
+             INSERT INTO t SELECT seq, REPEAT('x', 100000) FROM seq_1_to_200;",
+        )
+        .unwrap();
+    let password = SecretString::from(mariadb.root_password());
+    let server = Server::new(
+        Endpoint::Socket(mariadb.socket()),
+        Vec::new(),
+        "root",
+        password,
+    );
+    let control = quiet();
+    let mut shadow =
+        database::prepare_shadow(&server, "dies_1", &ImportAccount::Temporary, &control).unwrap();
+    database::import(
+        &server,
+        &mut shadow,
+        reader(TRAILER.as_bytes()),
+        LIMIT,
+        &control,
+    )
+    .unwrap();
+    let replaced = database::swap(&server, &shadow, &control).unwrap();
+    let mut dump = database::dump_replaced(&server, &replaced, LIMIT, &control).unwrap();
+    let mut reader = dump.take_reader().unwrap();
+    reader.read_exact(&mut [0; 4096]).unwrap();
+    mariadb.signal_kill();
+    let mut read = Vec::new();
+    assert!(reader.read_to_end(&mut read).is_err());
+    assert!(!read.ends_with(b"-- Dump completed\n"));
+    assert!(dump.finish().is_err());
+    mariadb.kill();
 }

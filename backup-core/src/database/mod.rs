@@ -23,6 +23,7 @@
 mod client;
 mod definitions;
 mod dump;
+mod replaced;
 mod rewrite;
 mod shadow;
 mod swap;
@@ -38,6 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
 pub use dump::{Dump, DumpReport, dump};
+pub use replaced::dump_replaced;
 pub use shadow::{
     ImportAccount, Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify,
 };

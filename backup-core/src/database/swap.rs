@@ -35,7 +35,7 @@ const BUSY: u16 = 1205;
 /// The record's table before the commit, after it, and once the live schema is whole.
 const PENDING: &str = "~shophosting backup: pending";
 const COMMITTED: &str = "~shophosting backup: committed";
-const COMPLETED: &str = "~shophosting backup: completed";
+pub(super) const COMPLETED: &str = "~shophosting backup: completed";
 
 /// What a swap replaced: a schema with the old tables and a record of everything else.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,13 +92,13 @@ impl ReplacedState {
 
 /// What has to be known to finish a swap or to undo it.
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub(super) struct Record {
     live: String,
     shadow: String,
     replaced: String,
     /// The live schema's character set and collation; none when there was no live schema.
-    charset: Option<(String, String)>,
-    old: Vec<Definition>,
+    pub(super) charset: Option<(String, String)>,
+    pub(super) old: Vec<Definition>,
     new: Vec<Definition>,
 }
 
@@ -641,16 +641,38 @@ pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) ->
     if !is_beside(schema, live, REPLACED_MARK) || !known.contains(schema) {
         return Ok(());
     }
-    let state = ReplacedState::of(&tables(server, schema, &control.cancel)?);
-    if state != ReplacedState::Completed {
-        return Err(Error::new(
+    check_completed(server, schema, &control.cancel)?;
+    remove_schema(server, live, schema, &|text| control.monitor.warning(text))
+}
+
+fn check_completed(server: &Server, schema: &str, cancel: &Cancel) -> Result<()> {
+    match ReplacedState::of(&tables(server, schema, cancel)?) {
+        ReplacedState::Completed => Ok(()),
+        ReplacedState::Pending | ReplacedState::Committed => Err(Error::new(
             ErrorKind::InvalidInput,
             format!(
                 "the swap that made {schema} was interrupted; it has to be completed or undone first"
             ),
+        )),
+    }
+}
+
+/// The record of a swap that came to its end.
+pub(super) fn completed_record(
+    server: &Server,
+    replaced: &Replaced,
+    cancel: &Cancel,
+) -> Result<Record> {
+    let Replaced { live, schema } = replaced;
+    let known = schemas_beside(server, live, REPLACED_MARK, cancel)?;
+    if !known.contains(schema) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the schema {schema}, which a swap made, is no longer there"),
         ));
     }
-    remove_schema(server, live, schema, &|text| control.monitor.warning(text))
+    check_completed(server, schema, cancel)?;
+    read_record(server, schema, COMPLETED, cancel)
 }
 
 impl fmt::Display for Replaced {
@@ -667,7 +689,9 @@ mod tests {
     use xtask::mariadb::MariaDb;
 
     use super::*;
-    use crate::database::{Endpoint, discard, dump, import, prepare_shadow, remove_leftovers};
+    use crate::database::{
+        Endpoint, discard, dump, dump_replaced, import, prepare_shadow, remove_leftovers,
+    };
 
     const LIMIT: Duration = Duration::from_secs(120);
     const LIVE: &str = "customer_7";
@@ -845,6 +869,8 @@ mod tests {
             assert_eq!(state, ReplacedState::Pending);
             let dropped = drop_replaced(&bed.server, &replaced, &bed.control);
             assert_eq!(dropped.unwrap_err().kind(), ErrorKind::InvalidInput);
+            let dumped = dump_replaced(&bed.server, &replaced, LIMIT, &bed.control);
+            assert_eq!(dumped.unwrap_err().kind(), ErrorKind::InvalidInput);
             bed.resume(&replaced);
             bed.assert_live(&before);
             bed.assert_nothing_left();
@@ -880,6 +906,8 @@ mod tests {
             assert_eq!(state, ReplacedState::Committed);
             let dropped = drop_replaced(&bed.server, &replaced, &bed.control);
             assert_eq!(dropped.unwrap_err().kind(), ErrorKind::InvalidInput);
+            let dumped = dump_replaced(&bed.server, &replaced, LIMIT, &bed.control);
+            assert_eq!(dumped.unwrap_err().kind(), ErrorKind::InvalidInput);
             bed.resume(&replaced);
             bed.assert_live(&backup);
             assert_eq!(bed.state(&replaced), ReplacedState::Completed);
