@@ -37,11 +37,44 @@ const PENDING: &str = "~shophosting backup: pending";
 const COMMITTED: &str = "~shophosting backup: committed";
 pub(super) const COMPLETED: &str = "~shophosting backup: completed";
 
-/// What a swap replaced: a schema with the old tables and a record of everything else.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a swap replaced: a schema with the old tables and a record of everything else. Known by its names alone, which a journal can hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Names")]
 pub struct Replaced {
     live: String,
     schema: String,
+}
+
+/// A [`Replaced`] as it is read from a file, where anything may stand.
+#[derive(Deserialize)]
+struct Names {
+    live: String,
+    schema: String,
+}
+
+impl TryFrom<Names> for Replaced {
+    type Error = Error;
+
+    fn try_from(Names { live, schema }: Names) -> Result<Self> {
+        if is_beside(&schema, &live, REPLACED_MARK) {
+            Ok(Self { live, schema })
+        } else {
+            Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{schema} is not a schema that a swap of {live} made"),
+            ))
+        }
+    }
+}
+
+impl Shadow {
+    /// What [`swap`] is going to replace, under the name that it will have: what a journal notes before the swap, to [`resume`] it by.
+    pub fn to_be_replaced(&self) -> Replaced {
+        Replaced {
+            live: self.live.clone(),
+            schema: replaced_name(self),
+        }
+    }
 }
 
 impl Replaced {
@@ -171,7 +204,7 @@ fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
     Ok(Record {
         live: live.clone(),
         shadow: shadow.schema.clone(),
-        replaced: replaced_name(shadow),
+        replaced: shadow.to_be_replaced().schema,
         charset,
         old,
         new,
@@ -520,7 +553,8 @@ pub fn find_replaced(
 }
 
 /// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit, complete it if it had, and leave it
-/// alone if it was complete. Can be repeated. Gives the state that it was found in.
+/// alone if it was complete. Can be repeated, and for a swap that was never begun. Gives the state that it was found in; that of one that was undone
+/// is [`Pending`](ReplacedState::Pending) for ever.
 ///
 /// # Errors
 /// As [`swap`].
@@ -776,6 +810,7 @@ mod tests {
             crash(&swap);
             let mut found = find_replaced(&self.server, LIVE, &self.control).unwrap();
             assert_eq!(found.len(), 1);
+            assert_eq!(found[0].0, shadow.to_be_replaced());
             found.remove(0)
         }
 
@@ -916,6 +951,36 @@ mod tests {
             swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
             bed.assert_live(&before);
             bed.assert_nothing_left();
+        }
+    }
+
+    #[test]
+    fn a_swap_that_was_not_begun_can_be_resumed_by_its_name_and_does_nothing() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let shadow = bed.staged(&backup);
+        let journal = serde_json::to_string(&shadow.to_be_replaced()).unwrap();
+        let replaced: Replaced = serde_json::from_str(&journal).unwrap();
+        for _ in 0..2 {
+            let state = resume(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+            assert_eq!(state, ReplacedState::Pending);
+            bed.assert_live(&before);
+        }
+        drop_replaced(&bed.server, &replaced, &bed.control).unwrap();
+        // It was only staged, and still can be swapped in.
+        assert_eq!(swap(&bed.server, &shadow, &bed.control).unwrap(), replaced);
+        bed.assert_live(&backup);
+        let replaced: Replaced = serde_json::from_str(&journal).unwrap();
+        swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+        bed.assert_live(&before);
+        bed.assert_nothing_left();
+    }
+
+    #[test]
+    fn a_name_from_a_file_that_no_swap_would_make_is_refused() {
+        for schema in ["mysql", "customer_7", "customer_77__replaced_00c0ffee"] {
+            let file = format!(r#"{{"live": "customer_7", "schema": "{schema}"}}"#);
+            serde_json::from_str::<Replaced>(&file).unwrap_err();
         }
     }
 
