@@ -38,6 +38,19 @@ fn server_through(exec: &[&str]) -> Server {
     )
 }
 
+/// The server with an account that has the rights that it needs for the restores of `tenant`, but may not create accounts.
+fn server_without_accounts(tenant: &Tenant) -> Server {
+    let (name, pattern) = (tenant.name, tenant.name.replace('_', "\\_"));
+    sql(&format!(
+        "CREATE USER for_{name}@localhost IDENTIFIED BY '{PASSWORD}';
+         GRANT ALL ON `{pattern}`.* TO for_{name}@localhost WITH GRANT OPTION;
+         GRANT ALL ON `{pattern}\\_\\_re%`.* TO for_{name}@localhost WITH GRANT OPTION;
+         GRANT SELECT ON mysql.* TO for_{name}@localhost;
+         GRANT PROCESS, CONNECTION ADMIN, SET USER ON *.* TO for_{name}@localhost;"
+    ));
+    server_as(&format!("for_{name}"), PASSWORD)
+}
+
 /// A monitor that keeps the warnings, and lets nobody count the bytes of a dump, which its reader counts.
 #[derive(Default)]
 struct Warnings(Mutex<Vec<String>>);
@@ -429,15 +442,31 @@ impl Tenant {
         dump: &[u8],
         control: &Control,
     ) -> Result<(Inventory, Replaced), Error> {
-        let server = server();
-        let mut shadow = database::prepare_shadow(&server, self.name, account, control)?;
+        self.restore_on(&server(), account, dump, control)
+    }
+
+    fn restore_on(
+        &self,
+        server: &Server,
+        account: &ImportAccount,
+        dump: &[u8],
+        control: &Control,
+    ) -> Result<(Inventory, Replaced), Error> {
+        let mut shadow = database::prepare_shadow(server, self.name, account, control)?;
         let restored = (|| {
-            database::import(&server, &mut shadow, reader(dump), LIMIT, control)?;
-            let inventory = database::verify(&server, &shadow, control)?;
-            Ok((inventory, database::swap(&server, &shadow, control)?))
+            database::import(server, &mut shadow, reader(dump), LIMIT, control)?;
+            let inventory = database::verify(server, &shadow, control)?;
+            Ok((inventory, database::swap(server, &shadow, control)?))
         })();
-        database::discard(&server, self.name, shadow.schema())?;
-        database::discard(&server, self.name, shadow.schema())?;
+        database::discard(server, self.name, shadow.schema())?;
+        database::discard(server, self.name, shadow.schema())?;
+        assert_eq!(
+            sql(&format!(
+                "SELECT User FROM mysql.global_priv WHERE User = CONCAT('shb_', LEFT(SHA2('{}', 256), 16))",
+                shadow.schema()
+            )),
+            ""
+        );
         restored
     }
 
@@ -452,7 +481,7 @@ impl Tenant {
         assert_eq!(sql(&format!("SHOW DATABASES LIKE '{name}\\_\\_re%'")), "");
         assert_eq!(
             sql(&format!(
-                "SELECT Db FROM mysql.db WHERE User <> '{name}' AND Db LIKE '{name}%'"
+                "SELECT Db FROM mysql.db WHERE User NOT IN ('{name}', 'for_{name}') AND Db LIKE '{name}%'"
             )),
             ""
         );
@@ -1028,9 +1057,9 @@ fn a_shadow_schema_that_its_tenant_holds_on_to_is_removed() {
     let tenant = Tenant::new("holding_1");
     tenant.sql("CREATE TABLE parent (id BIGINT UNSIGNED PRIMARY KEY); INSERT INTO parent VALUES (1); CREATE TABLE other (i INT);");
     let dump = tenant.dump();
+    let server = server_without_accounts(&tenant);
     for crashed in [false, true] {
         let (control, warnings) = control();
-        let server = server();
         let mut shadow =
             database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
         database::import(&server, &mut shadow, reader(&dump), LIMIT, &control).unwrap();
@@ -1060,7 +1089,7 @@ fn a_key_into_the_shadow_schema_is_gone_with_what_a_swap_replaced() {
     let tenant = Tenant::new("hung_1");
     tenant.sql("CREATE TABLE parent (id INT PRIMARY KEY); INSERT INTO parent VALUES (1);");
     let dump = tenant.dump();
-    let server = server();
+    let server = server_without_accounts(&tenant);
     let mut shadow =
         database::prepare_shadow(&server, tenant.name, &tenant.account(), &quiet()).unwrap();
     database::import(&server, &mut shadow, reader(&dump), LIMIT, &quiet()).unwrap();
@@ -1233,6 +1262,122 @@ fn rows_of_many_megabytes_pass() {
     tenant.sql("DROP TABLE t");
     tenant.restore(&dump).unwrap();
     assert_eq!(checksums(&tenant), sums);
+}
+
+// Imports that stray.
+
+/// What a dump may try against the live schema, by name or by the client's own `use`.
+fn strays(live: &str) -> Vec<String> {
+    [
+        format!("CREATE TABLE {live}.pwned (i INT);"),
+        format!("use {live};\nCREATE TABLE pwned (i INT);"),
+        format!("DROP TABLE {live}.t;"),
+        format!("ALTER TABLE {live}.t ADD COLUMN pwned INT;"),
+        format!("CREATE OR REPLACE VIEW {live}.v AS SELECT 'pwned';"),
+        format!("create trigger {live}.pwned before insert on {live}.t for each row set @a = 1;"),
+        format!("create procedure {live}.pwned() select 1;"),
+        format!("DROP EVENT {live}.e;"),
+        format!("ALTER EVENT {live}.e ENABLE;"),
+    ]
+    .iter()
+    .map(|attack| format!("CREATE TABLE `t` (i INT);\n{attack}\n{TRAILER}"))
+    .collect()
+}
+
+/// A customer with one of everything, whose event changes nothing, enabled or not.
+fn target(name: &'static str) -> Tenant {
+    let tenant = Tenant::new(name);
+    tenant.sql(
+        "CREATE TABLE t (i INT); CREATE VIEW v AS SELECT 1 AS one; INSERT INTO t VALUES (1);
+         CREATE EVENT e ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DISABLE DO SET @a = 1;",
+    );
+    tenant
+}
+
+#[test]
+fn an_import_cannot_touch_the_live_schema_of_its_own_customer() {
+    let tenant = target("strayed_1");
+    let rows = "use strayed_1;\nUPDATE t SET i = 2;";
+    let reads = "CREATE TABLE `copy` AS SELECT * FROM strayed_1.t;";
+    for attack in [rows, reads] {
+        let error = assert_fails_clean(&tenant, format!("{attack}\n{TRAILER}").as_bytes());
+        assert_eq!(error.kind(), ErrorKind::Refused, "{attack}: {error:?}");
+    }
+    for dump in strays(tenant.name) {
+        let error = assert_fails_clean(&tenant, dump.as_bytes());
+        assert_eq!(error.kind(), ErrorKind::Refused, "{dump}: {error:?}");
+    }
+}
+
+#[test]
+fn a_locked_definer_from_an_earlier_restore_lends_an_import_no_rights() {
+    let tenant = target("lent_1");
+    let restore = |dump: &[u8]| tenant.restore_as(&ImportAccount::Temporary, dump, &quiet());
+    let (_, replaced) = restore(&tenant.dump()).unwrap();
+    database::drop_replaced(&server(), &replaced, &quiet()).unwrap();
+    let before = tenant.dump();
+    for dump in strays(tenant.name) {
+        let error = restore(dump.as_bytes()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused, "{dump}: {error:?}");
+    }
+    assert_same(&tenant.dump(), &before);
+}
+
+#[test]
+fn an_import_as_the_customer_that_changed_the_live_schema_is_refused() {
+    let tenant = target("watched_1");
+    let server = server_without_accounts(&tenant);
+    let backup = tenant.dump();
+    for dump in strays(tenant.name) {
+        let error = tenant
+            .restore_on(&server, &tenant.account(), dump.as_bytes(), &quiet())
+            .expect_err(&dump);
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{dump}: {error:?}");
+        assert!(
+            error.chain().contains("the database watched_1 was changed"),
+            "{error:?}"
+        );
+        import_by_hand(tenant.name, &backup);
+    }
+    let (_, replaced) = tenant
+        .restore_on(&server, &tenant.account(), &backup, &quiet())
+        .unwrap();
+    database::drop_replaced(&server, &replaced, &quiet()).unwrap();
+    assert_same(&tenant.dump(), &backup);
+    tenant.assert_nothing_staged();
+}
+
+#[test]
+fn an_import_that_changed_a_schema_open_to_everybody_is_refused() {
+    let mariadb = MariaDb::start().unwrap();
+    let password = SecretString::from(mariadb.root_password());
+    let endpoint = Endpoint::Socket(mariadb.socket());
+    let server = Server::new(endpoint, Vec::new(), "root", password);
+    mariadb
+        .sql("CREATE DATABASE everybodys; GRANT ALL ON everybodys.* TO PUBLIC;")
+        .unwrap();
+    for (attack, refused) in [
+        ("CREATE TABLE everybodys.pwned (i INT);", true),
+        ("", false),
+    ] {
+        let dump = format!("{attack}\n{TRAILER}");
+        let account = ImportAccount::Temporary;
+        let mut shadow = database::prepare_shadow(&server, "open_1", &account, &quiet()).unwrap();
+        let imported = database::import(
+            &server,
+            &mut shadow,
+            reader(dump.as_bytes()),
+            LIMIT,
+            &quiet(),
+        );
+        database::discard(&server, "open_1", shadow.schema()).unwrap();
+        let error = imported.err();
+        assert_eq!(
+            error.as_ref().map(Error::kind),
+            refused.then_some(ErrorKind::Damaged),
+            "{error:?}"
+        );
+    }
 }
 
 // What a swap replaced.

@@ -13,16 +13,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::database::Server;
+use crate::database::accounts::{Identity, ImportAccount, grant, open_tenant, settle_account};
 use crate::database::client::{
     CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
 };
 use crate::database::definitions::{As, Definition, Kind, collect, create, drop_where, missing};
-use crate::database::rewrite::{awake_event, unqualified_view};
-use crate::database::shadow::{
-    ImportAccount, Importer, REPLACED_MARK, Shadow, default_charset, foreign_keys_into, grant,
-    is_beside, open_account, remove_schema, replaced_name, schemas_beside, settle_account,
-    shadow_name,
+use crate::database::names::{
+    REPLACED_MARK, is_beside, replaced_name, schemas_beside, shadow_name,
 };
+use crate::database::rewrite::{awake_event, unqualified_view};
+use crate::database::shadow::{Shadow, default_charset, foreign_keys_into, remove_schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
 
@@ -72,7 +72,7 @@ impl Shadow {
     pub fn to_be_replaced(&self) -> Replaced {
         Replaced {
             live: self.live.clone(),
-            schema: replaced_name(self),
+            schema: replaced_name(&self.live, &self.schema),
         }
     }
 }
@@ -156,7 +156,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
     let swap = Swap {
         server,
         record: &record,
-        importer: &shadow.importer,
+        tenant: &shadow.tenant,
         warn: &warn,
     };
     if let Err(error) = swap.up_to_commit(cancel) {
@@ -233,7 +233,7 @@ fn refuse_foreign_keys_from_outside(server: &Server, live: &str, cancel: &Cancel
 struct Swap<'a> {
     server: &'a Server,
     record: &'a Record,
-    importer: &'a Importer,
+    tenant: &'a Identity,
     warn: &'a dyn Fn(&str),
 }
 
@@ -392,7 +392,7 @@ impl Swap<'_> {
         let record = self.record;
         drop_where(self.server, &record.live, "", |_, _| true, cancel)?;
         self.open_live(cancel)?;
-        let by = As::Tenant(&self.importer.account, &self.importer.definer);
+        let by = As::Tenant(&self.tenant.account, &self.tenant.definer);
         create(
             self.server,
             &record.live,
@@ -423,8 +423,8 @@ impl Swap<'_> {
 
     /// The temporary account creates in the live schema, and stays the definer there.
     fn open_live(&self, cancel: &Cancel) -> Result<()> {
-        if self.importer.temporary {
-            grant(self.server, self.importer, &self.record.live, cancel)?;
+        if self.tenant.temporary {
+            grant(self.server, self.tenant, &self.record.live, cancel)?;
         }
         Ok(())
     }
@@ -438,7 +438,7 @@ impl Swap<'_> {
                 let lost = missing(self.server, &record.live, &record.old, cancel)?;
                 if !lost.is_empty() {
                     self.open_live(cancel)?;
-                    let by = As::Found(&self.importer.account, &self.importer.definer);
+                    let by = As::Found(&self.tenant.account, &self.tenant.definer);
                     create(self.server, &record.live, &lost, by, self.warn, cancel)?;
                 }
                 let default = format!(
@@ -630,11 +630,11 @@ fn with_record<T>(
             new: Vec::new(),
         }
     };
-    let importer = open_account(server, &replaced.live, account, cancel)?;
+    let tenant = open_tenant(server, &replaced.live, account, cancel)?;
     let swap = Swap {
         server,
         record: &record,
-        importer: &importer,
+        tenant: &tenant,
         warn: &warn,
     };
     let result = act(&swap, state);
@@ -804,7 +804,7 @@ mod tests {
             let swap = Swap {
                 server: &self.server,
                 record: &record,
-                importer: &shadow.importer,
+                tenant: &shadow.tenant,
                 warn: &|text| panic!("{text}"),
             };
             crash(&swap);
@@ -841,6 +841,8 @@ mod tests {
                 self.mariadb.sql("SELECT COUNT(*) FROM mysql.db").unwrap(),
                 "1\n"
             );
+            let temporary = "SELECT User FROM mysql.global_priv WHERE User LIKE 'shb%'";
+            assert_eq!(self.mariadb.sql(temporary).unwrap(), "");
         }
     }
 
