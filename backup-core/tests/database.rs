@@ -4,7 +4,9 @@ use std::io::Read;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use backup_core::database::{self, Dump, Endpoint, ImportAccount, Inventory, Replaced, Server};
+use backup_core::database::{
+    self, Dump, Endpoint, ImportAccount, Inventory, Replaced, Server, Shadow,
+};
 use backup_core::error::{Error, ErrorKind};
 use backup_core::progress::{Control, Monitor};
 use secrecy::SecretString;
@@ -1377,6 +1379,240 @@ fn an_import_that_changed_a_schema_open_to_everybody_is_refused() {
             refused.then_some(ErrorKind::Damaged),
             "{error:?}"
         );
+    }
+}
+
+#[test]
+fn views_and_keys_into_other_schemas_and_a_dump_that_chooses_its_own_fail_cleanly() {
+    let tenant = target("crossing_1");
+    sql(
+        "CREATE DATABASE crossed_1; CREATE TABLE crossed_1.parent (id INT PRIMARY KEY); INSERT INTO crossed_1.parent VALUES (1);",
+    );
+    let crossed = || dump_of("crossed_1");
+    let before = crossed();
+    for (attack, kind) in [
+        (
+            "CREATE VIEW `w` AS SELECT * FROM `crossed_1`.`parent`;",
+            ErrorKind::Refused,
+        ),
+        (
+            "/*!50001 CREATE ALGORITHM=UNDEFINED */\n/*!50013 DEFINER=`root`@`localhost` SQL SECURITY DEFINER */\n/*!50001 VIEW `w` AS select `crossed_1`.`parent`.`id` AS `id` from `crossed_1`.`parent` */;",
+            ErrorKind::Refused,
+        ),
+        (
+            "SET foreign_key_checks = 0;\nCREATE TABLE `c` (id INT, FOREIGN KEY (id) REFERENCES crossed_1.parent (id));",
+            ErrorKind::Refused,
+        ),
+        (
+            "CREATE TABLE `c` (id INT);\nALTER TABLE c ADD FOREIGN KEY (id) REFERENCES crossed_1.parent (id);",
+            ErrorKind::Refused,
+        ),
+        (
+            "CREATE TABLE `m` (id INT) ENGINE=MERGE UNION=(crossed_1.parent);",
+            ErrorKind::Refused,
+        ),
+        (
+            "CREATE TABLE `t` (i INT);\nRENAME TABLE t TO crossed_1.t;",
+            ErrorKind::Refused,
+        ),
+        ("USE `crossed_1`;", ErrorKind::Damaged),
+        (
+            "use crossed_1;\nCREATE TABLE t (i INT);",
+            ErrorKind::Refused,
+        ),
+        (
+            "/*!40000 USE crossed_1*/;\nCREATE TABLE t (i INT);",
+            ErrorKind::Refused,
+        ),
+        ("\\u crossed_1\nCREATE TABLE t (i INT);", ErrorKind::Failed),
+        (
+            "CREATE DATABASE crossing_1__restore_00000000;",
+            ErrorKind::Damaged,
+        ),
+        (
+            "create database crossing_1__restore_00000000;",
+            ErrorKind::Refused,
+        ),
+    ] {
+        let error = assert_fails_clean(&tenant, format!("{attack}\n{TRAILER}").as_bytes());
+        assert_eq!(error.kind(), kind, "{attack}: {error:?}");
+        assert_same(&crossed(), &before);
+    }
+    sql("DROP DATABASE crossed_1");
+}
+
+#[test]
+fn a_dump_that_changes_the_password_of_the_importing_account_changes_nobody_elses() {
+    let tenant = target("locksmith_1");
+    let dump = format!("SET PASSWORD = PASSWORD('x');\n{TRAILER}");
+    let error = assert_fails_clean(&tenant, dump.as_bytes());
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    tenant.sql("SELECT 1");
+}
+
+#[test]
+fn an_error_in_the_last_statement_fails_cleanly() {
+    let tenant = Tenant::new("lastword_1");
+    fill(&tenant);
+    let dump = tenant.dump();
+    let trailer = TRAILER.len();
+    let mut wrong = dump[..dump.len() - trailer].to_vec();
+    wrong.extend_from_slice(format!("\nDROP TABLE `no such table`;\n{TRAILER}").as_bytes());
+    let error = assert_fails_clean(&tenant, &wrong);
+    assert!(error.chain().contains("1051"), "{error:?}");
+}
+
+#[test]
+fn a_transaction_that_a_dump_prepared_is_named_to_the_operator() {
+    let tenant = target("prepared_1");
+    let dump = format!(
+        "CREATE TABLE `x` (i INT) ENGINE=InnoDB;\nXA START 'spite';\nINSERT INTO x VALUES (1);\nXA END 'spite';\nXA PREPARE 'spite';\n{TRAILER}"
+    );
+    let before = tenant.dump();
+    let (server, control) = (server(), quiet());
+    let mut shadow =
+        database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
+    database::import(
+        &server,
+        &mut shadow,
+        reader(dump.as_bytes()),
+        LIMIT,
+        &control,
+    )
+    .unwrap();
+    let error = database::discard(&server, tenant.name, shadow.schema()).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    assert!(error.chain().contains("XA ROLLBACK: 'spite'"), "{error:?}");
+    assert_same(&tenant.dump(), &before);
+    sql("XA ROLLBACK 'spite'");
+    database::discard(&server, tenant.name, shadow.schema()).unwrap();
+    tenant.assert_nothing_staged();
+}
+
+/// A server of its own that is harmed, with a customer's schema and a backup of it.
+struct Harmed {
+    mariadb: MariaDb,
+    server: Server,
+    live: Vec<u8>,
+}
+
+impl Harmed {
+    const NAME: &str = "harmed_1";
+
+    fn new(mariadb: MariaDb) -> Self {
+        mariadb
+            .sql("CREATE DATABASE harmed_1; USE harmed_1; CREATE TABLE t (i INT PRIMARY KEY, x TEXT); INSERT INTO t VALUES (1, 'kept'); CREATE VIEW v AS SELECT * FROM t;")
+            .unwrap();
+        let password = SecretString::from(mariadb.root_password());
+        let endpoint = Endpoint::Socket(mariadb.socket());
+        let server = Server::new(endpoint, Vec::new(), "root", password);
+        let live = try_dump(&server, Self::NAME, LIMIT, &quiet()).unwrap();
+        Self {
+            mariadb,
+            server,
+            live,
+        }
+    }
+
+    fn stage(&self) -> Shadow {
+        database::prepare_shadow(
+            &self.server,
+            Self::NAME,
+            &ImportAccount::Temporary,
+            &quiet(),
+        )
+        .unwrap()
+    }
+
+    fn import(&self, shadow: &mut Shadow, dump: &str) -> Result<(), Error> {
+        let dump = reader(format!("{dump}\n{TRAILER}").as_bytes());
+        database::import(&self.server, shadow, dump, LIMIT, &quiet())
+    }
+
+    #[track_caller]
+    fn assert_only_live_is_left(&self) {
+        let left = "SHOW DATABASES LIKE 'harmed%'; SELECT User FROM mysql.global_priv WHERE User LIKE 'shb%'; SELECT Db FROM mysql.db;";
+        assert_eq!(self.mariadb.sql(left).unwrap(), "harmed_1\n");
+        assert_same(
+            &try_dump(&self.server, Self::NAME, LIMIT, &quiet()).unwrap(),
+            &self.live,
+        );
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_during_an_import_is_told_and_nothing_is_left() {
+    let disk = SmallDisk::mount("300m");
+    let harmed = Harmed::new(MariaDb::start_in(disk.0.path(), &[]).unwrap());
+    let mut shadow = harmed.stage();
+    let rows = "INSERT INTO big (x) SELECT REPEAT('x', 3000) FROM seq_1_to_1000;\n";
+    let dump = format!(
+        "CREATE TABLE `big` (i INT PRIMARY KEY AUTO_INCREMENT, x VARCHAR(4000)) ENGINE=InnoDB;\n{}",
+        rows.repeat(200)
+    );
+    let error = harmed.import(&mut shadow, &dump).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error:?}");
+    let staged = [shadow.schema().to_owned()];
+    let removed = database::remove_leftovers(&harmed.server, Harmed::NAME, &quiet()).unwrap();
+    assert_eq!(removed, staged);
+    harmed.assert_only_live_is_left();
+    // There is room again.
+    let mut shadow = harmed.stage();
+    harmed
+        .import(&mut shadow, "CREATE TABLE `small` (i INT);")
+        .unwrap();
+    database::discard(&harmed.server, Harmed::NAME, shadow.schema()).unwrap();
+    harmed.assert_only_live_is_left();
+}
+
+#[test]
+fn a_server_that_is_killed_during_an_import_has_lost_nothing_when_it_is_back() {
+    let mut harmed = Harmed::new(MariaDb::start().unwrap());
+    let mut shadow = harmed.stage();
+    let sleeping = "SELECT 1 FROM information_schema.PROCESSLIST WHERE STATE = 'User sleep'";
+    std::thread::scope(|scope| {
+        let import = scope.spawn(|| {
+            let dump = "CREATE TABLE `t` (i INT);\nINSERT INTO t VALUES (1);\nSELECT SLEEP(100);";
+            harmed.import(&mut shadow, dump)
+        });
+        eventually("it sleeps", || {
+            !harmed.mariadb.sql(sleeping).unwrap().is_empty()
+        });
+        harmed.mariadb.signal_kill();
+        let error = import.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    });
+    database::discard(&harmed.server, Harmed::NAME, shadow.schema()).unwrap_err();
+    harmed.mariadb.kill();
+    harmed.mariadb.restart().unwrap();
+    let staged = [shadow.schema().to_owned()];
+    let removed = database::remove_leftovers(&harmed.server, Harmed::NAME, &quiet()).unwrap();
+    assert_eq!(removed, staged);
+    harmed.assert_only_live_is_left();
+}
+
+/// A small file system of its own, unmounted on drop.
+struct SmallDisk(tempfile::TempDir);
+
+impl SmallDisk {
+    fn mount(size: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mounted = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(directory.path())
+            .status()
+            .unwrap();
+        assert!(mounted.success(), "mounting needs root");
+        Self(directory)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount")
+            .arg("-l")
+            .arg(self.0.path())
+            .status();
     }
 }
 

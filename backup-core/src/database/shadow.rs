@@ -445,6 +445,9 @@ fn against_sessions_of(
     loop {
         match server.change(&format!("{options} {change}"), cancel) {
             Err(error) if error.code == Some(BUSY) && tries < DROP_TRIES => {}
+            Err(error) if error.code == Some(BUSY) => {
+                return Err(name_prepared_transactions(server, error, cancel));
+            }
             result => return result.map(drop),
         }
         if !users.is_empty() {
@@ -462,6 +465,28 @@ fn against_sessions_of(
             kill_sessions(server, &which, cancel);
         }
         tries += 1;
+    }
+}
+
+/// What a dump may leave behind to spite us: a transaction that was prepared with `XA PREPARE` outlives its session and its account. Whose
+/// it is no server tells, so that ending it is for a person.
+fn name_prepared_transactions(server: &Server, error: SqlError, cancel: &Cancel) -> SqlError {
+    let prepared = server.query("XA RECOVER FORMAT = 'SQL';", cancel);
+    let names: Vec<String> = prepared
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|row| row.last())
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect();
+    if names.is_empty() {
+        return error;
+    }
+    SqlError {
+        code: error.code,
+        error: error.error.context(format!(
+            "a prepared transaction may hold it; end the one that nobody waits for with XA ROLLBACK: {}",
+            names.join("; ")
+        )),
     }
 }
 
