@@ -37,7 +37,14 @@ impl MariaDb {
 
     /// As [`MariaDb::start`], with more options for the server.
     pub fn start_with(options: &[&str]) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("mariadb-").tempdir()?;
+        Self::start_in(&std::env::temp_dir(), options)
+    }
+
+    /// As [`MariaDb::start_with`], with the data in a new directory below `parent`: on a file system of the test's choice.
+    pub fn start_in(parent: &Path, options: &[&str]) -> Result<Self> {
+        let dir = tempfile::Builder::new()
+            .prefix("mariadb-")
+            .tempdir_in(parent)?;
         let guard = Guard::over(dir.path())?;
         if is_root() {
             // The server runs as its own user and has to get through and to write here.

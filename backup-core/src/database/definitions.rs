@@ -28,7 +28,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    fn sql(self) -> &'static str {
+    pub(super) fn sql(self) -> &'static str {
         match self {
             Self::Function => "FUNCTION",
             Self::Procedure => "PROCEDURE",
@@ -66,9 +66,11 @@ pub(super) struct Definition {
     client_charset: String,
     connection_collation: String,
     /// The schema's default when it was created; none for views.
-    database_collation: Option<String>,
+    pub(super) database_collation: Option<String>,
     /// Events only.
     time_zone: Option<String>,
+    /// Of views only; a view that shows what is no longer there has none.
+    pub(super) columns: Vec<String>,
 }
 
 mod hex_bytes {
@@ -87,6 +89,36 @@ impl Definition {
     fn definer(&self) -> Option<Definer> {
         let at = definer_in_create(&self.text)?;
         parse_definer(self.text.get(at..)?).map(|(definer, _)| definer)
+    }
+
+    /// What makes a session one in which the text means what it meant: statements without what a tenant wrote.
+    pub(super) fn session(&self) -> String {
+        // A view's text comes in the server's own character set: say so where it makes a difference.
+        let charset = match self.kind {
+            Kind::View if !self.text.is_ascii() && !self.client_charset.starts_with("utf8") => {
+                "utf8mb4"
+            }
+            _ => &self.client_charset,
+        };
+        let mut session = format!("SET sql_mode = {};\n", literal(&self.sql_mode));
+        if let Some(time_zone) = &self.time_zone {
+            session.push_str(&format!("SET time_zone = '{time_zone}';\n"));
+        }
+        session.push_str(&format!(
+            "SET character_set_client = {charset}, collation_connection = {};\n",
+            self.connection_collation
+        ));
+        session
+    }
+
+    /// The text for a client program that reads a script, up to `delimiter`, which must not be in it.
+    pub(super) fn delimited(&self, delimiter: &str) -> Vec<u8> {
+        [
+            format!("DELIMITER {delimiter}\n").as_bytes(),
+            &self.text,
+            format!("\n{delimiter}\nDELIMITER ;\n").as_bytes(),
+        ]
+        .concat()
     }
 
     /// The same with another definer, if it is another.
@@ -143,8 +175,41 @@ pub(super) fn collect(server: &Server, schema: &str, cancel: &Cancel) -> Result<
             definitions.push(definition(*kind, name, &row)?);
         }
     }
+    add_columns(server, schema, &mut definitions, cancel)?;
     definitions.sort_by_key(|definition| definition.kind);
     Ok(definitions)
+}
+
+/// The columns of the views, asked for one by one: so no table but theirs is opened.
+fn add_columns(
+    server: &Server,
+    schema: &str,
+    definitions: &mut [Definition],
+    cancel: &Cancel,
+) -> Result<()> {
+    let mut script = String::new();
+    for (at, view) in definitions.iter().enumerate() {
+        if view.kind == Kind::View {
+            script.push_str(&format!(
+                "SELECT {at}, HEX(COLUMN_NAME) FROM information_schema.COLUMNS
+                 WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} ORDER BY ORDINAL_POSITION;\n",
+                literal(schema),
+                literal(&view.name)
+            ));
+        }
+    }
+    if script.is_empty() {
+        return Ok(());
+    }
+    for row in server.change(&script, cancel)? {
+        let at = row
+            .first()
+            .and_then(|at| std::str::from_utf8(at).ok()?.parse().ok());
+        if let Some(view) = at.and_then(|at: usize| definitions.get_mut(at)) {
+            view.columns.push(name_from_hex(row.get(1))?);
+        }
+    }
+    Ok(())
 }
 
 /// Kinds and names; triggers in the order in which they fire.
@@ -211,6 +276,7 @@ fn definition(kind: Kind, name: &str, row: &[Vec<u8>]) -> Result<Definition> {
             .then(|| plain_name(&column(session + 2)))
             .transpose()?,
         time_zone: time_zone.map(|at| plain_name(&column(at))).transpose()?,
+        columns: Vec::new(),
     })
 }
 
@@ -406,41 +472,17 @@ impl Creator<'_> {
 }
 
 fn script(definition: &Definition, prepares: bool) -> Vec<u8> {
-    // A view's text comes in the server's own character set: say so where it makes a difference.
-    let charset = match definition.kind {
-        Kind::View
-            if !definition.text.is_ascii() && !definition.client_charset.starts_with("utf8") =>
-        {
-            "utf8mb4"
-        }
-        _ => &definition.client_charset,
-    };
-    let mut script = format!("SET sql_mode = {};\n", literal(&definition.sql_mode));
-    if let Some(time_zone) = &definition.time_zone {
-        script.push_str(&format!("SET time_zone = '{time_zone}';\n"));
-    }
-    script.push_str(&format!(
-        "SET character_set_client = {charset}, collation_connection = {};\n",
-        definition.connection_collation
-    ));
-    let mut script = script.into_bytes();
-    if prepares {
-        script.extend_from_slice(
-            format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).as_bytes(),
-        );
+    let text = if prepares {
+        format!("EXECUTE IMMEDIATE {};\n", hex_literal(&definition.text)).into_bytes()
     } else {
-        let delimiter = random_delimiter();
-        script.extend_from_slice(format!("DELIMITER {delimiter}\n").as_bytes());
-        script.extend_from_slice(&definition.text);
-        script.extend_from_slice(format!("\n{delimiter}\n").as_bytes());
-    }
-    script
+        definition.delimited(&delimiter(rand::random()))
+    };
+    [definition.session().as_bytes(), &text].concat()
 }
 
-/// Nobody can guess it and so end a statement before its end: 15 characters, the most that the clients keep, of 6 random bits each.
-fn random_delimiter() -> String {
+/// Nobody can guess it and so end a statement before its end: 15 characters, the most that the clients keep, of 6 of these bits each.
+pub(super) fn delimiter(bits: u128) -> String {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_$";
-    let bits: u128 = rand::random();
     (0..15)
         .filter_map(|at| LETTERS.get((bits >> (6 * at)) as usize % LETTERS.len()))
         .map(|&letter| char::from(letter))

@@ -2,6 +2,7 @@
 //!
 //! Never: a dump program's early death that looks like the end of the dump; a temporary file; more than a buffer in memory.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
 use std::process::ChildStdout;
@@ -46,19 +47,36 @@ pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control)
     check_rights(server, database, control)?;
     check_events(server, database, control)?;
     check_family(server, tools, database, control)?;
-    start(server, tools, database, limit, control)
+    let everything = ["--routines", "--triggers", "--events"];
+    start(
+        server,
+        database,
+        everything,
+        |stdout| Box::new(stdout),
+        limit,
+        control,
+    )
 }
 
-fn start(
+/// Start dumping `database` with `options` besides those that every dump is made with. What the program prints is read through
+/// what `edit` makes of it, and its end is judged by what comes out there.
+pub(super) fn start<I>(
     server: &Server,
-    tools: &Tools,
     database: &str,
+    options: I,
+    edit: impl FnOnce(ChildStdout) -> Box<dyn Read + Send>,
     limit: Duration,
     control: &Control,
-) -> Result<Dump> {
+) -> Result<Dump>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    let tools = server.tools(&control.cancel)?;
     let program = server
         .program(&tools.dump, &server.account, Some(limit))?
-        .args(options(tools.family))
+        .args(common_options(tools.family))
+        .args(options)
         .arg("--")
         .arg(database);
     let mut running = program.spawn(limit, &control.cancel)?;
@@ -74,7 +92,7 @@ fn start(
     });
     Ok(Dump {
         reader: Some(Box::new(Reader {
-            stdout,
+            source: edit(stdout),
             shared: Arc::clone(&shared),
         })),
         shared,
@@ -84,13 +102,10 @@ fn start(
 /// `--single-transaction` gives the rows of one moment without locking anybody out, and rules out `LOCK TABLES`;
 /// `--hex-blob` keeps binary data whole through any character set; without the date, an unchanged database
 /// gives an unchanged dump, which the repository then stores once; the large packet is for large rows.
-fn options(family: Family) -> Vec<&'static str> {
+fn common_options(family: Family) -> Vec<&'static str> {
     let mut options = vec![
         "--single-transaction",
         "--quick",
-        "--routines",
-        "--triggers",
-        "--events",
         "--hex-blob",
         "--default-character-set=utf8mb4",
         "--no-tablespaces",
@@ -192,7 +207,12 @@ fn check_events(server: &Server, database: &str, control: &Control) -> Result<()
 }
 
 /// The dump programs of the one family write generated columns of the other's servers in a way that cannot be restored.
-fn check_family(server: &Server, tools: &Tools, database: &str, control: &Control) -> Result<()> {
+pub(super) fn check_family(
+    server: &Server,
+    tools: &Tools,
+    database: &str,
+    control: &Control,
+) -> Result<()> {
     let (theirs, ours) = (server.server_family(&control.cancel)?, tools.family);
     if theirs == ours {
         return Ok(());
@@ -319,7 +339,7 @@ fn ends_with_trailer(tail: &[u8]) -> bool {
 }
 
 struct Reader {
-    stdout: ChildStdout,
+    source: Box<dyn Read + Send>,
     shared: Arc<Shared>,
 }
 
@@ -328,7 +348,7 @@ impl Read for Reader {
         if buffer.is_empty() {
             return Ok(0);
         }
-        let n = self.stdout.read(buffer)?;
+        let n = self.source.read(buffer)?;
         if let (Some(read), true) = (buffer.get(..n), n > 0) {
             let mut state = self.shared.lock();
             state.bytes += n as u64;
@@ -375,9 +395,9 @@ mod tests {
 
     #[test]
     fn options_that_only_one_family_knows_go_to_that_family() {
-        assert!(options(Family::MySql).contains(&"--set-gtid-purged=OFF"));
+        assert!(common_options(Family::MySql).contains(&"--set-gtid-purged=OFF"));
         assert!(
-            !options(Family::MariaDb)
+            !common_options(Family::MariaDb)
                 .iter()
                 .any(|option| option.contains("gtid") || option.contains("statistics"))
         );
@@ -397,9 +417,16 @@ mod tests {
             password,
         );
         let control = Control::default();
-        let tools = server.tools(&control.cancel).unwrap();
-        let started = Instant::now();
-        let mut dump = start(&server, tools, "x", Duration::from_secs(1), &control).unwrap();
+        let (limit, started) = (Duration::from_secs(1), Instant::now());
+        let mut dump = start(
+            &server,
+            "x",
+            ["--events"],
+            |stdout| Box::new(stdout),
+            limit,
+            &control,
+        )
+        .unwrap();
         let mut read = Vec::new();
         dump.take_reader()
             .unwrap()

@@ -8,7 +8,8 @@
 //!
 //! To dump: `SELECT, SHOW VIEW, TRIGGER, EVENT, LOCK TABLES` on the customers' schemas, and to see routines `SELECT` on
 //! `mysql.proc` (MariaDB) or `SHOW_ROUTINE` (MySQL). To restore: all rights on the customers' schemas and on those
-//! whose names begin with theirs, `WITH GRANT OPTION`; `CREATE USER` where customers have no account of their own; `SUPER`
+//! whose names begin with theirs, `WITH GRANT OPTION`; `CREATE USER` to import as an account that has rights on the shadow schema alone (without
+//! it, an import runs as the customer's own account, and is refused after it has changed something outside of the shadow schema); `SUPER`
 //! or `SET USER` to put back a definer that is not the customer when a swap is undone (without it the customer becomes the definer).
 //! `PROCESS` and `CONNECTION ADMIN` (before MariaDB 10.5 and MySQL 8.0 `SUPER`) to end sessions that keep a shadow schema from being dropped;
 //! without them it is waited for a minute, then the drop fails.
@@ -20,11 +21,15 @@
 //! alone, up to a delimiter that nobody can guess, as the tenant; hence an object of another definer cannot be put
 //! back with that definer there, and becomes the tenant's, with a warning.
 
+mod accounts;
 mod client;
 mod definitions;
 mod dump;
+mod names;
+mod replaced;
 mod rewrite;
 mod shadow;
+mod surroundings;
 mod swap;
 
 use std::fmt;
@@ -37,10 +42,10 @@ use secrecy::SecretString;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
+pub use accounts::ImportAccount;
 pub use dump::{Dump, DumpReport, dump};
-pub use shadow::{
-    ImportAccount, Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify,
-};
+pub use replaced::dump_replaced;
+pub use shadow::{Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify};
 pub use swap::{Replaced, ReplacedState, drop_replaced, find_replaced, resume, swap, swap_back};
 
 /// How a server is reached.

@@ -42,7 +42,7 @@ impl Definer {
 pub(super) struct Findings {
     /// `CREATE TABLE` and `CREATE SEQUENCE` statements.
     pub(super) tables: u64,
-    /// Definers that became the importing account, each once.
+    /// Definers other than the tenant that became the importing account, each once.
     pub(super) foreign_definers: Vec<String>,
     /// The last line says that the dump is whole.
     pub(super) whole: bool,
@@ -51,6 +51,7 @@ pub(super) struct Findings {
 /// Rewrites a dump in pieces of any size.
 pub(super) struct Rewriter {
     definer: Definer,
+    tenant: Definer,
     live: String,
     shadow: String,
     /// The begin of the line that is being read, until it is decided about.
@@ -70,10 +71,11 @@ pub(super) struct Rewriter {
 }
 
 impl Rewriter {
-    /// For a dump of the schema `live` that goes into `shadow`; `definer` is who imports.
-    pub(super) fn new(definer: Definer, live: &str, shadow: &str) -> Self {
+    /// For a dump of the schema `live` that goes into `shadow`; `definer` is who imports, `tenant` who is a definer of right.
+    pub(super) fn new(definer: &Definer, tenant: &Definer, live: &str, shadow: &str) -> Self {
         Self {
-            definer,
+            definer: definer.clone(),
+            tenant: tenant.clone(),
             live: live.to_owned(),
             shadow: shadow.to_owned(),
             head: Vec::new(),
@@ -293,6 +295,8 @@ impl Rewriter {
             out.extend_from_slice(from.get(..from.len() - rest.len()).unwrap_or_default());
         } else {
             out.extend_from_slice(self.definer.quoted().as_bytes());
+        }
+        if found != self.definer && found != self.tenant {
             let name = format!("{}@{}", found.user, found.host);
             // A list for a person: a hostile dump could hold any number.
             let foreign = &mut self.findings.foreign_definers;
@@ -673,7 +677,7 @@ mod tests {
 
     fn rewriter() -> Rewriter {
         let definer = Definer::parse("customer_7@%").unwrap();
-        Rewriter::new(definer, "customer_7", "customer_7__restore_0")
+        Rewriter::new(&definer, &definer, "customer_7", "customer_7__restore_0")
     }
 
     fn rewrite_in_pieces(dump: &[u8], sizes: &[usize]) -> Result<(Vec<u8>, Findings)> {

@@ -1,7 +1,8 @@
 //! The shadow schema: a dump is imported beside the live schema, by an account that can do no harm elsewhere.
 //!
 //! Its name is the live one's with `__restore_` and eight random digits: a stale one is known by that. Never: an import as the server's own
-//! account; an event of a dump that runs while it is staged; a schema, an account or a right that stays behind.
+//! account; an import taken for good that changed something elsewhere; an event of a dump that runs while it is staged; a schema, an account or
+//! a right that stays behind.
 
 use std::fmt;
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
@@ -9,23 +10,20 @@ use std::process::ChildStdout;
 use std::thread;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
-
-use crate::database::client::{QUERY_LIMIT, SqlError, explain, identifier, literal, name_from_hex};
+use crate::database::Server;
+use crate::database::accounts::{
+    Identity, ImportAccount, drop_importer, grant, grantees, importer_definer, open_importer,
+    open_tenant, revoke, settle_account,
+};
+use crate::database::client::{SqlError, explain, identifier, literal, name_from_hex};
+use crate::database::names::{SHADOW_MARK, beside, is_beside, schemas_beside};
 use crate::database::rewrite::{Definer, Findings, Rewriter};
-use crate::database::{Account, Server};
+use crate::database::surroundings::Surroundings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Running;
 use crate::progress::{Cancel, Control};
 
 const BUFFER_BYTES: usize = 256 << 10;
-/// MySQL's longest name of a schema, in characters.
-const LONGEST_NAME: usize = 64;
-const SHADOW_MARK: &str = "__restore_";
-pub(super) const REPLACED_MARK: &str = "__replaced_";
-const RANDOM_DIGITS: usize = 8;
-
 /// A schema that somebody holds on to is dropped in so many tries of so many seconds.
 const DROP_TRIES: u32 = 12;
 const DROP_LOCK_SECONDS: u32 = 5;
@@ -33,35 +31,14 @@ const DROP_LOCK_SECONDS: u32 = 5;
 const DROP_PATIENCE: u32 = 2;
 const BUSY: u16 = 1205;
 
-/// Under whose account a dump is imported and everything that a tenant wrote is created.
-#[derive(Clone)]
-pub enum ImportAccount {
-    /// The customer's own. It has to have all rights on the live schema; on the shadow schema it is given them for as long as that exists.
-    Customer {
-        /// Its name.
-        user: String,
-        /// Its password.
-        password: SecretString,
-    },
-    /// The platform has none: one is made, with a random password and rights on nothing but the shadow schema. If the restored
-    /// schema has triggers, views, routines or events, it stays as their definer, with rights on that schema alone and locked, so that nobody can log in.
-    Temporary,
-}
-
-impl fmt::Debug for ImportAccount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Customer { user, .. } => write!(f, "Customer({user})"),
-            Self::Temporary => f.write_str("Temporary"),
-        }
-    }
-}
-
 /// A schema beside the live one. It outlives this value: it is either swapped in and then discarded, or only discarded.
 pub struct Shadow {
     pub(super) live: String,
     pub(super) schema: String,
-    pub(super) importer: Importer,
+    /// Who imports.
+    importer: Identity,
+    /// Who creates in the live schema and is the definer there.
+    pub(super) tenant: Identity,
     findings: Findings,
 }
 
@@ -98,15 +75,8 @@ pub struct Inventory {
     pub events: u64,
 }
 
-/// The account that imports, and how it stands in definers.
-#[derive(Clone)]
-pub(super) struct Importer {
-    pub(super) account: Account,
-    pub(super) definer: Definer,
-    pub(super) temporary: bool,
-}
-
-/// Create an empty shadow schema for `live`, with its character set, and give the importing account its rights on it.
+/// Create an empty shadow schema for `live`, with its character set, and an account to import with that has rights on nothing else. Where the
+/// server's account may not create one, the customer's own is given rights on it.
 ///
 /// # Errors
 /// [`ErrorKind::Refused`] when the customer's password is wrong or the server's account lacks a right. Nothing is left behind.
@@ -117,54 +87,47 @@ pub fn prepare_shadow(
     control: &Control,
 ) -> Result<Shadow> {
     let cancel = &control.cancel;
-    let importer = open_account(server, live, account, cancel)?;
-    let shadow = Shadow {
-        live: live.to_owned(),
-        schema: beside(live, SHADOW_MARK),
-        importer,
-        findings: Findings::default(),
-    };
-    create_shadow(server, &shadow, cancel).map_err(|error| {
+    let tenant = open_tenant(server, live, account, cancel)?;
+    let schema = beside(live, SHADOW_MARK);
+    let importer = create_shadow(server, live, &schema, &tenant, cancel).map_err(|error| {
         let error = error.context(format!("cannot prepare the restore of the database {live}"));
         let warn = |text: &str| control.monitor.warning(text);
-        match discard_shadow(server, live, &shadow.schema, &warn) {
+        match discard_shadow(server, live, &schema, &warn) {
             Ok(()) => error,
             Err(second) => {
                 error.context(format!("what was prepared could not be removed: {second}"))
             }
         }
     })?;
-    Ok(shadow)
+    Ok(Shadow {
+        live: live.to_owned(),
+        schema,
+        importer,
+        tenant,
+        findings: Findings::default(),
+    })
 }
 
-fn create_shadow(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<()> {
-    let like = match default_charset(server, &shadow.live, cancel)? {
+/// The schema before the account, which is known by it.
+fn create_shadow(
+    server: &Server,
+    live: &str,
+    schema: &str,
+    tenant: &Identity,
+    cancel: &Cancel,
+) -> Result<Identity> {
+    let like = match default_charset(server, live, cancel)? {
         Some((charset, collation)) => format!("CHARACTER SET {charset} COLLATE {collation}"),
         None => String::new(),
     };
     server.query(
-        &format!("CREATE DATABASE {} {like};", identifier(&shadow.schema)),
+        &format!("CREATE DATABASE {} {like};", identifier(schema)),
         cancel,
     )?;
-    grant(server, &shadow.importer, &shadow.schema, cancel)?;
-    // The account as it is really seen by the server: another one, of the same name, may come first at login.
-    let seen = whoami(
-        server,
-        &shadow.importer.account,
-        Some(&shadow.schema),
-        cancel,
-    )?;
-    if seen != shadow.importer.definer {
-        return Err(Error::new(
-            ErrorKind::Refused,
-            format!(
-                "the database server takes {} for {}; remove the account that comes before it",
-                shadow.importer.definer.quoted(),
-                seen.quoted()
-            ),
-        ));
-    }
-    Ok(())
+    let importer = open_importer(server, schema, tenant, cancel)?;
+    grant(server, &importer, schema, cancel)?;
+    importer.check_login(server, schema, cancel)?;
+    Ok(importer)
 }
 
 /// A schema's default character set and collation; `None` when there is no such schema.
@@ -212,134 +175,16 @@ pub(super) fn plain_name(name: &[u8]) -> Result<String> {
     }
 }
 
-/// Make the account usable and find out how the server names it.
-pub(super) fn open_account(
-    server: &Server,
-    live: &str,
-    account: &ImportAccount,
-    cancel: &Cancel,
-) -> Result<Importer> {
-    match account {
-        ImportAccount::Customer { user, password } => {
-            let account = Account {
-                user: user.clone(),
-                password: password.clone(),
-            };
-            let definer = whoami(server, &account, None, cancel).map_err(|error| {
-                error.context(format!(
-                    "the customer's account {user} cannot be used to restore the database {live}"
-                ))
-            })?;
-            Ok(Importer {
-                account,
-                definer,
-                temporary: false,
-            })
-        }
-        ImportAccount::Temporary => {
-            let definer = temporary_definer(live);
-            // Letters of both cases, digits and a sign, for servers that insist.
-            let password = SecretString::from(format!("aA1!{:032x}", rand::random::<u128>()));
-            let account = definer.quoted();
-            let word = password.expose_secret();
-            server
-                .query_with(
-                    &password,
-                    &format!(
-                        "CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{word}';
-                         ALTER USER {account} IDENTIFIED BY '{word}' ACCOUNT UNLOCK;"
-                    ),
-                    cancel,
-                )
-                .map_err(|error| {
-                    Error::from(error).context(format!(
-                        "cannot create an account to restore the database {live} with"
-                    ))
-                })?;
-            Ok(Importer {
-                account: Account {
-                    user: definer.user.clone(),
-                    password,
-                },
-                definer,
-                temporary: true,
-            })
-        }
-    }
-}
-
-/// Always the same for one schema, so that a crash leaves nothing that cannot be found.
-fn temporary_definer(live: &str) -> Definer {
-    Definer {
-        user: format!("shb_{}", short_hash(live)),
-        host: "%".to_owned(),
-    }
-}
-
-fn whoami(
-    server: &Server,
-    account: &Account,
-    database: Option<&str>,
-    cancel: &Cancel,
-) -> Result<Definer> {
-    let rows = server.ask(
-        account,
-        database,
-        b"SELECT HEX(CURRENT_USER());",
-        QUERY_LIMIT,
-        cancel,
-    )?;
-    let name = name_from_hex(rows.first().and_then(|row| row.first()))?;
-    Definer::parse(&name).ok_or_else(|| {
-        Error::new(
-            ErrorKind::Failed,
-            "the database server did not tell the account's name",
-        )
-    })
-}
-
-/// Give the importing account all rights on `schema` and on no other: `_` and `%` are wildcards in a grant.
-pub(super) fn grant(
-    server: &Server,
-    importer: &Importer,
-    schema: &str,
-    cancel: &Cancel,
-) -> Result<()> {
-    server.query(
-        &format!(
-            "GRANT ALL PRIVILEGES ON {}.* TO {};",
-            identifier(&grant_pattern(server, schema, cancel)?),
-            importer.definer.quoted()
-        ),
-        cancel,
-    )?;
-    Ok(())
-}
-
-fn grant_pattern(server: &Server, schema: &str, cancel: &Cancel) -> Result<String> {
-    // With partial revokes, MySQL takes the names in grants as they are.
-    let partial = server.query("SHOW GLOBAL VARIABLES LIKE 'partial_revokes';", cancel)?;
-    if partial
-        .iter()
-        .any(|row| row.last().is_some_and(|value| value == b"ON"))
-    {
-        return Ok(schema.to_owned());
-    }
-    Ok(schema
-        .replace('\\', "\\\\")
-        .replace('_', "\\_")
-        .replace('%', "\\%"))
-}
-
 /// Read a dump into the shadow schema. `limit` is for the whole of it. The monitor is told no bytes here: whoever reads the dump
 /// from where it lies counts them.
 ///
-/// The dump's definers become the importing account (with a warning when one was another), its events do not run
+/// The dump's definers become the importing account, and with the swap the customer's (with a warning when one was another), its events do not run
 /// before they are swapped in, and what it says of the live schema by name it says of the shadow.
 ///
 /// # Errors
-/// [`ErrorKind::Damaged`] when the dump is cut off or was made with `--databases`, [`ErrorKind::Timeout`],
-/// [`ErrorKind::Cancelled`], [`ErrorKind::Failed`] with what the server said. The live schema is untouched; the shadow is to be discarded.
+/// [`ErrorKind::Damaged`] when the dump is cut off, was made with `--databases` or changed something outside of the shadow schema, [`ErrorKind::Timeout`],
+/// [`ErrorKind::Cancelled`], [`ErrorKind::Failed`] with what the server said. The shadow is to be discarded. The live schema is untouched, for the importing account has no
+/// rights on it; where there is none but the customer's own, what a hostile dump changed there is only found out, unless it is rows, which are not compared.
 pub fn import(
     server: &Server,
     shadow: &mut Shadow,
@@ -351,7 +196,8 @@ pub fn import(
         ErrorKind::Cancelled => error,
         _ => error.context(format!("the import of the database {} failed", shadow.live)),
     };
-    let importer = &shadow.importer;
+    let (importer, tenant) = (&shadow.importer, &shadow.tenant);
+    let before = Surroundings::of(server, importer, &shadow.schema, &control.cancel)?;
     let tools = server.tools(&control.cancel)?;
     let program = server
         .program(&tools.client, &importer.account, Some(limit))?
@@ -359,7 +205,12 @@ pub fn import(
         .args(["--default-character-set=utf8mb4", "--quick"])
         .arg(format!("--database={}", shadow.schema));
     let mut running = program.spawn(limit, &control.cancel)?;
-    let rewriter = Rewriter::new(importer.definer.clone(), &shadow.live, &shadow.schema);
+    let rewriter = Rewriter::new(
+        &importer.definer,
+        &tenant.definer,
+        &shadow.live,
+        &shadow.schema,
+    );
     let (findings, arrived) = stream(&mut running, rewriter, dump, control).map_err(failed)?;
     running
         .wait()
@@ -370,11 +221,13 @@ pub fn import(
             "the client program did not take the end of the dump for what it is: some statement in it is not closed",
         )));
     }
+    let after = Surroundings::of(server, importer, &shadow.schema, &control.cancel)?;
+    before.check_same(&after).map_err(failed)?;
     if !findings.foreign_definers.is_empty() {
         control.monitor.warning(&format!(
             "in the database {}, {} becomes the definer in place of {}",
             shadow.live,
-            importer.definer.quoted(),
+            tenant.definer.quoted(),
             findings.foreign_definers.join(", ")
         ));
     }
@@ -533,29 +386,23 @@ pub(super) fn remove_schema(
     warn: &dyn Fn(&str),
 ) -> Result<()> {
     let cancel = &Cancel::new();
+    let importer = importer_definer(schema);
+    drop_importer(server, schema, cancel)?;
     let mut tenants = grantees(server, schema, cancel)?;
     for definer in &tenants {
-        let pattern = identifier(&grant_pattern(server, schema, cancel)?);
-        allow(
-            server.query(
-                &format!(
-                    "REVOKE ALL PRIVILEGES ON {pattern}.* FROM {};",
-                    definer.quoted()
-                ),
-                cancel,
-            ),
-            NO_SUCH_GRANT,
-        )?;
+        revoke(server, definer, schema, cancel)?;
     }
     // After a crash in what follows, nobody has rights on it any more, and the tenant is known by those on the live schema.
     tenants.extend(grantees(server, live, cancel)?);
     tenants.retain(|tenant| tenant.user != server.account.user);
+    tenants.push(importer.clone());
     // An import that was killed may still be running on the server.
     kill_sessions(
         server,
         &format!(
-            "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = {} AND ID <> CONNECTION_ID();",
-            literal(schema)
+            "SELECT ID FROM information_schema.PROCESSLIST WHERE (DB = {} OR USER = {}) AND ID <> CONNECTION_ID();",
+            literal(schema),
+            literal(&importer.user)
         ),
         cancel,
     );
@@ -598,6 +445,9 @@ fn against_sessions_of(
     loop {
         match server.change(&format!("{options} {change}"), cancel) {
             Err(error) if error.code == Some(BUSY) && tries < DROP_TRIES => {}
+            Err(error) if error.code == Some(BUSY) => {
+                return Err(name_prepared_transactions(server, error, cancel));
+            }
             result => return result.map(drop),
         }
         if !users.is_empty() {
@@ -615,6 +465,28 @@ fn against_sessions_of(
             kill_sessions(server, &which, cancel);
         }
         tries += 1;
+    }
+}
+
+/// What a dump may leave behind to spite us: a transaction that was prepared with `XA PREPARE` outlives its session and its account. Whose
+/// it is no server tells, so that ending it is for a person.
+fn name_prepared_transactions(server: &Server, error: SqlError, cancel: &Cancel) -> SqlError {
+    let prepared = server.query("XA RECOVER FORMAT = 'SQL';", cancel);
+    let names: Vec<String> = prepared
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|row| row.last())
+        .map(|name| String::from_utf8_lossy(name).into_owned())
+        .collect();
+    if names.is_empty() {
+        return error;
+    }
+    SqlError {
+        code: error.code,
+        error: error.error.context(format!(
+            "a prepared transaction may hold it; end the one that nobody waits for with XA ROLLBACK: {}",
+            names.join("; ")
+        )),
     }
 }
 
@@ -702,215 +574,4 @@ fn drop_foreign_keys_into(
         }
     }
     Ok(())
-}
-
-const NO_SUCH_GRANT: u16 = 1141;
-
-fn allow(result: Result<super::client::Rows, SqlError>, code: u16) -> Result<()> {
-    match result {
-        Err(error) if error.code != Some(code) => Err(error.into()),
-        _ => Ok(()),
-    }
-}
-
-/// Who has rights on just this schema.
-fn grantees(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<Definer>> {
-    let rows = server.query(
-        &format!(
-            "SELECT DISTINCT HEX(GRANTEE) FROM information_schema.SCHEMA_PRIVILEGES WHERE TABLE_SCHEMA = {};",
-            literal(&grant_pattern(server, schema, cancel)?)
-        ),
-        cancel,
-    )?;
-    rows.iter()
-        .map(|row| {
-            let grantee = name_from_hex(row.first())?;
-            // As the server writes it: 'user'@'host', with nothing escaped.
-            let inner = grantee
-                .strip_prefix('\'')
-                .and_then(|text| text.strip_suffix('\''));
-            let (user, host) = inner
-                .and_then(|inner| inner.rsplit_once("'@'"))
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorKind::Failed,
-                        "the database server named an account in an unknown way",
-                    )
-                })?;
-            Ok(Definer {
-                user: user.to_owned(),
-                host: host.to_owned(),
-            })
-        })
-        .collect()
-}
-
-/// After a restore: the temporary account of `live` goes, or, if the live schema has something that it defines, is locked and keeps
-/// its rights there.
-pub(super) fn settle_account(server: &Server, live: &str) -> Result<()> {
-    let cancel = &Cancel::new();
-    let definer = temporary_definer(live);
-    let exists = server.query(
-        &format!(
-            "SELECT 1 FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = {} LIMIT 1;",
-            literal(&format!("'{}'@'{}'", definer.user, definer.host))
-        ),
-        cancel,
-    )?;
-    if exists.is_empty() {
-        return Ok(());
-    }
-    // An import by it, in another process, may be under way.
-    if !schemas_beside(server, live, SHADOW_MARK, cancel)?.is_empty() {
-        return Ok(());
-    }
-    let (schema, name) = (
-        literal(live),
-        literal(&format!("{}@{}", definer.user, definer.host)),
-    );
-    let defines = server.query(
-        &format!(
-            "SELECT 1 FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {schema} AND DEFINER = {name}
-             UNION SELECT 1 FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {schema} AND DEFINER = {name}
-             UNION SELECT 1 FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {schema} AND DEFINER = {name}
-             UNION SELECT 1 FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {schema} AND DEFINER = {name};"
-        ),
-        cancel,
-    )?;
-    let account = definer.quoted();
-    let change = if defines.is_empty() {
-        format!("DROP USER IF EXISTS {account};")
-    } else {
-        format!("ALTER USER {account} ACCOUNT LOCK;")
-    };
-    server.query(&change, cancel)?;
-    Ok(())
-}
-
-/// A new name beside `live`.
-fn beside(live: &str, mark: &str) -> String {
-    format!(
-        "{}{mark}{:0RANDOM_DIGITS$x}",
-        stem(live, mark),
-        rand::random::<u32>()
-    )
-}
-
-/// The name for what `shadow` replaces: with the same digits.
-pub(super) fn replaced_name(shadow: &Shadow) -> String {
-    let digits = shadow.schema.rsplit('_').next().unwrap_or_default();
-    format!(
-        "{}{REPLACED_MARK}{digits}",
-        stem(&shadow.live, REPLACED_MARK)
-    )
-}
-
-/// The name of the shadow that `replaced` was named after.
-pub(super) fn shadow_name(live: &str, replaced: &str) -> String {
-    let digits = replaced.rsplit('_').next().unwrap_or_default();
-    format!("{}{SHADOW_MARK}{digits}", stem(live, SHADOW_MARK))
-}
-
-/// The begin of the names beside `live`: itself, or when that would be too long, its begin and a hash of it.
-fn stem(live: &str, mark: &str) -> String {
-    let room = LONGEST_NAME - mark.len() - RANDOM_DIGITS;
-    if live.chars().count() <= room {
-        return live.to_owned();
-    }
-    let hash = short_hash(live);
-    let begin: String = live.chars().take(room - hash.len() - 1).collect();
-    format!("{begin}_{hash}")
-}
-
-fn short_hash(text: &str) -> String {
-    let mut hash = hex::encode(Sha256::digest(text));
-    hash.truncate(16);
-    hash
-}
-
-pub(super) fn is_beside(schema: &str, live: &str, mark: &str) -> bool {
-    schema
-        .strip_prefix(stem(live, mark).as_str())
-        .and_then(|rest| rest.strip_prefix(mark))
-        .is_some_and(|digits| {
-            digits.len() == RANDOM_DIGITS
-                && digits
-                    .bytes()
-                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        })
-}
-
-/// The schemas with names beside `live`.
-pub(super) fn schemas_beside(
-    server: &Server,
-    live: &str,
-    mark: &str,
-    cancel: &Cancel,
-) -> Result<Vec<String>> {
-    let rows = server.query(
-        "SELECT HEX(SCHEMA_NAME) FROM information_schema.SCHEMATA;",
-        cancel,
-    )?;
-    let mut found = Vec::new();
-    for row in &rows {
-        let schema = name_from_hex(row.first())?;
-        if is_beside(&schema, live, mark) {
-            found.push(schema);
-        }
-    }
-    Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_beside_a_schema_are_told_from_those_of_others() {
-        for live in ["customer_1", "ä".repeat(64).as_str(), "a`b"] {
-            let name = beside(live, SHADOW_MARK);
-            assert!(name.chars().count() <= LONGEST_NAME);
-            assert!(is_beside(&name, live, SHADOW_MARK));
-            assert!(!is_beside(&name, live, REPLACED_MARK));
-            assert!(!is_beside(live, live, SHADOW_MARK));
-        }
-        let name = beside("customer_12", SHADOW_MARK);
-        assert!(!is_beside(&name, "customer_1", SHADOW_MARK));
-        assert!(!is_beside(
-            "customer_1__restore_0123456",
-            "customer_1",
-            SHADOW_MARK
-        ));
-        assert!(!is_beside(
-            "customer_1__restore_0123456x",
-            "customer_1",
-            SHADOW_MARK
-        ));
-        let long = "x".repeat(60);
-        assert!(!is_beside(
-            &beside(&format!("{long}1"), SHADOW_MARK),
-            &format!("{long}2"),
-            SHADOW_MARK
-        ));
-    }
-
-    #[test]
-    fn a_replaced_schema_is_named_after_its_shadow() {
-        let shadow = Shadow {
-            live: "customer_7".to_owned(),
-            schema: "customer_7__restore_00c0ffee".to_owned(),
-            importer: Importer {
-                account: Account {
-                    user: "x".to_owned(),
-                    password: SecretString::from("y"),
-                },
-                definer: temporary_definer("customer_7"),
-                temporary: true,
-            },
-            findings: Findings::default(),
-        };
-        let replaced = replaced_name(&shadow);
-        assert_eq!(replaced, "customer_7__replaced_00c0ffee");
-        assert_eq!(shadow_name("customer_7", &replaced), shadow.schema);
-    }
 }

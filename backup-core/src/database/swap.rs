@@ -13,16 +13,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::database::Server;
+use crate::database::accounts::{Identity, ImportAccount, grant, open_tenant, settle_account};
 use crate::database::client::{
     CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
 };
 use crate::database::definitions::{As, Definition, Kind, collect, create, drop_where, missing};
-use crate::database::rewrite::{awake_event, unqualified_view};
-use crate::database::shadow::{
-    ImportAccount, Importer, REPLACED_MARK, Shadow, default_charset, foreign_keys_into, grant,
-    is_beside, open_account, remove_schema, replaced_name, schemas_beside, settle_account,
-    shadow_name,
+use crate::database::names::{
+    REPLACED_MARK, is_beside, replaced_name, schemas_beside, shadow_name,
 };
+use crate::database::rewrite::{awake_event, unqualified_view};
+use crate::database::shadow::{Shadow, default_charset, foreign_keys_into, remove_schema};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
 
@@ -35,13 +35,46 @@ const BUSY: u16 = 1205;
 /// The record's table before the commit, after it, and once the live schema is whole.
 const PENDING: &str = "~shophosting backup: pending";
 const COMMITTED: &str = "~shophosting backup: committed";
-const COMPLETED: &str = "~shophosting backup: completed";
+pub(super) const COMPLETED: &str = "~shophosting backup: completed";
 
-/// What a swap replaced: a schema with the old tables and a record of everything else.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a swap replaced: a schema with the old tables and a record of everything else. Known by its names alone, which a journal can hold.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Names")]
 pub struct Replaced {
     live: String,
     schema: String,
+}
+
+/// A [`Replaced`] as it is read from a file, where anything may stand.
+#[derive(Deserialize)]
+struct Names {
+    live: String,
+    schema: String,
+}
+
+impl TryFrom<Names> for Replaced {
+    type Error = Error;
+
+    fn try_from(Names { live, schema }: Names) -> Result<Self> {
+        if is_beside(&schema, &live, REPLACED_MARK) {
+            Ok(Self { live, schema })
+        } else {
+            Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!("{schema} is not a schema that a swap of {live} made"),
+            ))
+        }
+    }
+}
+
+impl Shadow {
+    /// What [`swap`] is going to replace, under the name that it will have: what a journal notes before the swap, to [`resume`] it by.
+    pub fn to_be_replaced(&self) -> Replaced {
+        Replaced {
+            live: self.live.clone(),
+            schema: replaced_name(&self.live, &self.schema),
+        }
+    }
 }
 
 impl Replaced {
@@ -92,13 +125,13 @@ impl ReplacedState {
 
 /// What has to be known to finish a swap or to undo it.
 #[derive(Serialize, Deserialize)]
-struct Record {
+pub(super) struct Record {
     live: String,
     shadow: String,
     replaced: String,
     /// The live schema's character set and collation; none when there was no live schema.
-    charset: Option<(String, String)>,
-    old: Vec<Definition>,
+    pub(super) charset: Option<(String, String)>,
+    pub(super) old: Vec<Definition>,
     new: Vec<Definition>,
 }
 
@@ -123,7 +156,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
     let swap = Swap {
         server,
         record: &record,
-        importer: &shadow.importer,
+        tenant: &shadow.tenant,
         warn: &warn,
     };
     if let Err(error) = swap.up_to_commit(cancel) {
@@ -171,7 +204,7 @@ fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
     Ok(Record {
         live: live.clone(),
         shadow: shadow.schema.clone(),
-        replaced: replaced_name(shadow),
+        replaced: shadow.to_be_replaced().schema,
         charset,
         old,
         new,
@@ -200,7 +233,7 @@ fn refuse_foreign_keys_from_outside(server: &Server, live: &str, cancel: &Cancel
 struct Swap<'a> {
     server: &'a Server,
     record: &'a Record,
-    importer: &'a Importer,
+    tenant: &'a Identity,
     warn: &'a dyn Fn(&str),
 }
 
@@ -359,7 +392,7 @@ impl Swap<'_> {
         let record = self.record;
         drop_where(self.server, &record.live, "", |_, _| true, cancel)?;
         self.open_live(cancel)?;
-        let by = As::Tenant(&self.importer.account, &self.importer.definer);
+        let by = As::Tenant(&self.tenant.account, &self.tenant.definer);
         create(
             self.server,
             &record.live,
@@ -390,8 +423,8 @@ impl Swap<'_> {
 
     /// The temporary account creates in the live schema, and stays the definer there.
     fn open_live(&self, cancel: &Cancel) -> Result<()> {
-        if self.importer.temporary {
-            grant(self.server, self.importer, &self.record.live, cancel)?;
+        if self.tenant.temporary {
+            grant(self.server, self.tenant, &self.record.live, cancel)?;
         }
         Ok(())
     }
@@ -405,7 +438,7 @@ impl Swap<'_> {
                 let lost = missing(self.server, &record.live, &record.old, cancel)?;
                 if !lost.is_empty() {
                     self.open_live(cancel)?;
-                    let by = As::Found(&self.importer.account, &self.importer.definer);
+                    let by = As::Found(&self.tenant.account, &self.tenant.definer);
                     create(self.server, &record.live, &lost, by, self.warn, cancel)?;
                 }
                 let default = format!(
@@ -520,7 +553,8 @@ pub fn find_replaced(
 }
 
 /// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit, complete it if it had, and leave it
-/// alone if it was complete. Can be repeated. Gives the state that it was found in.
+/// alone if it was complete. Can be repeated, and for a swap that was never begun. Gives the state that it was found in; that of one that was undone
+/// is [`Pending`](ReplacedState::Pending) for ever.
 ///
 /// # Errors
 /// As [`swap`].
@@ -596,11 +630,11 @@ fn with_record<T>(
             new: Vec::new(),
         }
     };
-    let importer = open_account(server, &replaced.live, account, cancel)?;
+    let tenant = open_tenant(server, &replaced.live, account, cancel)?;
     let swap = Swap {
         server,
         record: &record,
-        importer: &importer,
+        tenant: &tenant,
         warn: &warn,
     };
     let result = act(&swap, state);
@@ -641,16 +675,38 @@ pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) ->
     if !is_beside(schema, live, REPLACED_MARK) || !known.contains(schema) {
         return Ok(());
     }
-    let state = ReplacedState::of(&tables(server, schema, &control.cancel)?);
-    if state != ReplacedState::Completed {
-        return Err(Error::new(
+    check_completed(server, schema, &control.cancel)?;
+    remove_schema(server, live, schema, &|text| control.monitor.warning(text))
+}
+
+fn check_completed(server: &Server, schema: &str, cancel: &Cancel) -> Result<()> {
+    match ReplacedState::of(&tables(server, schema, cancel)?) {
+        ReplacedState::Completed => Ok(()),
+        ReplacedState::Pending | ReplacedState::Committed => Err(Error::new(
             ErrorKind::InvalidInput,
             format!(
                 "the swap that made {schema} was interrupted; it has to be completed or undone first"
             ),
+        )),
+    }
+}
+
+/// The record of a swap that came to its end.
+pub(super) fn completed_record(
+    server: &Server,
+    replaced: &Replaced,
+    cancel: &Cancel,
+) -> Result<Record> {
+    let Replaced { live, schema } = replaced;
+    let known = schemas_beside(server, live, REPLACED_MARK, cancel)?;
+    if !known.contains(schema) {
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            format!("the schema {schema}, which a swap made, is no longer there"),
         ));
     }
-    remove_schema(server, live, schema, &|text| control.monitor.warning(text))
+    check_completed(server, schema, cancel)?;
+    read_record(server, schema, COMPLETED, cancel)
 }
 
 impl fmt::Display for Replaced {
@@ -667,7 +723,9 @@ mod tests {
     use xtask::mariadb::MariaDb;
 
     use super::*;
-    use crate::database::{Endpoint, discard, dump, import, prepare_shadow, remove_leftovers};
+    use crate::database::{
+        Endpoint, discard, dump, dump_replaced, import, prepare_shadow, remove_leftovers,
+    };
 
     const LIMIT: Duration = Duration::from_secs(120);
     const LIVE: &str = "customer_7";
@@ -746,12 +804,13 @@ mod tests {
             let swap = Swap {
                 server: &self.server,
                 record: &record,
-                importer: &shadow.importer,
+                tenant: &shadow.tenant,
                 warn: &|text| panic!("{text}"),
             };
             crash(&swap);
             let mut found = find_replaced(&self.server, LIVE, &self.control).unwrap();
             assert_eq!(found.len(), 1);
+            assert_eq!(found[0].0, shadow.to_be_replaced());
             found.remove(0)
         }
 
@@ -782,6 +841,8 @@ mod tests {
                 self.mariadb.sql("SELECT COUNT(*) FROM mysql.db").unwrap(),
                 "1\n"
             );
+            let temporary = "SELECT User FROM mysql.global_priv WHERE User LIKE 'shb%'";
+            assert_eq!(self.mariadb.sql(temporary).unwrap(), "");
         }
     }
 
@@ -845,6 +906,8 @@ mod tests {
             assert_eq!(state, ReplacedState::Pending);
             let dropped = drop_replaced(&bed.server, &replaced, &bed.control);
             assert_eq!(dropped.unwrap_err().kind(), ErrorKind::InvalidInput);
+            let dumped = dump_replaced(&bed.server, &replaced, LIMIT, &bed.control);
+            assert_eq!(dumped.unwrap_err().kind(), ErrorKind::InvalidInput);
             bed.resume(&replaced);
             bed.assert_live(&before);
             bed.assert_nothing_left();
@@ -880,6 +943,8 @@ mod tests {
             assert_eq!(state, ReplacedState::Committed);
             let dropped = drop_replaced(&bed.server, &replaced, &bed.control);
             assert_eq!(dropped.unwrap_err().kind(), ErrorKind::InvalidInput);
+            let dumped = dump_replaced(&bed.server, &replaced, LIMIT, &bed.control);
+            assert_eq!(dumped.unwrap_err().kind(), ErrorKind::InvalidInput);
             bed.resume(&replaced);
             bed.assert_live(&backup);
             assert_eq!(bed.state(&replaced), ReplacedState::Completed);
@@ -888,6 +953,36 @@ mod tests {
             swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
             bed.assert_live(&before);
             bed.assert_nothing_left();
+        }
+    }
+
+    #[test]
+    fn a_swap_that_was_not_begun_can_be_resumed_by_its_name_and_does_nothing() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let shadow = bed.staged(&backup);
+        let journal = serde_json::to_string(&shadow.to_be_replaced()).unwrap();
+        let replaced: Replaced = serde_json::from_str(&journal).unwrap();
+        for _ in 0..2 {
+            let state = resume(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+            assert_eq!(state, ReplacedState::Pending);
+            bed.assert_live(&before);
+        }
+        drop_replaced(&bed.server, &replaced, &bed.control).unwrap();
+        // It was only staged, and still can be swapped in.
+        assert_eq!(swap(&bed.server, &shadow, &bed.control).unwrap(), replaced);
+        bed.assert_live(&backup);
+        let replaced: Replaced = serde_json::from_str(&journal).unwrap();
+        swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+        bed.assert_live(&before);
+        bed.assert_nothing_left();
+    }
+
+    #[test]
+    fn a_name_from_a_file_that_no_swap_would_make_is_refused() {
+        for schema in ["mysql", "customer_7", "customer_77__replaced_00c0ffee"] {
+            let file = format!(r#"{{"live": "customer_7", "schema": "{schema}"}}"#);
+            serde_json::from_str::<Replaced>(&file).unwrap_err();
         }
     }
 
