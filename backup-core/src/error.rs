@@ -35,6 +35,8 @@ pub enum ErrorKind {
     Interrupted,
     /// Data is not what it must be: an incomplete dump, a damaged repository.
     Damaged,
+    /// What was restored did not work, and what was there before is back.
+    RolledBack,
     /// An operation failed and could not be undone by itself: an operator is needed.
     Stuck,
     /// Anything else.
@@ -51,7 +53,7 @@ pub struct Error {
 #[cfg(test)]
 impl ErrorKind {
     /// Every one, for tests of what is said of them.
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::InvalidInput,
         Self::Configuration,
         Self::NotFound,
@@ -63,6 +65,7 @@ impl ErrorKind {
         Self::Cancelled,
         Self::Interrupted,
         Self::Damaged,
+        Self::RolledBack,
         Self::Stuck,
         Self::Failed,
     ];
@@ -149,6 +152,9 @@ impl Error {
             ErrorKind::Stuck => {
                 "Something went wrong on our side and our team has been told. \
                  Please do not change anything in the meantime."
+            }
+            ErrorKind::RolledBack => {
+                "Your shop did not start with what was restored, so everything was put back."
             }
             ErrorKind::Interrupted => "It was interrupted on our side. Please try again.",
             ErrorKind::Configuration

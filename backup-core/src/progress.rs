@@ -27,6 +27,8 @@ pub enum Phase {
     Swapping,
     /// Starting the site and waiting for it.
     Starting,
+    /// Saving what a restore replaced; the site is up again.
+    Keeping,
     /// Removing what is no longer needed.
     CleaningUp,
 }
@@ -42,6 +44,7 @@ impl Phase {
             Self::ImportingDatabase => "importing_database",
             Self::Swapping => "swapping",
             Self::Starting => "starting",
+            Self::Keeping => "keeping",
             Self::CleaningUp => "cleaning_up",
         }
     }
@@ -56,6 +59,7 @@ impl Phase {
             Self::ImportingDatabase,
             Self::Swapping,
             Self::Starting,
+            Self::Keeping,
             Self::CleaningUp,
         ]
         .into_iter()
@@ -82,6 +86,7 @@ impl fmt::Display for Phase {
             Self::ImportingDatabase => "importing the database",
             Self::Swapping => "swapping",
             Self::Starting => "starting the site",
+            Self::Keeping => "keeping what was replaced",
             Self::CleaningUp => "cleaning up",
         })
     }

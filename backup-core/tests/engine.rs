@@ -13,7 +13,7 @@ use backup_core::operations::{
     init_repository,
 };
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
-use backup_core::repository::{BackupType, SnapshotId};
+use backup_core::repository::{BackupType, Origin, SnapshotId};
 use backup_core::store::Store;
 use xtask::proxy::Proxy;
 use xtask::testbed::{self, TestBed};
@@ -264,23 +264,38 @@ fn what_is_beyond_the_retention_is_told_and_forgotten_if_it_is_his() {
     let snapshots = world.bed.manual_repository().join("snapshots");
     assert_eq!(names(&snapshots).len(), made.len());
     let (engine, customer) = (&world.engine, world.customer.id);
-    let excess = engine.beyond_retention(customer, made[3]).unwrap();
+    let excess = engine
+        .beyond_retention(customer, Origin::Manual, made[3])
+        .unwrap();
     assert_eq!(excess, made[..2]);
     // Of two, and the one that was just made is one of them.
-    let excess_after_the_first = engine.beyond_retention(customer, made[0]).unwrap();
+    let excess_after_the_first = engine
+        .beyond_retention(customer, Origin::Manual, made[0])
+        .unwrap();
     assert_eq!(excess_after_the_first, made[1..3]);
     let another = CustomerId::new(customer.get() + 1).unwrap();
     assert_eq!(
-        engine.forget(another, &made[0]).unwrap(),
+        engine.forget(another, Origin::Manual, &made[0]).unwrap(),
         Forgetting::NotHis
     );
     assert_eq!(names(&snapshots).len(), made.len());
     for id in &excess {
-        assert_eq!(engine.forget(customer, id).unwrap(), Forgetting::Done);
-        assert_eq!(engine.forget(customer, id).unwrap(), Forgetting::Missing);
+        assert_eq!(
+            engine.forget(customer, Origin::Manual, id).unwrap(),
+            Forgetting::Done
+        );
+        assert_eq!(
+            engine.forget(customer, Origin::Manual, id).unwrap(),
+            Forgetting::Missing
+        );
     }
     assert_eq!(names(&snapshots).len(), 2);
-    assert_eq!(engine.beyond_retention(customer, made[3]).unwrap(), []);
+    assert_eq!(
+        engine
+            .beyond_retention(customer, Origin::Manual, made[3])
+            .unwrap(),
+        []
+    );
 }
 
 #[test]

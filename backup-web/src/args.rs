@@ -66,6 +66,8 @@ pub enum Command {
     },
     /// Bring the catalogue in step with the repositories
     Sync,
+    /// Finish or undo restores that a crash interrupted; a worker does so by itself
+    Recover,
     /// Free the space of backups that were forgotten; nothing else may use the repository meanwhile
     Prune,
     /// Check that the repositories are whole

@@ -56,6 +56,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Jobs { customer } => commands::jobs::run(config, customer, output, &runtime),
         Command::Cancel { job } => commands::cancel::run(config, job, output, &runtime),
         Command::Sync => commands::sync::run(config, output, &runtime, &cancel),
+        Command::Recover => commands::recover::run(config, output, &runtime, &cancel),
         Command::Prune => commands::prune::run(config, output, &runtime, &cancel),
         Command::Check { read_data } => commands::check::run(config, read_data, output, &cancel),
         Command::Unlock => commands::unlock::run(config, output, &cancel),
@@ -83,6 +84,7 @@ fn answer_to_signals(command: &Command) -> Answer {
         | Command::Jobs { .. }
         | Command::Cancel { .. }
         | Command::Sync
+        | Command::Recover
         | Command::Prune
         | Command::Check { .. }
         | Command::Unlock

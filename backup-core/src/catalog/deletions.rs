@@ -6,31 +6,35 @@
 use super::{Catalog, Source, in_list, unreadable};
 use crate::customer::CustomerId;
 use crate::error::Result;
-use crate::repository::SnapshotId;
+use crate::repository::{Origin, SnapshotId};
 use crate::store::{Transaction, values};
 
-pub(super) const DELETIONS: &str = "SELECT b.customer_id, b.snapshot_id FROM customer_backups b
+pub(super) const DELETIONS: &str =
+    "SELECT b.customer_id, b.source, b.snapshot_id FROM customer_backups b
     JOIN backup_snapshots s ON s.snapshot_id = b.snapshot_id AND s.repository_id = ?
-    WHERE b.source = ? AND b.deleted_at > 0";
+    WHERE b.source IN ('manual', 'pre-restore') AND b.deleted_at > 0";
 
 /// A backup that is to be forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Deletion {
     pub(crate) customer: CustomerId,
+    pub(crate) origin: Origin,
     pub(crate) snapshot: SnapshotId,
 }
 
 impl Catalog {
-    /// Mark a manual backup of a customer as deleted; false where he has none of this id. Until the transaction ends nobody can
+    /// Mark a backup of a customer's own as deleted; false where he has none of this id. Until the transaction ends nobody can
     /// [`Self::hold`] it.
     pub(crate) async fn mark_deleted(
         transaction: &mut Transaction,
         customer: CustomerId,
+        origin: Origin,
         id: &SnapshotId,
     ) -> Result<bool> {
         const UPDATE: &str = "UPDATE customer_backups SET deleted_at = {now}
             WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NULL";
-        let values = values![customer.get(), Source::Manual.as_str(), id.to_string()];
+        let source = Source::from(origin).as_str();
+        let values = values![customer.get(), source, id.to_string()];
         Ok(transaction.execute(UPDATE, values).await? > 0)
     }
 
@@ -54,22 +58,21 @@ impl Catalog {
         repository_id: &str,
         customer: Option<CustomerId>,
     ) -> Result<Vec<Deletion>> {
-        let (repository, source) = (repository_id, Source::Manual.as_str());
-        let rows: Vec<(i64, String)> = match customer {
-            None => {
-                self.store
-                    .rows(DELETIONS, values![repository, source])
-                    .await?
-            }
+        let rows: Vec<(i64, String, String)> = match customer {
+            None => self.store.rows(DELETIONS, values![repository_id]).await?,
             Some(customer) => {
                 let query = format!("{DELETIONS} AND b.customer_id = ?");
-                let values = values![repository, source, customer.get()];
+                let values = values![repository_id, customer.get()];
                 self.store.rows(&query, values).await?
             }
         };
-        let read = |(customer, snapshot): (i64, String)| {
+        let read = |(customer, source, snapshot): (i64, String, String)| {
             Ok(Deletion {
                 customer: customer.to_string().parse()?,
+                origin: match source.parse()? {
+                    Source::PreRestore => Origin::PreRestore,
+                    Source::Manual | Source::Daily => Origin::Manual,
+                },
                 snapshot: snapshot.parse()?,
             })
         };
@@ -84,7 +87,7 @@ impl Catalog {
             WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NOT NULL";
         let values = values![
             deletion.customer.get(),
-            Source::Manual.as_str(),
+            Source::from(deletion.origin).as_str(),
             deletion.snapshot.to_string()
         ];
         self.store.execute(DELETE, values).await.map(drop)

@@ -303,9 +303,9 @@ impl Catalog {
     /// may be forgotten by now, by somebody who died before he could say so.
     pub(crate) async fn needed(&self, repository_id: &str) -> Result<BTreeSet<SnapshotId>> {
         const QUERY: &str = "SELECT snapshot_id FROM backup_snapshots WHERE repository_id = ?
-            AND snapshot_id NOT IN (SELECT snapshot_id FROM customer_backups WHERE source = ? AND deleted_at > 0)";
-        self.snapshots(QUERY, values![repository_id, Source::Manual.as_str()])
-            .await
+            AND snapshot_id NOT IN (SELECT snapshot_id FROM customer_backups
+                WHERE source IN ('manual', 'pre-restore') AND deleted_at > 0)";
+        self.snapshots(QUERY, values![repository_id]).await
     }
 
     /// All snapshots of a repository that the catalogue knows, also those that the last listings lacked and nobody has

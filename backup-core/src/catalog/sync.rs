@@ -271,15 +271,16 @@ impl Catalog {
     }
 
     /// Take in one backup of a customer, as a sync would that comes to it.
-    pub(crate) async fn take_in_manual(
+    pub(crate) async fn take_in_own(
         &self,
         repository_id: &str,
         customer: CustomerId,
+        origin: Origin,
         entry: &BackupEntry,
     ) -> Result<()> {
         let row = Row {
             customer,
-            source: Source::Manual,
+            source: origin.into(),
             entry: entry.clone(),
         };
         self.take_in(repository_id, &entry.id, &[row])

@@ -374,12 +374,17 @@ async fn no_question_looks_at_all_of_350_000_rows() {
         let known = store.execute(SNAPSHOTS, values![REPOSITORY]).await.unwrap();
         assert_eq!(known, 50_030);
         let mut transaction = store.begin().await.unwrap();
-        let marked = Catalog::mark_deleted(&mut transaction, customer(4_711), &list.manual[0].id);
+        let marked = Catalog::mark_deleted(
+            &mut transaction,
+            customer(4_711),
+            Origin::Manual,
+            &list.manual[0].id,
+        );
         assert!(marked.await.unwrap());
         transaction.commit().await.unwrap();
         for (query, values) in [
             (NEWEST, values!["daily"].as_slice()),
-            (DELETIONS, values![REPOSITORY, "manual"]),
+            (DELETIONS, values![REPOSITORY]),
         ] {
             if store.is_platforms() {
                 let before = rows_read(&store).await;
@@ -503,6 +508,7 @@ async fn what_was_deleted_stays_so_while_its_repository_is_away() {
         let (repository, restic) = repository_at(&path);
         let made = restic.backup([&path.join("config")], &["customer-1", "manual", "files"]);
         let deletion = Deletion {
+            origin: Origin::Manual,
             customer: customer(1),
             snapshot: made.unwrap().parse().unwrap(),
         };
@@ -513,7 +519,12 @@ async fn what_was_deleted_stays_so_while_its_repository_is_away() {
         let synced = catalog.sync_manual(&repository, remember).await.unwrap();
         assert_eq!(synced.added, 1);
         let mut transaction = store.begin().await.unwrap();
-        let marked = Catalog::mark_deleted(&mut transaction, customer(1), &deletion.snapshot);
+        let marked = Catalog::mark_deleted(
+            &mut transaction,
+            customer(1),
+            Origin::Manual,
+            &deletion.snapshot,
+        );
         assert!(marked.await.unwrap());
         transaction.commit().await.unwrap();
         let left = async || catalog.deletions(&id, None).await.unwrap();

@@ -7,7 +7,7 @@ use super::{Job, JobStore};
 use crate::catalog::Catalog;
 use crate::customer::CustomerId;
 use crate::error::Result;
-use crate::repository::SnapshotId;
+use crate::repository::{Origin, SnapshotId};
 use crate::store::Tries;
 
 /// What became of the wish to delete a backup.
@@ -17,21 +17,22 @@ pub(crate) enum Deleting {
     Done,
     /// It stays, because of this job of its customer.
     InTheWay(Box<Job>),
-    /// The customer has no such manual backup in the catalogue.
+    /// The customer has no such backup of that origin in the catalogue.
     NotFound,
 }
 
 impl JobStore {
-    /// Mark a manual backup of a customer as deleted, unless his active job is in the way of that.
+    /// Mark a backup of a customer's own as deleted, unless his active job is in the way of that.
     pub(crate) async fn delete_backup(
         &self,
         customer: CustomerId,
+        origin: Origin,
         id: &SnapshotId,
         is_in_the_way: impl Fn(&Job) -> bool,
     ) -> Result<Deleting> {
         let mut tries = Tries::default();
         loop {
-            let deleted = self.try_delete(customer, id, &is_in_the_way).await;
+            let deleted = self.try_delete(customer, origin, id, &is_in_the_way).await;
             if !tries.is_to_repeat(&deleted).await {
                 return deleted;
             }
@@ -41,12 +42,13 @@ impl JobStore {
     async fn try_delete(
         &self,
         customer: CustomerId,
+        origin: Origin,
         id: &SnapshotId,
         is_in_the_way: impl Fn(&Job) -> bool,
     ) -> Result<Deleting> {
         let mut transaction = self.store.begin().await?;
         // First the mark, which holds the row: a restore of it is either queued by now, and is seen, or finds nothing to restore.
-        if !Catalog::mark_deleted(&mut transaction, customer, id).await? {
+        if !Catalog::mark_deleted(&mut transaction, customer, origin, id).await? {
             return Ok(Deleting::NotFound);
         }
         let active = self.active_in(&mut transaction, customer).await?;

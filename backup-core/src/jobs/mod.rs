@@ -27,8 +27,8 @@ use crate::repository::BackupType;
 pub(crate) use deletion::Deleting;
 pub use figures::JobCount;
 pub use queue::Queue;
-pub(crate) use store::Fate;
 pub use store::{CancelAnswer, Claimed, Created, JobStore, Kept, Lease, NewJob};
+pub(crate) use store::{Completion, Fate};
 pub(crate) use tracker::Tracker;
 pub use watch::JobStream;
 pub(crate) use watch::Watcher;
@@ -42,6 +42,11 @@ impl JobId {
     /// The bare number.
     pub fn get(self) -> u64 {
         self.0
+    }
+
+    /// What [`Self::get`] gave.
+    pub(crate) fn from_number(number: u64) -> Self {
+        Self(number)
     }
 }
 
@@ -132,6 +137,8 @@ words! {
         Timeout = "timeout",
         /// Its worker died.
         Interrupted = "interrupted",
+        /// What was restored did not come up, and the site is as it was.
+        RolledBack = "rolled_back",
         /// It failed and could not be undone: an operator is needed.
         Stuck = "stuck",
         /// Anything else.
@@ -169,6 +176,10 @@ pub struct Job {
     pub source: Option<Source>,
     /// Whether the site stays up until the exchange.
     pub online: bool,
+    /// The backup that a completed restore made of what it replaced.
+    pub kept_snapshot: Option<String>,
+    /// Whether it was interrupted, and carried to its end later.
+    pub recovered: bool,
     /// The customer's note.
     pub note: Option<String>,
     /// Where it is in its life.

@@ -123,7 +123,7 @@ const COLUMNS: &str = "CAST(id AS SIGNED) AS id, CAST(customer_id AS SIGNED) AS 
     CAST(backup_type AS CHAR) AS backup_type, CAST(snapshot_id AS CHAR) AS snapshot_id, CAST(status AS CHAR) AS status,
     CAST(error_message AS CHAR) AS error_message, CAST(created_at AS CHAR) AS created_at, CAST(completed_at AS CHAR) AS completed_at,
     source, online, note, server, attempts, cancel_requested, committing, intended_snapshot, failure, phase, bytes_done, bytes_total,
-    files_done, bytes_per_second, started_at, finished_at, dismissed_at, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
+    files_done, bytes_per_second, started_at, finished_at, dismissed_at, kept_snapshot, recovered, lease_owner, (COALESCE(lease_until, 0) < {now}) AS is_expired";
 
 /// By the column: a bare `id` would be the number that [`COLUMNS`] make of it, which no index has in order.
 const RECENT: &str = "ORDER BY customer_backup_jobs.id DESC LIMIT ?";
@@ -135,6 +135,40 @@ const IS_RUNNING_ON: &str = "WHERE server = ? AND status = 'running'";
 
 /// What a lease writes under. The status as an expression: MariaDB would go through the index of all that run, and lock what lies beside.
 const IS_HELD: &str = "id = ? AND attempts = ? AND COALESCE(status, '') = 'running'";
+
+/// A restore that could be neither finished nor undone: how it ends is still open.
+const IS_STUCK: &str = "id = ? AND COALESCE(status, '') = 'failed' AND failure = 'stuck'";
+
+const COMPLETE: &str = "UPDATE customer_backup_jobs SET snapshot_id = COALESCE(?, snapshot_id), kept_snapshot = ?, recovered = ?,
+    error_message = NULL, failure = NULL, completed_at = CURRENT_TIMESTAMP, finished_at = {now}, lease_until = NULL,
+    intended_snapshot = NULL, phase = NULL, bytes_per_second = NULL, bytes_done = COALESCE(?, bytes_done),
+    bytes_total = COALESCE(?, bytes_total), status = 'completed'";
+
+/// What a job came to that ended well.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Completion {
+    /// The snapshot that a backup made.
+    pub(crate) made: Option<SnapshotId>,
+    /// The snapshot that a restore made of what it replaced.
+    pub(crate) kept: Option<SnapshotId>,
+    /// Whether it was interrupted, and carried to its end later.
+    pub(crate) recovered: bool,
+    /// What was saved or restored, as far as that is known.
+    pub(crate) bytes: Option<u64>,
+}
+
+impl Completion {
+    fn values(&self) -> Vec<Value> {
+        values![
+            self.made.map(|id| id.to_string()),
+            self.kept.map(|id| id.to_string()),
+            self.recovered,
+            self.bytes,
+            self.bytes,
+        ]
+        .to_vec()
+    }
+}
 
 impl JobStore {
     /// The jobs of a database. A running job whose owner has not written for `lease` may be taken over by others.
@@ -456,29 +490,58 @@ impl JobStore {
         })
     }
 
-    /// End a job well, as part of a transaction; false where the lease is lost, and then nothing may be committed. `bytes` is what was saved or
-    /// restored, as far as that is known.
+    /// End a job well, as part of a transaction; false where the lease is lost, and then nothing may be committed.
     pub(crate) async fn complete(
         &self,
         transaction: &mut Transaction,
         lease: Lease,
-        snapshot: Option<SnapshotId>,
-        bytes: Option<u64>,
+        completion: Completion,
+    ) -> Result<bool> {
+        let mut values = completion.values();
+        values.extend_from_slice(values![lease.job.get(), lease.attempt]);
+        let update = format!("{COMPLETE} WHERE {IS_HELD}");
+        Ok(transaction.execute(&update, &values).await? > 0)
+    }
+
+    /// End a job well that ended as a stuck one, as part of a transaction; false where it is none any more.
+    pub(crate) async fn complete_stuck(
+        &self,
+        transaction: &mut Transaction,
+        id: JobId,
+        completion: Completion,
+    ) -> Result<bool> {
+        let mut values = completion.values();
+        values.push(id.get().into());
+        let update = format!("{COMPLETE} WHERE {IS_STUCK}");
+        Ok(transaction.execute(&update, &values).await? > 0)
+    }
+
+    /// Say of a job that ended as a stuck one how it failed after all; false where it is none any more.
+    pub(crate) async fn fail_stuck(
+        &self,
+        id: JobId,
+        failure: Failure,
+        message: &str,
     ) -> Result<bool> {
         let update = format!(
-            "UPDATE customer_backup_jobs SET snapshot_id = COALESCE(?, snapshot_id), error_message = NULL, completed_at = CURRENT_TIMESTAMP,
-                 finished_at = {{now}}, lease_until = NULL, intended_snapshot = NULL, phase = NULL, bytes_per_second = NULL,
-                 bytes_done = COALESCE(?, bytes_done), bytes_total = COALESCE(?, bytes_total), status = 'completed'
-             WHERE {IS_HELD}"
+            "UPDATE customer_backup_jobs SET failure = ?, error_message = ?, completed_at = CURRENT_TIMESTAMP, finished_at = {{now}},
+                 dismissed_at = NULL WHERE {IS_STUCK}"
         );
-        let values = values![
-            snapshot.map(|id| id.to_string()),
-            bytes,
-            bytes,
-            lease.job.get(),
-            lease.attempt
-        ];
-        Ok(transaction.execute(&update, values).await? > 0)
+        let values = values![failure.as_str(), message, id.get()];
+        Ok(self.store.execute(&update, values).await? > 0)
+    }
+
+    /// Note what a completed restore replaced, as part of a transaction, where that could be saved only later.
+    pub(crate) async fn note_kept(
+        &self,
+        transaction: &mut Transaction,
+        id: JobId,
+        kept: SnapshotId,
+    ) -> Result<()> {
+        const UPDATE: &str = "UPDATE customer_backup_jobs SET kept_snapshot = ?
+            WHERE id = ? AND COALESCE(status, '') = 'completed'";
+        let values = values![kept.to_string(), id.get()];
+        transaction.execute(UPDATE, values).await.map(drop)
     }
 
     /// End a job that failed, with a sentence for the customer; false where the lease is lost.
@@ -674,6 +737,8 @@ struct JobRow {
     started_at: Option<i64>,
     finished_at: Option<i64>,
     dismissed_at: Option<i64>,
+    kept_snapshot: Option<String>,
+    recovered: i64,
     lease_owner: Option<String>,
     is_expired: i64,
 }
@@ -737,6 +802,8 @@ impl JobRow {
                 JobStatus::Completed | JobStatus::Failed => false,
             },
             dismissed: self.dismissed_at.is_some(),
+            kept_snapshot: self.kept_snapshot.clone(),
+            recovered: self.recovered != 0,
             snapshot_id: self.snapshot_id.clone(),
             note: self.note.clone(),
             error_message: self.error_message.clone(),
@@ -799,7 +866,15 @@ mod tests {
     async fn complete(jobs: &JobStore, lease: Lease, snapshot: Option<SnapshotId>) -> bool {
         let mut transaction = jobs.store.begin().await.unwrap();
         let done = jobs
-            .complete(&mut transaction, lease, snapshot, Some(4_711))
+            .complete(
+                &mut transaction,
+                lease,
+                Completion {
+                    made: snapshot,
+                    bytes: Some(4_711),
+                    ..Completion::default()
+                },
+            )
             .await;
         transaction.commit().await.unwrap();
         done.unwrap()
@@ -862,7 +937,8 @@ mod tests {
         let jobs = jobs(&dir, Duration::from_secs(60)).await;
         let lease = create_claimed(&jobs, "me").await;
         let mut transaction = jobs.store.begin().await.unwrap();
-        let completed = jobs.complete(&mut transaction, lease, None, None).await;
+        let completed = jobs.complete(&mut transaction, lease, Completion::default());
+        let completed = completed.await;
         assert!(completed.unwrap());
         drop(transaction);
         assert_eq!(jobs.look(lease).await.unwrap(), Kept::Held);

@@ -17,7 +17,8 @@ use crate::database::{self, Dump};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Control, Phase};
 use crate::repository::{
-    ArchiveRequest, BackupType, Origin, Repository, Snapshot, SnapshotId, StreamSource, TreeSource,
+    ArchiveRequest, BackupType, Lock, Origin, Repository, Snapshot, SnapshotId, StreamSource,
+    TreeSource,
 };
 use crate::site::Site;
 
@@ -71,6 +72,19 @@ impl BackupReport {
     }
 }
 
+/// What goes into one snapshot of a customer.
+pub(super) struct Saving {
+    pub(super) origin: Origin,
+    pub(super) backup_type: BackupType,
+    pub(super) note: Option<String>,
+    /// The moment that it is a picture of.
+    pub(super) time: Zoned,
+    pub(super) trees: Vec<TreeSource>,
+    pub(super) dump: Option<Dump>,
+    /// Files that are as they were in it are not read again.
+    pub(super) parent: Option<Snapshot>,
+}
+
 impl Engine {
     /// Back up a customer. Older ones stay: see [`Self::beyond_retention`].
     ///
@@ -94,6 +108,7 @@ impl Engine {
         };
         // A restore would exchange files and tables under us.
         let _claim = site.as_ref().map(|site| site.claim(false)).transpose()?;
+        self.require_no_interrupted_restore(customer.id)?;
         let site = site.filter(|_| has_files);
         if let Some(site) = &site {
             self.require_site_dirs(site)?;
@@ -115,9 +130,33 @@ impl Engine {
             true => Some(self.start_dump(customer, control)?),
             false => None,
         };
-        let (dump, stream) = dump.unzip();
-        let parent = previous.filter(|_| has_files);
-        let archive = self.archive_request(customer, request, site.as_ref(), stream, parent)?;
+        let exclude = || self.config.customers.exclude.clone();
+        let tree = site.map(|site| TreeSource::in_place(site.path().to_owned(), exclude()));
+        let saving = Saving {
+            origin: Origin::Manual,
+            backup_type: request.backup_type,
+            note: request.note.clone(),
+            time: Zoned::now(),
+            trees: tree.into_iter().collect(),
+            dump,
+            parent: previous.filter(|_| has_files),
+        };
+        let mut report = self.save(customer, &repository, lock, saving, control)?;
+        report.warnings = noting.warnings();
+        Ok(report)
+    }
+
+    /// Files and dump into one snapshot, whose writing is the commit point.
+    pub(super) fn save(
+        &self,
+        customer: &Customer,
+        repository: &Repository,
+        lock: Lock,
+        saving: Saving,
+        control: &Control,
+    ) -> Result<BackupReport> {
+        let backup_type = saving.backup_type;
+        let (archive, dump) = self.archive_request(customer, saving)?;
         let time = archive.time.timestamp();
         let archived = repository.archive(lock, archive, control);
         // The dump's own failure says more than that of the reader it fed.
@@ -138,26 +177,26 @@ impl Engine {
         Ok(BackupReport {
             snapshot_id: archived.snapshot,
             time,
-            backup_type: request.backup_type,
+            backup_type,
             files: archived.files,
             bytes: archived.bytes,
             bytes_added: archived.bytes_added,
             database_bytes: archived.stream_bytes,
-            warnings: noting.warnings(),
+            warnings: Vec::new(),
         })
     }
 
-    /// One of a customer's manual backups, as the repository itself has it; None where there is none of this id that is his.
-    pub fn find_manual(
+    /// One of a customer's own backups, as the repository itself has it; None where there is none of this id and origin that is his.
+    pub fn find_own(
         &self,
         customer: CustomerId,
+        origin: Origin,
         id: &SnapshotId,
     ) -> Result<Option<BackupEntry>> {
         let Some(snapshot) = self.manual()?.snapshot(id)? else {
             return Ok(None);
         };
-        let is_his =
-            snapshot.owner() == Some(customer) && snapshot.origin() == Some(Origin::Manual);
+        let is_his = snapshot.owner() == Some(customer) && snapshot.origin() == Some(origin);
         let entry = snapshot.backup_type().map(|backup_type| BackupEntry {
             id: snapshot.id,
             time: snapshot.time,
@@ -184,9 +223,12 @@ impl Engine {
     /// Try whether a customer's database can be dumped, without storing anything: everything is looked at, the dump is
     /// started, and stopped after its first bytes. What it would lack is told to the monitor.
     pub fn try_dump(&self, customer: &Customer, control: &Control) -> Result<()> {
-        let (_dump, mut stream) = self.start_dump(customer, control)?;
+        let mut dump = self.start_dump(customer, control)?;
+        let mut stream = dump
+            .take_reader()
+            .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump has no output"))?;
         let mut first = [0];
-        stream.reader.read_exact(&mut first).map_err(|error| {
+        stream.read_exact(&mut first).map_err(|error| {
             Error::io(
                 format!("the database of customer {} cannot be dumped", customer.id),
                 error,
@@ -199,54 +241,42 @@ impl Engine {
         self.server(customer)?.write_timeout()
     }
 
-    fn start_dump(&self, customer: &Customer, control: &Control) -> Result<(Dump, StreamSource)> {
+    fn start_dump(&self, customer: &Customer, control: &Control) -> Result<Dump> {
         let server = self.server(customer)?;
-        let mut dump = database::dump(
-            &server,
-            customer.db_name.as_str(),
-            self.config.dump_timeout(),
-            control,
-        )?;
-        let reader = dump
-            .take_reader()
-            .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump has no output"))?;
-        let path = self.config.customer_database.dump_path(customer)?;
-        Ok((dump, StreamSource { path, reader }))
+        let limit = self.config.dump_timeout();
+        database::dump(&server, customer.db_name.as_str(), limit, control)
     }
 
     fn archive_request(
         &self,
         customer: &Customer,
-        request: &BackupRequest,
-        site: Option<&Site>,
-        stream: Option<StreamSource>,
-        parent: Option<Snapshot>,
-    ) -> Result<ArchiveRequest> {
-        let time = Zoned::now();
-        let mut paths: Vec<PathBuf> = Vec::new();
-        if let Some(stream) = &stream {
-            paths.extend(stream.path.parent().map(PathBuf::from));
+        saving: Saving,
+    ) -> Result<(ArchiveRequest, Option<Dump>)> {
+        let path = self.config.customer_database.dump_path(customer)?;
+        let mut paths = Vec::new();
+        if saving.dump.is_some() {
+            paths.extend(path.parent().map(PathBuf::from));
         }
-        let exclude = || self.config.customers.exclude.clone();
-        let trees: Vec<TreeSource> = site
-            .map(|site| TreeSource::in_place(site.path().to_owned(), exclude()))
-            .into_iter()
-            .collect();
-        paths.extend(trees.iter().map(|tree| tree.path.clone()));
-        Ok(ArchiveRequest {
-            trees,
-            stream,
+        if !saving.trees.is_empty() {
+            paths.push(self.config.customers.dir(customer.id));
+        }
+        let mut dump = saving.dump;
+        let reader = dump.as_mut().and_then(Dump::take_reader);
+        let request = ArchiveRequest {
+            trees: saving.trees,
+            stream: reader.map(|reader| StreamSource { path, reader }),
             paths,
             tags: vec![
                 customer.id.tag(),
-                Origin::Manual.tag().to_owned(),
-                request.backup_type.to_string(),
-                time.strftime("%Y-%m-%d-%H%M%S").to_string(),
+                saving.origin.tag().to_owned(),
+                saving.backup_type.to_string(),
+                saving.time.strftime("%Y-%m-%d-%H%M%S").to_string(),
             ],
-            time,
-            note: request.note.clone(),
-            parent: parent.map(|snapshot| snapshot.id),
-        })
+            time: saving.time,
+            note: saving.note,
+            parent: saving.parent.map(|snapshot| snapshot.id),
+        };
+        Ok((request, dump))
     }
 
     /// A backup of files that has none of what a restore would put back is none.
@@ -278,7 +308,10 @@ pub(super) fn of_customer(repository: &Repository, customer: CustomerId) -> Resu
 }
 
 /// Unchanged files need not be read again: they are as in this one.
-fn newest_with_files(repository: &Repository, customer: CustomerId) -> Result<Option<Snapshot>> {
+pub(super) fn newest_with_files(
+    repository: &Repository,
+    customer: CustomerId,
+) -> Result<Option<Snapshot>> {
     let with_files =
         |snapshot: &Snapshot| snapshot.backup_type().is_some_and(BackupType::has_files);
     Ok(of_customer(repository, customer)?

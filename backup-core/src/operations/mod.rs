@@ -22,7 +22,7 @@ use crate::storage::{self, Location, SftpOptions, Storage};
 pub use crate::catalog::{BackupEntry, BackupList, Source};
 pub use backup::{BackupReport, BackupRequest};
 pub use forget::Forgetting;
-pub use restore::{RestoreReport, RestoreRequest};
+pub use restore::{Interrupted, Recovered, RestoreReport, RestoreRequest};
 
 /// The configuration, and the repositories that it names, opened when they are first needed and then kept.
 /// All methods block; call them from a thread that may.

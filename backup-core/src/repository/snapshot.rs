@@ -47,7 +47,7 @@ impl<'de> Deserialize<'de> for SnapshotId {
 }
 
 /// What a customer's backup holds, or what of it is to be restored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BackupType {
     /// The database only.

@@ -41,13 +41,13 @@ use crate::jobs::{
 };
 use crate::login::Login;
 use crate::operations::{
-    BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest, require_note,
+    BackupReport, BackupRequest, Engine, Interrupted, RestoreReport, RestoreRequest, require_note,
 };
 use crate::progress::Control;
-use crate::repository::{PruneReport, SnapshotId};
+use crate::repository::{Origin, PruneReport, SnapshotId};
 use crate::session::Sessions;
 use crate::store::{Migrated, Store};
-use crate::worker::{Ended, Runner, Upkeep, Worker, never_stopping};
+use crate::worker::{Ended, Recovery, Runner, Upkeep, Worker, never_stopping};
 
 /// Backups of customers, as jobs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -196,7 +196,9 @@ impl BackupService {
     /// [`ErrorKind::NotFound`] for one that is not there, is another's, or is not a manual one.
     pub async fn delete_backup(&self, customer: CustomerId, id: &SnapshotId) -> Result<Deleted> {
         let customer = self.customers.get(customer).await?;
-        let deleting = self.jobs.delete_backup(customer.id, id, |_| true);
+        let deleting = self
+            .jobs
+            .delete_backup(customer.id, Origin::Manual, id, |_| true);
         match deleting.await? {
             Deleting::Done => {}
             Deleting::InTheWay(job) => return Ok(Deleted::InTheWay(job)),
@@ -342,6 +344,27 @@ impl BackupService {
             }),
             other => Err(unexpected(job, other)),
         }
+    }
+
+    /// Finish or undo the restores of this server that were interrupted, and end their jobs. Each with what became of it; of one that cannot be
+    /// recovered now, why.
+    pub async fn recover(
+        &self,
+        engine: &Arc<Engine>,
+    ) -> Result<Vec<(Option<Interrupted>, Result<Recovery>)>> {
+        let runner = self.runner(engine);
+        let owner = owner_of_this_process();
+        let mut recovered = Vec::new();
+        for found in runner.blocking(|engine| engine.interrupted()).await? {
+            recovered.push(match found {
+                Ok(interrupted) => {
+                    let recovery = runner.recover(&interrupted, &owner).await;
+                    (Some(interrupted), recovery)
+                }
+                Err(error) => (None, Err(error)),
+            });
+        }
+        Ok(recovered)
     }
 
     /// Bring the catalogue in step with the repositories; what was done, by their names in the configuration.

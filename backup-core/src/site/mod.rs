@@ -139,6 +139,23 @@ impl Site {
         Ok(found.is_some_and(|stat| dirs::file_type(&stat) == FileType::Directory))
     }
 
+    /// A site directory, opened; none where there is none, or something else, such as a link.
+    pub fn open_site_dir(&self, site_dir: &Path) -> Result<Option<OwnedFd>> {
+        let opened = dirs::open_parent(&self.dir, site_dir, false)
+            .and_then(|parent| dirs::open_dir(&parent, dirs::last_name(site_dir)?));
+        match opened {
+            Ok(dir) => Ok(Some(dir)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
+            Err(e) => {
+                let path = self.path.join(site_dir);
+                Err(Error::io(
+                    format!("cannot open {}", path.display()),
+                    e.into(),
+                ))
+            }
+        }
+    }
+
     /// The bytes that are free where staged files go.
     pub fn bytes_available(&self) -> Result<u64> {
         dirs::bytes_available(&self.dir).map_err(|e| {
@@ -224,9 +241,14 @@ impl Site {
         }
     }
 
-    /// A fresh staging directory for this site. [`ErrorKind::Busy`] while another restore of the same customer has one.
-    pub fn stage(&self) -> Result<Staging> {
-        Staging::create(self)
+    /// A name for [`Self::stage`] that no other staging directory has.
+    pub fn new_staging_name(&self) -> String {
+        staging::new_name(self.customer)
+    }
+
+    /// A fresh staging directory of this name for this site. [`ErrorKind::Busy`] while another restore of the same customer has one.
+    pub fn stage(&self, name: &str) -> Result<Staging> {
+        Staging::create(self, name)
     }
 
     /// A staging directory that an earlier process left, by its name. [`ErrorKind::Busy`] while that process lives.

@@ -61,7 +61,8 @@ impl Staged {
 }
 
 impl Staging {
-    pub(super) fn create(site: &Site) -> Result<Self> {
+    pub(super) fn create(site: &Site, name: &str) -> Result<Self> {
+        require_name(site, name)?;
         let (base, path) = open_or_make_base(site)?;
         let io = |e: Errno| {
             Error::io(
@@ -70,13 +71,16 @@ impl Staging {
             )
         };
         // Looking for others and making our own must be one step.
-        alone(&base, &path, || Self::create_alone(site, &base, &path, io))
+        alone(&base, &path, || {
+            Self::create_alone(site, &base, &path, name, io)
+        })
     }
 
     fn create_alone(
         site: &Site,
         base: &OwnedFd,
         path: &Path,
+        name: &str,
         io: impl Fn(Errno) -> Error + Copy,
     ) -> Result<Self> {
         for other in all(base).map_err(io)? {
@@ -84,24 +88,16 @@ impl Staging {
                 return Err(busy(site.customer));
             }
         }
-        let name = format!("restore-{}-{:016x}", site.customer, rand::random::<u64>());
-        rustix::fs::mkdirat(base, &name, Mode::RWXU).map_err(io)?;
-        let dir = dirs::open_dir(base, &name).map_err(io)?;
+        rustix::fs::mkdirat(base, name, Mode::RWXU).map_err(io)?;
+        let dir = dirs::open_dir(base, name).map_err(io)?;
         lock(&dir, site.customer)?;
         rustix::fs::mkdirat(&dir, FILES, Mode::RWXU).map_err(io)?;
-        Self::assemble(site, base, dir, name, path, io)
+        Self::assemble(site, base, dir, name.to_owned(), path, io)
     }
 
     pub(super) fn reopen(site: &Site, name: &str) -> Result<Self> {
         let path = site.root_path().join(BASE);
-        if customer_of(name) != Some(site.customer) {
-            let message = format!(
-                "`{}` is no staging directory of customer {}",
-                name.escape_debug(),
-                site.customer
-            );
-            return Err(Error::new(ErrorKind::InvalidInput, message));
-        }
+        require_name(site, name)?;
         let base = open_base(site.root(), &path)?;
         let io = |e: Errno| {
             Error::io(
@@ -486,6 +482,24 @@ fn all(base: &OwnedFd) -> std::result::Result<Vec<Leftover>, Errno> {
     Ok(found)
 }
 
+pub(super) fn new_name(customer: CustomerId) -> String {
+    format!("restore-{customer}-{:016x}", rand::random::<u64>())
+}
+
+fn require_name(site: &Site, name: &str) -> Result<()> {
+    if customer_of(name) == Some(site.customer) {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "`{}` is no staging directory of customer {}",
+            name.escape_debug(),
+            site.customer
+        ),
+    ))
+}
+
 /// `restore-N-` and 16 hexadecimal digits.
 fn customer_of(name: &str) -> Option<CustomerId> {
     let (customer, random) = name.strip_prefix("restore-")?.split_once('-')?;
@@ -706,7 +720,7 @@ pub(super) mod tests {
             let bed = Bed::new();
             let site = bed.site();
             let live = format!("customer-7/{site_dir}/index.php");
-            let staging = site.stage().unwrap();
+            let staging = site.stage(&site.new_staging_name()).unwrap();
             let staged = bed.stage(&staging, site_dir);
             assert_eq!(bed.read(&live), "old", "staging changes nothing");
             staging.swap_back(&site, &staged).unwrap();
@@ -740,7 +754,7 @@ pub(super) mod tests {
     fn a_crash_between_any_two_steps_can_be_taken_up_from_what_a_journal_keeps() {
         let bed = Bed::new();
         let site = bed.site();
-        let staging = site.stage().unwrap();
+        let staging = site.stage(&site.new_staging_name()).unwrap();
         let staged = bed.stage(&staging, "volumes/files");
         let journal = (
             staging.name().to_owned(),
@@ -772,7 +786,7 @@ pub(super) mod tests {
         let bed = Bed::new();
         std::fs::remove_dir_all(bed.path("customer-7/volumes")).unwrap();
         let site = bed.site();
-        let staging = site.stage().unwrap();
+        let staging = site.stage(&site.new_staging_name()).unwrap();
         let staged = bed.stage(&staging, "volumes/files");
         for _ in 0..2 {
             staging.swap(&site, &staged).unwrap();
@@ -799,7 +813,7 @@ pub(super) mod tests {
         std::fs::remove_dir_all(bed.path("customer-7/wordpress")).unwrap();
         symlink(bed.path("outside"), bed.path("customer-7/wordpress")).unwrap();
         let site = bed.site();
-        let staging = site.stage().unwrap();
+        let staging = site.stage(&site.new_staging_name()).unwrap();
         let staged = bed.stage(&staging, "wordpress");
         staging.swap(&site, &staged).unwrap();
         assert_eq!(bed.read("outside/index.php"), "precious");
@@ -817,7 +831,7 @@ pub(super) mod tests {
         let bed = Bed::new();
         bed.write("outside/files/index.php", "precious");
         let site = bed.site();
-        let staging = site.stage().unwrap();
+        let staging = site.stage(&site.new_staging_name()).unwrap();
         let staged = bed.stage(&staging, "volumes/files");
         std::fs::rename(bed.path("customer-7/volumes"), bed.path("customer-7/moved")).unwrap();
         symlink(bed.path("outside"), bed.path("customer-7/volumes")).unwrap();
@@ -856,7 +870,7 @@ pub(super) mod tests {
                 }
             });
             for _ in 0..300 {
-                let staging = site.stage().unwrap();
+                let staging = site.stage(&site.new_staging_name()).unwrap();
                 let place = staging.place(Path::new("volumes/files")).unwrap();
                 std::fs::write(place.join("index.php"), "new").unwrap();
                 if let Ok(staged) = staging.staged(&site, Path::new("volumes/files"))
@@ -899,7 +913,7 @@ pub(super) mod tests {
         let bed = Bed::new();
         let site = bed.site();
         {
-            let staging = site.stage().unwrap();
+            let staging = site.stage(&site.new_staging_name()).unwrap();
             let place = staging.place(Path::new("wordpress")).unwrap();
             let _mounted = Mounted::on(bed.path("customer-7/wordpress"));
             let error = staging.staged(&site, Path::new("wordpress")).unwrap_err();
@@ -909,7 +923,7 @@ pub(super) mod tests {
             staging.remove().unwrap();
         }
         {
-            let staging = site.stage().unwrap();
+            let staging = site.stage(&site.new_staging_name()).unwrap();
             let staged = bed.stage(&staging, "wordpress");
             let _mounted = Mounted::on(bed.path("customer-7/wordpress"));
             assert_eq!(
@@ -921,7 +935,7 @@ pub(super) mod tests {
         }
         assert_eq!(bed.read("customer-7/wordpress/index.php"), "old");
         let _mounted = Mounted::on(bed.path("customer-7"));
-        let staging = bed.site().stage().unwrap();
+        let staging = bed.site().stage(&bed.site().new_staging_name()).unwrap();
         let error = staging.place(Path::new("wordpress")).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
         staging.remove().unwrap();
@@ -932,7 +946,7 @@ pub(super) mod tests {
     fn what_is_mounted_in_a_tree_is_not_destroyed_with_it() {
         let bed = Bed::new();
         let site = bed.site();
-        let staging = site.stage().unwrap();
+        let staging = site.stage(&site.new_staging_name()).unwrap();
         let place = staging.place(Path::new("wordpress")).unwrap();
         std::fs::create_dir_all(place.join("a/mounted")).unwrap();
         let mounted = Mounted::on(place.join("a/mounted"));
@@ -959,12 +973,22 @@ pub(super) mod tests {
         let bed = Bed::new();
         let site = bed.site();
         std::fs::create_dir(bed.path("customer-77")).unwrap();
-        let staging = site.stage().unwrap();
-        assert_eq!(site.stage().unwrap_err().kind(), ErrorKind::Busy);
+        let staging = site.stage(&site.new_staging_name()).unwrap();
+        assert_eq!(
+            site.stage(&site.new_staging_name()).unwrap_err().kind(),
+            ErrorKind::Busy
+        );
         let other = Site::open(&bed.config, &bed.customer(77)).unwrap();
-        other.stage().unwrap().remove().unwrap();
+        other
+            .stage(&other.new_staging_name())
+            .unwrap()
+            .remove()
+            .unwrap();
         staging.remove().unwrap();
-        site.stage().unwrap().remove().unwrap();
+        site.stage(&site.new_staging_name())
+            .unwrap()
+            .remove()
+            .unwrap();
     }
 
     #[test]
@@ -992,7 +1016,10 @@ pub(super) mod tests {
         let other = Site::open(&bed.config, &bed.customer(77)).unwrap();
         let _other = other.claim(true).unwrap();
         // The restore itself stages, and nobody takes its lock for something that was left.
-        site.stage().unwrap().remove().unwrap();
+        site.stage(&site.new_staging_name())
+            .unwrap()
+            .remove()
+            .unwrap();
         assert!(leftovers(&bed.config).unwrap().is_empty());
         drop(restore);
         let _backup = site.claim(false).unwrap();
@@ -1039,7 +1066,7 @@ pub(super) mod tests {
         let bed = Bed::new();
         assert!(leftovers(&bed.config).unwrap().is_empty());
         let site = bed.site();
-        let staging = site.stage().unwrap();
+        let staging = site.stage(&site.new_staging_name()).unwrap();
         let found = leftovers(&bed.config).unwrap();
         assert!(found.len() == 1 && found[0].in_use && found[0].path == staging.path());
         let staged = bed.stage(&staging, "wordpress");
@@ -1064,10 +1091,22 @@ pub(super) mod tests {
         let bed = Bed::new();
         std::fs::create_dir(bed.path(BASE)).unwrap();
         std::fs::set_permissions(bed.path(BASE), std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(bed.site().stage().unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(
+            bed.site()
+                .stage(&bed.site().new_staging_name())
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Refused
+        );
         std::fs::remove_dir(bed.path(BASE)).unwrap();
         symlink("/tmp", bed.path(BASE)).unwrap();
-        assert_eq!(bed.site().stage().unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(
+            bed.site()
+                .stage(&bed.site().new_staging_name())
+                .unwrap_err()
+                .kind(),
+            ErrorKind::Refused
+        );
         assert_eq!(
             try_exchange(&bed.config).unwrap_err().kind(),
             ErrorKind::Refused

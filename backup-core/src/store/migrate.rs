@@ -30,6 +30,11 @@ const MYSQL: &[(i64, &str, &str)] = &[
         "deletions",
         include_str!("../../../migrations/mysql/0003_deletions.sql"),
     ),
+    (
+        4,
+        "kept",
+        include_str!("../../../migrations/mysql/0004_kept.sql"),
+    ),
 ];
 const SQLITE: &[(i64, &str, &str)] = &[
     (
@@ -46,6 +51,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         3,
         "deletions",
         include_str!("../../../migrations/sqlite/0003_deletions.sql"),
+    ),
+    (
+        4,
+        "kept",
+        include_str!("../../../migrations/sqlite/0004_kept.sql"),
     ),
 ];
 

@@ -37,8 +37,13 @@ async fn forget(
     repository_id: &str,
     deletion: Deletion,
 ) -> Result<()> {
-    let Deletion { customer, snapshot } = deletion;
-    match blocking(engine, move |engine| engine.forget(customer, &snapshot)).await? {
+    let Deletion {
+        customer,
+        origin,
+        snapshot,
+    } = deletion;
+    let forget = move |engine: &Engine| engine.forget(customer, origin, &snapshot);
+    match blocking(engine, forget).await? {
         Forgetting::Done => {
             catalog.remove(repository_id, &[snapshot]).await?;
             tracing::info!(customer = %customer, "the deleted snapshot {snapshot} is forgotten");
@@ -51,8 +56,9 @@ async fn forget(
             Err(Error::new(
                 ErrorKind::Damaged,
                 format!(
-                    "the catalogue had the snapshot {snapshot} as a deleted manual backup of customer {customer}, and by its tags it is \
-                     not his: it stays, and the row is removed; find out who wrote it"
+                    "the catalogue had the snapshot {snapshot} as a deleted backup ({}) of customer {customer}, and by its tags it is \
+                     none: it stays, and the row is removed; find out who wrote it",
+                    origin.tag()
                 ),
             ))
         }

@@ -4,6 +4,7 @@
 //! Never: two workers that both commit for one job; a restore taken over while the process that ran it may still be at it.
 
 mod delete;
+mod recover;
 mod run;
 mod sentence;
 mod upkeep;
@@ -23,6 +24,7 @@ use crate::operations::Engine;
 use crate::progress::{Cancel, Control};
 use crate::store::Store;
 
+pub use recover::Recovery;
 pub(crate) use run::{Ended, Runner};
 pub(crate) use upkeep::Upkeep;
 
@@ -114,6 +116,11 @@ impl Worker {
             self.concurrency
         );
         let upkeep = tokio::spawn(self.upkeep.clone().keep_running(stopping.clone()));
+        let recovery = self
+            .runner
+            .clone()
+            .recover_all(self.name.clone(), stopping.clone());
+        let recovery = tokio::spawn(recovery);
         let woken = &self.upkeep.woken;
         let mut running = JoinSet::new();
         while *stopping.borrow_and_update() == Stopping::No {
@@ -135,6 +142,9 @@ impl Worker {
         self.finish(running, stopping).await;
         // What it does can be broken off at any point.
         upkeep.abort();
+        if let Err(error) = recovery.await {
+            tracing::error!("recovering broke off inside the program: {error}");
+        }
         tracing::info!("worker {} ended", self.name);
     }
 

@@ -19,14 +19,14 @@ use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    Claimed, Deleting, Failure, Fate, Job, JobStatus, JobStore, JobType, Kept, Lease, Progress,
-    Tracker,
+    Claimed, Completion, Deleting, Failure, Fate, Job, JobStatus, JobStore, JobType, Kept, Lease,
+    Progress, Tracker,
 };
 use crate::operations::{BackupReport, BackupRequest, Engine, RestoreReport, RestoreRequest};
 use crate::progress::{Cancel, Control, Gate};
-use crate::repository::SnapshotId;
+use crate::repository::{Origin, SnapshotId};
 use crate::site::{Claim, Site};
-use crate::store::Store;
+use crate::store::{Store, Transaction};
 
 /// How often a backup is begun, when its workers die.
 const ATTEMPTS_MAX: u32 = 3;
@@ -66,6 +66,26 @@ pub(crate) enum Ended {
     Released,
     /// Another worker has it.
     Lost,
+}
+
+/// A snapshot that a job made, and that belongs into the catalogue.
+#[derive(Debug, Clone)]
+pub(super) struct Made {
+    origin: Origin,
+    entry: BackupEntry,
+}
+
+impl Made {
+    fn backup(entry: BackupEntry) -> Self {
+        let origin = Origin::Manual;
+        Self { origin, entry }
+    }
+
+    pub(super) fn of_restore(report: &RestoreReport) -> Option<Self> {
+        let entry = report.kept.clone()?;
+        let origin = Origin::PreRestore;
+        Some(Self { origin, entry })
+    }
 }
 
 /// What the operation of a job gave.
@@ -165,10 +185,14 @@ impl Runner {
                 }
             }
         };
-        tokio::select! {
+        let ended = tokio::select! {
             ended = ended => ended,
             never = self.keep(job, lease, &tracker, &cancel, &shared) => match never {},
+        };
+        if matches!(ended, Ended::Restore(_) | Ended::Failed(_)) {
+            self.close_journal(job).await;
         }
+        ended
     }
 
     async fn settle_success(
@@ -178,12 +202,15 @@ impl Runner {
         work: Work,
         control: &Control,
     ) -> Ended {
-        let (entry, bytes) = match &work {
-            Work::Backup(report) => (Some(report.entry(job.note.clone())), Some(report.bytes)),
-            Work::Found(entry) => (Some((**entry).clone()), entry.bytes),
-            Work::Restore(report) => (None, Some(report.bytes)),
+        let (made, bytes) = match &work {
+            Work::Backup(report) => {
+                let entry = report.entry(job.note.clone());
+                (Some(Made::backup(entry)), Some(report.bytes))
+            }
+            Work::Found(entry) => (Some(Made::backup((**entry).clone())), entry.bytes),
+            Work::Restore(report) => (Made::of_restore(report), Some(report.bytes)),
         };
-        match self.complete(job, lease, entry, bytes).await {
+        match self.complete(job, lease, made.as_ref(), bytes).await {
             Ok(true) => {}
             Ok(false) => return Ended::Lost,
             // What was written is noted in the job: who takes it up finds it.
@@ -191,7 +218,7 @@ impl Runner {
         }
         match work {
             Work::Backup(mut report) => {
-                let warning = self.forget_beyond_retention(job, report.snapshot_id).await;
+                let warning = self.forget_beyond_retention(job, made.as_ref()).await;
                 if let Some(warning) = &warning {
                     control.monitor.warning(warning);
                 }
@@ -199,10 +226,14 @@ impl Runner {
                 Ended::Backup(report)
             }
             Work::Found(entry) => {
-                self.forget_beyond_retention(job, entry.id).await;
+                self.forget_beyond_retention(job, made.as_ref()).await;
                 Ended::Found(entry.id)
             }
-            Work::Restore(report) => Ended::Restore(report),
+            Work::Restore(mut report) => {
+                let warning = self.forget_beyond_retention(job, made.as_ref()).await;
+                report.warnings.extend(warning);
+                Ended::Restore(report)
+            }
         }
     }
 
@@ -215,6 +246,12 @@ impl Runner {
                 format!("job {} runs on the server {}", job.id, job.server),
             ));
         }
+        if job.job_type == JobType::Restore {
+            let id = job.id.get();
+            if let Some(interrupted) = self.blocking(move |engine| engine.journal_of(id)).await? {
+                return self.recover(&interrupted, owner).await.map(drop);
+            }
+        }
         let _claim = match job.job_type {
             JobType::Backup => None,
             JobType::Restore => self.claim_customer(job).await?,
@@ -225,13 +262,15 @@ impl Runner {
         if let Some(intended) = claimed.intended {
             let customer = job.customer_id;
             let found = self
-                .blocking(move |engine| engine.find_manual(customer, &intended))
+                .blocking(move |engine| engine.find_own(customer, Origin::Manual, &intended))
                 .await?;
             if let Some(found) = found {
                 let bytes = found.bytes;
-                let completed = self.complete(&claimed.job, claimed.lease, Some(found), bytes);
+                let made = Made::backup(found);
+                let completed = self.complete(&claimed.job, claimed.lease, Some(&made), bytes);
                 if completed.await? {
-                    self.forget_beyond_retention(&claimed.job, intended).await;
+                    self.forget_beyond_retention(&claimed.job, Some(&made))
+                        .await;
                 }
                 tracing::info!(job = %job.id, "completed: its worker had died after writing the snapshot {intended}");
                 return Ok(());
@@ -240,12 +279,11 @@ impl Runner {
         let error = Error::new(
             ErrorKind::Interrupted,
             match job.job_type {
-                JobType::Backup => "the backup was interrupted: its process died".to_owned(),
-                JobType::Restore => format!(
-                    "the restore of customer {} was interrupted, for its process died: look whether his site is up and his maintenance \
-                     page is off; the next restore removes what this one staged",
-                    job.customer_id
-                ),
+                JobType::Backup => "the backup was interrupted: its process died",
+                // The journal is written before anything else is done.
+                JobType::Restore => {
+                    "the restore was interrupted before it had changed anything: its process died"
+                }
             },
         );
         tracing::error!(job = %job.id, "failed: {}", error.chain());
@@ -293,6 +331,7 @@ impl Runner {
             JobType::Backup => this.back_up(&claimed, &customer, &control, &tracker, &runtime),
             JobType::Restore => {
                 let request = restore_request(&claimed.job)?;
+                let this_job = claimed.job.id.get();
                 let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
                 let claim = this.when_free(&claimed.job, &control.cancel, &tracker, || {
                     this.engine.claim_for_restore(&customer)
@@ -300,7 +339,8 @@ impl Runner {
                 let claim = held.insert(claim);
                 let report = this.when_free(&claimed.job, &control.cancel, &tracker, || {
                     let engine = &this.engine;
-                    engine.restore_under(claim, &customer, &request, &control)
+                    let job = Some(this_job);
+                    engine.restore_under(claim, job, &customer, &request, &control)
                 })?;
                 Ok(Work::Restore(Box::new(report)))
             }
@@ -351,7 +391,10 @@ impl Runner {
     ) -> Result<Work> {
         let job = &claimed.job;
         if let Some(intended) = claimed.intended {
-            if let Some(entry) = self.engine.find_manual(customer.id, &intended)? {
+            if let Some(entry) = self
+                .engine
+                .find_own(customer.id, Origin::Manual, &intended)?
+            {
                 return Ok(Work::Found(Box::new(entry)));
             }
             // From here on the former owner knows that nobody will look for it again.
@@ -451,25 +494,18 @@ impl Runner {
     }
 
     /// The job's end: its row and the catalogue's in one transaction. False where another worker has ended it otherwise; then the snapshot is gone.
-    async fn complete(
+    pub(super) async fn complete(
         &self,
         job: &Job,
         lease: Lease,
-        entry: Option<BackupEntry>,
+        made: Option<&Made>,
         bytes: Option<u64>,
     ) -> Result<bool> {
-        let repository = match &entry {
-            Some(_) => Some(self.blocking(|engine| Ok(engine.manual()?.id())).await?),
+        let repository = match made {
+            Some(_) => Some(self.own_repository(job).await?),
             None => None,
         };
-        if let Some(repository) = &repository {
-            let server = &self.engine.config().worker.server;
-            self.patiently(job, || {
-                self.catalog.note_use(server, Source::Manual, repository)
-            })
-            .await?;
-        }
-        let recorded = entry.as_ref().zip(repository.as_deref());
+        let recorded = made.zip(repository.as_deref());
         let since = Instant::now();
         loop {
             let done = self
@@ -482,7 +518,15 @@ impl Runner {
             if self.is_ended(job, JobStatus::Completed).await? {
                 return Ok(true);
             }
-            let (Some(entry), Some(repository)) = (&entry, &repository) else {
+            let Some((
+                Made {
+                    origin: Origin::Manual,
+                    entry,
+                },
+                repository,
+            )) = recorded
+            else {
+                // What a restore replaced is the customer's whoever ends the job; a sync takes it in.
                 return Ok(false);
             };
             match self
@@ -508,35 +552,51 @@ impl Runner {
         }
     }
 
+    /// Where snapshots are that we make; the catalogue is told that it is in use.
+    pub(super) async fn own_repository(&self, job: &Job) -> Result<String> {
+        let repository = self.blocking(|engine| Ok(engine.manual()?.id())).await?;
+        let server = &self.engine.config().worker.server;
+        self.patiently(job, || {
+            self.catalog.note_use(server, Source::Manual, &repository)
+        })
+        .await?;
+        Ok(repository)
+    }
+
     async fn try_complete(
         &self,
         job: &Job,
         lease: Lease,
-        recorded: Option<(&BackupEntry, &str)>,
+        recorded: Option<(&Made, &str)>,
         bytes: Option<u64>,
     ) -> Result<bool> {
         let mut transaction = self.store.begin().await?;
-        let snapshot = recorded.map(|(entry, _)| entry.id);
+        let completion = completion(recorded.map(|(made, _)| made), bytes, false);
         if !self
             .jobs
-            .complete(&mut transaction, lease, snapshot, bytes)
+            .complete(&mut transaction, lease, completion)
             .await?
         {
             return Ok(false);
         }
-        if let Some((entry, repository)) = recorded {
-            self.catalog
-                .record(
-                    &mut transaction,
-                    repository,
-                    job.customer_id,
-                    Source::Manual,
-                    entry,
-                )
-                .await?;
-        }
+        self.record(&mut transaction, job, recorded).await?;
         transaction.commit().await?;
         Ok(true)
+    }
+
+    pub(super) async fn record(
+        &self,
+        transaction: &mut Transaction,
+        job: &Job,
+        recorded: Option<(&Made, &str)>,
+    ) -> Result<()> {
+        let Some((made, repository)) = recorded else {
+            return Ok(());
+        };
+        let (source, entry) = (made.origin.into(), &made.entry);
+        self.catalog
+            .record(transaction, repository, job.customer_id, source, entry)
+            .await
     }
 
     /// What this attempt of ours ended as, if its answer was lost.
@@ -546,35 +606,44 @@ impl Runner {
     }
 
     /// Gives what somebody should know.
-    async fn forget_beyond_retention(&self, job: &Job, made: SnapshotId) -> Option<String> {
-        let failure = self.try_forget_beyond_retention(job, made).await.err()?;
+    pub(super) async fn forget_beyond_retention(
+        &self,
+        job: &Job,
+        made: Option<&Made>,
+    ) -> Option<String> {
+        let failure = self.try_forget_beyond_retention(job, made?).await.err()?;
         let warning = format!("older backups could not be removed: {}", failure.chain());
         tracing::warn!(job = %job.id, "{warning}");
         Some(warning)
     }
 
-    async fn try_forget_beyond_retention(&self, job: &Job, made: SnapshotId) -> Result<()> {
+    async fn try_forget_beyond_retention(&self, job: &Job, made: &Made) -> Result<()> {
         let customer = job.customer_id;
         // What he deleted counts no more, and must not push out what he keeps.
         delete::carry_out(&self.engine, &self.catalog, Some(customer)).await?;
-        let excess = self.blocking(move |engine| engine.beyond_retention(customer, made));
+        let (origin, id) = (made.origin, made.entry.id);
+        let excess = self.blocking(move |engine| engine.beyond_retention(customer, origin, id));
         for id in excess.await? {
-            self.give_up(job, id).await?;
+            self.give_up(job, origin, id).await?;
         }
         delete::carry_out(&self.engine, &self.catalog, Some(customer)).await
     }
 
     /// Delete an older backup, unless its customer is just about to restore it: then it goes after the next backup.
-    async fn give_up(&self, job: &Job, id: SnapshotId) -> Result<()> {
+    async fn give_up(&self, job: &Job, origin: Origin, id: SnapshotId) -> Result<()> {
         let customer = job.customer_id;
         let restores_it = |active: &Job| {
             active.job_type == JobType::Restore && active.snapshot_id == Some(id.to_string())
         };
-        let delete = || self.patiently(job, || self.jobs.delete_backup(customer, &id, restores_it));
+        let delete = || {
+            self.patiently(job, || {
+                self.jobs.delete_backup(customer, origin, &id, restores_it)
+            })
+        };
         let mut deleting = delete().await?;
         if matches!(deleting, Deleting::NotFound) {
             // The catalogue does not have it yet. Forgotten past it, it could be taken in by others, and a restore of it queued, meanwhile.
-            self.take_in(job, id).await?;
+            self.take_in(job, origin, id).await?;
             deleting = delete().await?;
         }
         if let Deleting::InTheWay(restore) = deleting {
@@ -584,10 +653,10 @@ impl Runner {
     }
 
     /// Show a customer what is in the repository. Done already, or nothing, where others were faster.
-    async fn take_in(&self, job: &Job, id: SnapshotId) -> Result<()> {
+    async fn take_in(&self, job: &Job, origin: Origin, id: SnapshotId) -> Result<()> {
         let customer = job.customer_id;
         let find = move |engine: &Engine| {
-            let found = engine.find_manual(customer, &id)?;
+            let found = engine.find_own(customer, origin, &id)?;
             Ok((engine.manual()?.id(), found))
         };
         let (repository, found) = self.blocking(find).await?;
@@ -595,7 +664,8 @@ impl Runner {
             return Ok(());
         };
         self.patiently(job, || {
-            self.catalog.take_in_manual(&repository, customer, &entry)
+            self.catalog
+                .take_in_own(&repository, customer, origin, &entry)
         })
         .await
     }
@@ -612,7 +682,7 @@ impl Runner {
             // The one write of the commit failed: it may have arrived all the same.
             let customer = job.customer_id;
             match self
-                .blocking(move |engine| engine.find_manual(customer, &intended))
+                .blocking(move |engine| engine.find_own(customer, Origin::Manual, &intended))
                 .await
             {
                 Ok(Some(entry)) => {
@@ -647,6 +717,7 @@ impl Runner {
             },
             (ErrorKind::Cancelled, _) => self.fail(job, lease, Failure::Cancelled, error).await,
             (ErrorKind::Interrupted, _) => self.fail(job, lease, Failure::Interrupted, error).await,
+            (ErrorKind::RolledBack, _) => self.fail(job, lease, Failure::RolledBack, error).await,
             (ErrorKind::Stuck, _) => self.fail(job, lease, Failure::Stuck, error).await,
             (ErrorKind::Timeout, _) => self.fail(job, lease, Failure::Timeout, error).await,
             _ => self.fail(job, lease, Failure::Error, error).await,
@@ -654,7 +725,13 @@ impl Runner {
     }
 
     /// End a job that failed.
-    async fn fail(&self, job: &Job, lease: Lease, failure: Failure, error: Error) -> Ended {
+    pub(super) async fn fail(
+        &self,
+        job: &Job,
+        lease: Lease,
+        failure: Failure,
+        error: Error,
+    ) -> Ended {
         let sentence = sentence::of(job.job_type, failure, &error);
         match self
             .patiently(job, || self.jobs.fail(lease, failure, &sentence))
@@ -686,7 +763,7 @@ impl Runner {
 
     /// Again and again while the database is away; the end of a job must not be lost. It is not lost either where we give up: whoever takes the
     /// job up finds out.
-    async fn patiently<T, F>(&self, job: &Job, mut act: impl FnMut() -> F) -> Result<T>
+    pub(super) async fn patiently<T, F>(&self, job: &Job, mut act: impl FnMut() -> F) -> Result<T>
     where
         F: Future<Output = Result<T>>,
     {
@@ -708,7 +785,7 @@ impl Runner {
         }
     }
 
-    async fn blocking<T: Send + 'static>(
+    pub(crate) async fn blocking<T: Send + 'static>(
         &self,
         act: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
     ) -> Result<T> {
@@ -776,6 +853,19 @@ impl Gate for CommitGate {
                 }
             }
         }
+    }
+}
+
+pub(super) fn completion(made: Option<&Made>, bytes: Option<u64>, recovered: bool) -> Completion {
+    let id = |origin| {
+        made.filter(|made| made.origin == origin)
+            .map(|made| made.entry.id)
+    };
+    Completion {
+        made: id(Origin::Manual),
+        kept: id(Origin::PreRestore),
+        recovered,
+        bytes,
     }
 }
 

@@ -12,13 +12,13 @@ pub(super) fn of(job_type: JobType, failure: Failure, error: &Error) -> String {
         (Failure::Timeout, _) => "It took longer than it may and was stopped.",
         (Failure::Interrupted, JobType::Backup) => "It was interrupted on our side.",
         (Failure::Interrupted, JobType::Restore) => {
-            return "It was interrupted on our side before it was done. Our team has been told and looks after your shop.".into();
+            "It was interrupted on our side before it was done, and undone."
         }
         // What is not found then is the shop itself.
         (Failure::Error, JobType::Backup) if error.kind() == ErrorKind::NotFound => {
             "Part of your shop that belongs in the backup was not found. Please contact support."
         }
-        (Failure::Stuck | Failure::Error, _) => error.customer_message(),
+        (Failure::Stuck | Failure::RolledBack | Failure::Error, _) => error.customer_message(),
     };
     let left = match (failure, job_type) {
         (Failure::Stuck, _) => return reason.into(),
@@ -38,6 +38,7 @@ mod tests {
             Failure::Cancelled,
             Failure::Timeout,
             Failure::Interrupted,
+            Failure::RolledBack,
             Failure::Stuck,
             Failure::Error,
         ];

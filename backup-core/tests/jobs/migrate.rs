@@ -21,7 +21,7 @@ on_both!(
 );
 
 /// The version of the tables.
-const NEWEST: i64 = 3;
+const NEWEST: i64 = 4;
 
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");

@@ -10,6 +10,7 @@ pub mod jobs;
 pub mod list;
 pub mod migrate;
 pub mod prune;
+pub mod recover;
 pub mod restore;
 pub mod serve;
 pub mod sync;

@@ -4,6 +4,7 @@
 mod world;
 
 mod attacks;
+mod crash;
 mod daily;
 mod failures;
 mod ownership;

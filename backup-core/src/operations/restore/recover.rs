@@ -1,0 +1,207 @@
+//! Restores that were interrupted: found by their journals, and finished or undone.
+//!
+//! Needs the journal, the site, and where tables were exchanged its database server; not the platform's database. Whoever still works on a customer holds
+//! him, and is left alone. Never: a journal removed while anything of its restore is left, or while somebody has not been told how it ended.
+
+use std::path::PathBuf;
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use super::journal::{self, Ending, Journal};
+use super::steps::Restore;
+use super::{Engine, Noting, RestoreReport};
+use crate::customer::{Customer, CustomerId};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Control;
+use crate::site::{Claim, Site};
+
+/// A restore that has a journal: it runs, was interrupted, is stuck, or has something left to tidy up.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Interrupted {
+    /// Whose site it is.
+    pub customer: CustomerId,
+    /// The number of its job, where it is one.
+    pub job: Option<u64>,
+    /// When it began.
+    pub began: Timestamp,
+    /// The step that it is at, in a word or two.
+    pub step: &'static str,
+    /// Whether the site is up and whole, so that there is only something to put away.
+    pub is_site_open: bool,
+    /// Its journal.
+    pub journal: PathBuf,
+}
+
+/// How a restore ended that was recovered.
+#[derive(Debug)]
+pub enum Recovered {
+    /// The site is as the backup has it.
+    Restored(Box<RestoreReport>),
+    /// The site is as it was; why.
+    Undone(Error),
+    /// Somebody else was faster.
+    Gone,
+}
+
+impl Engine {
+    /// All restores of this server that have a journal, oldest first; journals that cannot be understood are errors, each naming its file.
+    pub fn interrupted(&self) -> Result<Vec<Result<Interrupted>>> {
+        let journals = journal::all(&self.config)?;
+        Ok(journals
+            .into_iter()
+            .map(|(_, journal)| Interrupted::of(&journal?))
+            .collect())
+    }
+
+    /// Finish an interrupted restore, or undo it. The journal of one that was a job's stays, to tell whoever asks next the same again, until that job's
+    /// row tells it.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Busy`] while somebody is at work on the customer. [`ErrorKind::Stuck`] when it can neither be finished nor undone now: the site stays
+    /// behind its maintenance page, and this can be tried again.
+    pub fn recover(&self, interrupted: &Interrupted, control: &Control) -> Result<Recovered> {
+        let Some(journal) = Journal::read(&interrupted.journal)? else {
+            return Ok(Recovered::Gone);
+        };
+        let claim = self.claim_for_restore(&journal.record().customer()?)?;
+        self.recover_under(&claim, interrupted, control)
+    }
+
+    /// [`Self::recover`] for a caller who holds the customer.
+    pub(crate) fn recover_under(
+        &self,
+        _claim: &Claim,
+        interrupted: &Interrupted,
+        control: &Control,
+    ) -> Result<Recovered> {
+        // As it is now that nobody else writes it.
+        let Some(journal) = Journal::read(&interrupted.journal)? else {
+            return Ok(Recovered::Gone);
+        };
+        journal.remove_draft()?;
+        let customer = journal.record().customer()?;
+        let site = Site::open(&self.config, &customer)?;
+        let (control, noting) = Noting::under(control);
+        let mut restore = Restore::new(self, &customer, site, &control, journal);
+        let recovered = recover(&mut restore, &noting);
+        if interrupted.job.is_none() {
+            restore.remove_journal_if_tidy();
+        }
+        recovered
+    }
+
+    /// The journal of a job, if there is one.
+    pub(crate) fn journal_of(&self, job: u64) -> Result<Option<Interrupted>> {
+        let found = self.interrupted()?.into_iter().flatten();
+        Ok(found.into_iter().find(|one| one.job == Some(job)))
+    }
+
+    /// The job's row tells how it ended: its journal goes, unless there is something left to tidy up.
+    pub(crate) fn close_journal(&self, interrupted: &Interrupted) -> Result<()> {
+        match Journal::read(&interrupted.journal)? {
+            Some(journal) if journal.record().is_tidy() => journal.remove(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before a new restore: what earlier ones of the customer left is brought to its end, or in the way.
+    pub(super) fn end_earlier(
+        &self,
+        claim: &Claim,
+        customer: &Customer,
+        control: &Control,
+    ) -> Result<()> {
+        for interrupted in self.interrupted_of(customer.id)? {
+            let recovered = self.recover_under(claim, &interrupted, control);
+            let is_tidy = Journal::read(&interrupted.journal)?
+                .is_none_or(|journal| journal.record().is_tidy());
+            match recovered {
+                Err(error) => return Err(error.context("an earlier restore has to end first")),
+                Ok(_) if !is_tidy => {
+                    return Err(Error::new(
+                        ErrorKind::Busy,
+                        format!(
+                            "what an earlier restore of customer {} replaced has to be put away first, which does not work now: run `recover`, and see its warnings",
+                            customer.id
+                        ),
+                    ));
+                }
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A backup of a site that a restore left half-way would be no backup.
+    pub(in crate::operations) fn require_no_interrupted_restore(
+        &self,
+        customer: CustomerId,
+    ) -> Result<()> {
+        let found = self.interrupted_of(customer)?;
+        match found.into_iter().find(|one| !one.is_site_open) {
+            None => Ok(()),
+            Some(one) => Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "a restore of customer {customer} was interrupted at the step `{}` and has to end first: run `recover`",
+                    one.step
+                ),
+            )),
+        }
+    }
+
+    /// Of a journal that cannot be understood, its name tells whose it is.
+    fn interrupted_of(&self, customer: CustomerId) -> Result<Vec<Interrupted>> {
+        let mut found = Vec::new();
+        for (path, journal) in journal::all(&self.config)? {
+            match journal {
+                Ok(journal) => found.push(Interrupted::of(&journal)?),
+                Err(error) if journal::is_of(&path, customer) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        found.retain(|one| one.customer == customer);
+        Ok(found)
+    }
+}
+
+impl Interrupted {
+    fn of(journal: &Journal) -> Result<Self> {
+        let record = journal.record();
+        Ok(Self {
+            customer: record.customer_id()?,
+            job: record.job,
+            began: record.began,
+            step: record.at(),
+            is_site_open: record.is_site_open(),
+            journal: journal.path().to_owned(),
+        })
+    }
+}
+
+fn recover(restore: &mut Restore<'_>, noting: &Noting) -> Result<Recovered> {
+    let record = restore.journal.record();
+    let interrupted = Error::new(
+        ErrorKind::Interrupted,
+        format!(
+            "the restore of customer {} was interrupted at the step `{}` and is undone",
+            restore.customer.id,
+            record.at()
+        ),
+    );
+    let done = match record.ending {
+        Some(Ending::Restored) => restore.carry_out(),
+        None if record.is_committed() => restore.carry_out(),
+        Some(Ending::Undone) | None => Err(restore.go_back(interrupted)),
+    };
+    match done {
+        Ok(mut report) => {
+            report.warnings = noting.warnings();
+            Ok(Recovered::Restored(Box::new(report)))
+        }
+        Err(error) if error.kind() == ErrorKind::Stuck => Err(error),
+        Err(error) => Ok(Recovered::Undone(error)),
+    }
+}

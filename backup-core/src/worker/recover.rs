@@ -1,0 +1,294 @@
+//! Restores that were interrupted: the site first, then what the tables say of it.
+//!
+//! A journal is enough to bring a site to its end ([`Engine::recover`]); that the table of jobs and the catalogue tell of it may come later. The journal goes
+//! last. Never: a restore recovered that a process is still at; a job that tells of a site what is not so.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tokio::sync::watch;
+
+use super::run::{Made, completion};
+use super::{Runner, Stopping, sentence};
+use crate::error::{Error, ErrorKind, Result};
+use crate::jobs::{Claimed, Failure, Job, JobId, JobStatus, JobType};
+use crate::operations::{Interrupted, Recovered, RestoreReport};
+use crate::progress::Control;
+
+/// How often journals are looked for.
+const EVERY: Duration = Duration::from_secs(2);
+
+/// How long one is left alone that can be brought to neither end.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A restore that could not be recovered.
+struct Failed {
+    kind: ErrorKind,
+    at: Instant,
+}
+
+impl Failed {
+    fn is_left_alone(&self) -> bool {
+        self.kind == ErrorKind::Stuck && self.at.elapsed() < PATIENCE
+    }
+}
+
+/// What became of an interrupted restore.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Recovery {
+    /// Its site is as the backup has it.
+    Restored,
+    /// Its site is as it was.
+    Undone,
+    /// Nothing: somebody is at work on its customer.
+    InUse,
+}
+
+impl Runner {
+    /// Recover what was interrupted on this server, until the worker is to end.
+    pub(super) async fn recover_all(self, owner: String, mut stopping: watch::Receiver<Stopping>) {
+        let mut failed = HashMap::new();
+        let mut is_told = false;
+        while *stopping.borrow_and_update() == Stopping::No {
+            match self.blocking(|engine| engine.interrupted()).await {
+                Ok(found) => {
+                    for found in found {
+                        self.recover_once(found, &owner, &mut failed).await;
+                    }
+                    is_told = false;
+                }
+                Err(error) if is_told => drop(error),
+                Err(error) => {
+                    is_told = true;
+                    tracing::error!(
+                        "interrupted restores cannot be looked for: {}",
+                        error.chain()
+                    );
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(EVERY) => {}
+                asked = stopping.changed() => if asked.is_err() { return },
+            }
+        }
+    }
+
+    async fn recover_once(
+        &self,
+        found: Result<Interrupted>,
+        owner: &str,
+        failed: &mut HashMap<String, Failed>,
+    ) {
+        let (name, recovered) = match found {
+            Err(error) => (error.to_string(), Err(error)),
+            Ok(interrupted) => {
+                let name = interrupted.journal.display().to_string();
+                if failed.get(&name).is_some_and(Failed::is_left_alone) {
+                    return;
+                }
+                (name, self.recover(&interrupted, owner).await)
+            }
+        };
+        let Err(error) = recovered else {
+            failed.remove(&name);
+            return;
+        };
+        let kind = error.kind();
+        let before = failed.insert(
+            name,
+            Failed {
+                kind,
+                at: Instant::now(),
+            },
+        );
+        if before.is_none_or(|before| before.kind != kind) {
+            tracing::error!("an interrupted restore is not recovered: {}", error.chain());
+        }
+    }
+
+    /// Bring one to its end, and write down how it ended.
+    ///
+    /// [`ErrorKind::Stuck`] when its site can be brought to neither now, and whatever keeps its end from being written down.
+    pub(crate) async fn recover(&self, interrupted: &Interrupted, owner: &str) -> Result<Recovery> {
+        let one = interrupted.clone();
+        let recovered = self
+            .blocking(move |engine| engine.recover(&one, &Control::default()))
+            .await;
+        let (recovery, told) = match recovered {
+            Ok(Recovered::Gone) => return Ok(Recovery::InUse),
+            Err(error) if error.kind() == ErrorKind::Busy => return Ok(Recovery::InUse),
+            Ok(Recovered::Restored(report)) => {
+                for warning in &report.warnings {
+                    tracing::warn!(customer = %interrupted.customer, "{warning}");
+                }
+                let told = self.tell_restored(interrupted, &report, owner).await;
+                (Ok(Recovery::Restored), told)
+            }
+            Ok(Recovered::Undone(error)) => {
+                let failure = match error.kind() {
+                    ErrorKind::RolledBack => Failure::RolledBack,
+                    _ => Failure::Interrupted,
+                };
+                let told = self.tell_failed(interrupted, failure, error, owner).await;
+                (Ok(Recovery::Undone), told)
+            }
+            Err(error) => {
+                let told = Error::new(error.kind(), error.chain());
+                let told = self.tell_failed(interrupted, Failure::Stuck, told, owner);
+                (Err(error), told.await)
+            }
+        };
+        match (recovery, told) {
+            (Ok(recovery), Ok(true)) => {
+                let one = interrupted.clone();
+                self.blocking(move |engine| engine.close_journal(&one))
+                    .await?;
+                Ok(recovery)
+            }
+            (Ok(recovery), Ok(false)) => Ok(recovery),
+            // Its site is not brought to an end: that says more.
+            (Err(error), _) | (Ok(_), Err(error)) => Err(error),
+        }
+    }
+
+    /// The journal of a job whose row tells how it ended; what is left in it is left to [`Self::recover_all`].
+    pub(super) async fn close_journal(&self, job: &Job) {
+        if job.job_type != JobType::Restore {
+            return;
+        }
+        let id = job.id.get();
+        let closed = self.blocking(move |engine| match engine.journal_of(id)? {
+            Some(interrupted) => engine.close_journal(&interrupted),
+            None => Ok(()),
+        });
+        if let Err(error) = closed.await {
+            tracing::warn!(job = %job.id, "its journal stays: {}", error.chain());
+        }
+    }
+
+    /// False where nobody can be told yet.
+    async fn tell_restored(
+        &self,
+        interrupted: &Interrupted,
+        report: &RestoreReport,
+        owner: &str,
+    ) -> Result<bool> {
+        let Some(job) = self.job_of(interrupted).await? else {
+            return Ok(true);
+        };
+        let made = Made::of_restore(report);
+        let told = match self.ending(&job, owner).await? {
+            Ending::Open => return Ok(false),
+            Ending::Ours(claimed) => {
+                let completion = completion(made.as_ref(), Some(report.bytes), true);
+                self.settle(&job, made.as_ref(), async |transaction, jobs| {
+                    jobs.complete(transaction, claimed.lease, completion).await
+                })
+                .await?
+            }
+            Ending::Stuck => {
+                let completion = completion(made.as_ref(), Some(report.bytes), true);
+                self.settle(&job, made.as_ref(), async |transaction, jobs| {
+                    jobs.complete_stuck(transaction, job.id, completion).await
+                })
+                .await?
+            }
+            Ending::Told => {
+                if let Some(kept) = &report.kept {
+                    let kept = kept.id;
+                    self.settle(&job, made.as_ref(), async |transaction, jobs| {
+                        jobs.note_kept(transaction, job.id, kept).await?;
+                        Ok(true)
+                    })
+                    .await?;
+                }
+                true
+            }
+        };
+        if told {
+            tracing::info!(job = %job.id, "completed: it had been interrupted, and is carried to its end");
+            self.forget_beyond_retention(&job, made.as_ref()).await;
+        }
+        Ok(told)
+    }
+
+    async fn tell_failed(
+        &self,
+        interrupted: &Interrupted,
+        failure: Failure,
+        error: Error,
+        owner: &str,
+    ) -> Result<bool> {
+        let Some(job) = self.job_of(interrupted).await? else {
+            return Ok(true);
+        };
+        match self.ending(&job, owner).await? {
+            Ending::Open => return Ok(false),
+            Ending::Ours(claimed) => {
+                tracing::error!(job = %job.id, "failed: {}", error.chain());
+                self.fail(&job, claimed.lease, failure, error).await;
+            }
+            Ending::Stuck if failure != Failure::Stuck => {
+                let sentence = sentence::of(job.job_type, failure, &error);
+                self.jobs.fail_stuck(job.id, failure, &sentence).await?;
+                tracing::info!(job = %job.id, "no longer stuck: {}", error.chain());
+            }
+            Ending::Stuck | Ending::Told => {}
+        }
+        Ok(true)
+    }
+
+    async fn job_of(&self, interrupted: &Interrupted) -> Result<Option<Job>> {
+        match interrupted.job {
+            Some(id) => self.jobs.get(JobId::from_number(id)).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Where a job stands whose restore has ended.
+    async fn ending(&self, job: &Job, owner: &str) -> Result<Ending> {
+        match (job.status, job.failure) {
+            (JobStatus::Running, _) => match self.jobs.take_over(job.id, owner).await? {
+                Some(claimed) => Ok(Ending::Ours(Box::new(claimed))),
+                None => Ok(Ending::Open),
+            },
+            (JobStatus::Failed, Some(Failure::Stuck)) => Ok(Ending::Stuck),
+            (JobStatus::Pending | JobStatus::Completed | JobStatus::Failed, _) => Ok(Ending::Told),
+        }
+    }
+
+    /// A job's end and what it made, in one transaction.
+    async fn settle(
+        &self,
+        job: &Job,
+        made: Option<&Made>,
+        end: impl AsyncFnOnce(&mut crate::store::Transaction, &crate::jobs::JobStore) -> Result<bool>,
+    ) -> Result<bool> {
+        let repository = match made {
+            Some(_) => Some(self.own_repository(job).await?),
+            None => None,
+        };
+        let mut transaction = self.store.begin().await?;
+        if !end(&mut transaction, &self.jobs).await? {
+            return Ok(false);
+        }
+        let recorded = made.zip(repository.as_deref());
+        self.record(&mut transaction, job, recorded).await?;
+        transaction.commit().await?;
+        Ok(true)
+    }
+}
+
+/// Where a job stands whose restore has ended.
+enum Ending {
+    /// It runs, and is ours to end.
+    Ours(Box<Claimed>),
+    /// It counts as running, and its owner may be about to end it.
+    Open,
+    /// It ended as a stuck one.
+    Stuck,
+    /// It ended.
+    Told,
+}

@@ -1,0 +1,330 @@
+//! A restore that is killed at any instant ends, once it is recovered, with the site wholly as it was or wholly as the backup has it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::world::{Evidence, World, names};
+
+const DIE_AT: &str = "SHOPHOSTING_BACKUP_DIE_AT";
+const FAIL_AT: &str = "SHOPHOSTING_BACKUP_FAIL_AT";
+
+/// A shop with a backup, that has changed since.
+pub struct Shop {
+    pub world: World,
+    pub backup: String,
+    /// The site before a restore, and after it.
+    pub old: Evidence,
+    pub new: Evidence,
+    files: PathBuf,
+    dump: Vec<u8>,
+}
+
+/// What a site turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    Old,
+    New,
+}
+
+impl Shop {
+    pub fn new() -> Self {
+        let world = World::new(&[1]);
+        let customer = world.customer(1);
+        let backup = world.back_up("1");
+        fs::write(customer.site().join("marker"), "live\n").unwrap();
+        fs::write(customer.site().join("new"), "since the backup").unwrap();
+        fs::remove_file(customer.site().join("wp-content/uploads/3.jpg")).unwrap();
+        world.sql_as(
+            customer,
+            "INSERT INTO orders (note) VALUES ('since the backup'); CREATE TABLE since (id INT); INSERT INTO since VALUES (1);
+             DROP TRIGGER leave_trace; CREATE TRIGGER other AFTER DELETE ON orders FOR EACH ROW INSERT INTO audit VALUES ('deleted');
+             DROP VIEW revenue; CREATE PROCEDURE newer() SELECT 1;",
+        );
+        let files = world.bed.scratch().join("files");
+        copy(&customer.directory, &files);
+        let dump = world.bed.dump(&customer.database).unwrap();
+        let evidence = world.evidence();
+        let mut shop = Self {
+            world,
+            backup,
+            old: evidence.clone(),
+            new: evidence,
+            files,
+            dump,
+        };
+        shop.reset();
+        shop.old = shop.world.evidence();
+        shop.restore("").good();
+        shop.new = shop.world.evidence();
+        assert!(!shop.old.changes(&shop.new).is_empty());
+        shop.reset();
+        shop
+    }
+
+    fn line(&self, rest: &str) -> String {
+        format!("restore 1 {} {rest} --yes", self.backup)
+    }
+
+    pub fn restore(&self, rest: &str) -> crate::world::Outcome {
+        self.world.run(&self.line(rest))
+    }
+
+    /// As it was before any restore.
+    pub fn reset(&self) {
+        let customer = self.world.customer(1);
+        fs::remove_dir_all(&customer.directory).unwrap();
+        copy(&self.files, &customer.directory);
+        let name = &customer.database;
+        self.world
+            .sql(&format!("DROP DATABASE `{name}`; CREATE DATABASE `{name}`"));
+        let script = [format!("USE `{name}`;\n").as_bytes(), &self.dump].concat();
+        self.world.bed.mariadb().sql_bytes(&script).unwrap();
+    }
+
+    /// Which of the two states the site is in, wholly.
+    #[track_caller]
+    pub fn state(&self) -> State {
+        let now = self.world.evidence();
+        let (from_old, from_new) = (self.old.changes(&now), self.new.changes(&now));
+        match (from_old.is_empty(), from_new.is_empty()) {
+            (true, false) => State::Old,
+            (false, true) => State::New,
+            _ => panic!(
+                "neither the one nor the other; from the old state:\n{}\nfrom the new one:\n{}",
+                from_old.join("\n"),
+                from_new.join("\n")
+            ),
+        }
+    }
+
+    /// A restore that dies, or fails and then dies, at these points.
+    #[track_caller]
+    pub fn die(&self, rest: &str, fail_at: &str, die_at: &str) {
+        let mut command = self.world.command(&self.line(rest));
+        command.env(DIE_AT, die_at).env(FAIL_AT, fail_at);
+        let ended = self.world.run_command(&mut command);
+        assert_eq!(ended.status, None, "it never came to `{die_at}`: {ended:?}");
+    }
+
+    /// Recover what died; the state of the site then, of which the job tells the truth and beside which nothing is left.
+    #[track_caller]
+    pub fn recover(&self) -> State {
+        let document = self.world.run("recover").good();
+        let state = self.state();
+        match document["restores"].as_array().unwrap().as_slice() {
+            // It had not begun, or it had ended.
+            [] => {}
+            [one] => {
+                let recovery = one["recovery"].as_str().unwrap();
+                let expected = match state {
+                    State::Old => "undone",
+                    State::New => "restored",
+                };
+                assert_eq!(recovery, expected);
+                self.assert_told(state);
+            }
+            more => panic!("{more:?}"),
+        }
+        self.assert_nothing_left();
+        state
+    }
+
+    #[track_caller]
+    pub fn newest_job(&self) -> Value {
+        let document = self.world.run("jobs 1").good();
+        document["jobs"][0].clone()
+    }
+
+    #[track_caller]
+    fn assert_told(&self, state: State) {
+        let job = self.newest_job();
+        let told = job["status"].as_str().unwrap();
+        match state {
+            State::New => {
+                assert_eq!(told, "completed", "{job}");
+                let kept = job["kept_snapshot"].as_str().expect("nothing was kept");
+                assert_eq!(self.world.listed(1, "pre_restore")[0], kept);
+            }
+            State::Old => {
+                assert_eq!(
+                    (told, &job["failure"]),
+                    ("failed", &"interrupted".into()),
+                    "{job}"
+                );
+            }
+        }
+    }
+
+    #[track_caller]
+    pub fn assert_nothing_left(&self) {
+        assert_eq!(self.journals(), [] as [PathBuf; 0]);
+        // The locks of the dead.
+        self.world.run("unlock").good();
+        self.world.assert_nothing_left();
+    }
+
+    pub fn journals(&self) -> Vec<PathBuf> {
+        names(&self.world.bed.scratch().join("state/restores"))
+    }
+}
+
+fn copy(from: &std::path::Path, to: &std::path::Path) {
+    let copied = Command::new("cp").arg("-aT").arg(from).arg(to).status();
+    assert!(copied.unwrap().success());
+}
+
+/// Every step, before its line is in the journal, after that, and when it is done.
+fn points(steps: &[&str]) -> Vec<String> {
+    let when = |step: &&str| ["before", "at", "after"].map(|when| format!("{when} {step}"));
+    steps.iter().flat_map(when).collect()
+}
+
+const UP_TO_EXCHANGE: [&str; 5] = ["close", "stage files", "stage database", "stop", "exchange"];
+const FROM_START: [&str; 4] = ["start", "open", "keep", "remove"];
+
+#[test]
+fn a_restore_that_is_killed_before_its_commit_is_undone() {
+    let shop = Shop::new();
+    let mut points = points(&UP_TO_EXCHANGE);
+    points.extend(
+        [
+            "in stage files",
+            "in stage database",
+            "in exchange",
+            "before start",
+        ]
+        .map(str::to_owned),
+    );
+    for (point, rest) in points.iter().zip(["", "--online"].iter().cycle()) {
+        shop.die(rest, "", point);
+        assert_eq!(shop.recover(), State::Old, "{point}");
+    }
+}
+
+#[test]
+fn a_restore_that_is_killed_after_its_commit_is_carried_to_its_end() {
+    let shop = Shop::new();
+    let mut points = points(&FROM_START);
+    points.retain(|point| point != "before start");
+    points.extend(["in keep", "in remove"].map(str::to_owned));
+    for (point, rest) in points.iter().zip(["", "--online"].iter().cycle()) {
+        shop.die(rest, "", point);
+        assert_eq!(shop.recover(), State::New, "{point}");
+        let job = shop.newest_job();
+        assert_eq!(job["recovered"], true, "{job}");
+        shop.reset();
+    }
+}
+
+#[test]
+fn an_undoing_that_is_killed_is_carried_to_its_end() {
+    let shop = Shop::new();
+    let undone = [
+        "start",
+        "exchange",
+        "stop",
+        "close",
+        "stage database",
+        "stage files",
+    ];
+    let mut points: Vec<String> = undone
+        .iter()
+        .flat_map(|step| ["before", "after"].map(|when| format!("{when} undoing {step}")))
+        .collect();
+    points.push("in undoing exchange".into());
+    for (point, rest) in points.iter().zip(["", "--online"].iter().cycle()) {
+        shop.die(rest, "at start", point);
+        assert_eq!(shop.recover(), State::Old, "{point}");
+        // And one that dies while it is recovered.
+        shop.die(rest, "", "in exchange");
+        if !point.ends_with("start") {
+            let mut command = shop.world.command("recover");
+            command.env(DIE_AT, point);
+            assert_eq!(shop.world.run_command(&mut command).status, None, "{point}");
+        }
+        assert_eq!(shop.recover(), State::Old, "{point}");
+    }
+}
+
+#[test]
+fn a_step_that_fails_is_undone_with_all_before_it() {
+    let shop = Shop::new();
+    for point in points(&UP_TO_EXCHANGE).iter().chain(&points(&["start"])) {
+        let mut command = shop.world.command(&shop.line(""));
+        command.env(FAIL_AT, point);
+        let error = shop.world.run_command(&mut command).failed(1);
+        assert!(error.contains(point), "{error}");
+        assert_eq!(shop.state(), State::Old, "{point}");
+        shop.assert_nothing_left();
+        let job = shop.newest_job();
+        let sentence = job["error_message"].as_str().unwrap();
+        assert!(
+            sentence.ends_with("Your shop is as it was before."),
+            "{job}"
+        );
+    }
+    assert_eq!(
+        shop.world.run("recover").good()["restores"],
+        Value::Array(Vec::new())
+    );
+}
+
+#[test]
+fn what_fails_after_the_site_is_up_is_done_later() {
+    let shop = Shop::new();
+    for point in ["at keep", "in keep", "after keep", "at remove", "in remove"] {
+        let mut command = shop.world.command(&shop.line(""));
+        command.env(FAIL_AT, point);
+        let document = shop.world.run_command(&mut command).good();
+        let warnings = document["warnings"].to_string();
+        assert!(warnings.contains("not put away yet"), "{warnings}");
+        assert!(!shop.world.in_maintenance(shop.world.customer(1)));
+        assert_eq!(shop.newest_job()["status"], "completed");
+        assert_eq!(shop.recover(), State::New, "{point}");
+        shop.reset();
+    }
+    // It is up, and cannot be opened: that is for an operator.
+    let mut command = shop.world.command(&shop.line(""));
+    command.env(FAIL_AT, "at open");
+    let error = shop.world.run_command(&mut command).failed(1);
+    assert!(error.contains("recover"), "{error}");
+    assert_eq!(shop.newest_job()["failure"], "stuck");
+    assert_eq!(shop.recover(), State::New);
+}
+
+/// So many random moments: a few in every run of the tests, more where the environment says so.
+fn random_moments() -> u32 {
+    let wanted = std::env::var("SHOPHOSTING_BACKUP_CRASHES").ok();
+    wanted.map_or(30, |number| number.parse().unwrap())
+}
+
+#[test]
+fn a_restore_that_is_killed_at_a_random_moment_leaves_nothing_half_done() {
+    let shop = Shop::new();
+    let begun = Instant::now();
+    shop.restore("").good();
+    let whole = begun.elapsed();
+    shop.reset();
+    let mut ended = [0, 0];
+    for round in 0..random_moments() {
+        let rest = ["", "--online", "--type db", "--type files"][round as usize % 2];
+        let moment = Duration::from_secs_f64(whole.as_secs_f64() * rand::random_range(0.1..1.0));
+        let mut child = shop.world.command(&shop.line(rest)).spawn().unwrap();
+        let begun = Instant::now();
+        while begun.elapsed() < moment && child.try_wait().unwrap().is_none() {
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        shop.world.finish(child);
+        let state = shop.recover();
+        ended[usize::from(state == State::New)] += 1;
+        if state == State::New {
+            shop.reset();
+        }
+    }
+    println!("{} undone, {} carried to their end", ended[0], ended[1]);
+}
