@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{
-    ArchiveRequest, Archived, BackupType, Origin, Owner, OwnerRule, Repository, RestoreRules,
-    Snapshot, StreamSource, TreeSource, Uncommitted,
+    ArchiveRequest, Archived, BackupType, Origin, OwnerRule, Repository, RestoreRules, Snapshot,
+    StreamSource, TreeSource, Uncommitted,
 };
 use backup_core::storage::{self, FileId, FileKind, Location, Storage};
 use bytes::Bytes;
@@ -287,19 +287,14 @@ fn our_restore_brings_everything_back_also_what_restic_loses() {
     bench.restic.check_read_data().unwrap();
 }
 
-/// As a shop's own: user and group 33, nobody else.
+/// As a shop's own: user 33, groups 33 and 50, nobody else.
 fn rules_of_a_shop() -> RestoreRules {
-    let owner = Owner {
-        user: 33,
-        group: 33,
-    };
     RestoreRules {
         devices: false,
         setuid: false,
         owners: OwnerRule::Only {
             users: [33].into(),
             groups: [33, 50].into(),
-            otherwise: owner,
         },
         max_files: 0,
         max_bytes: 0,
@@ -320,7 +315,7 @@ fn what_gives_power_over_the_machine_is_not_restored_unless_allowed() {
         std::fs::set_permissions(site.join(name), std::fs::Permissions::from_mode(mode)).unwrap();
     }
     std::fs::create_dir(site.join("shared")).unwrap();
-    for (name, user, group) in [("plain", 1234, 50), ("shared", 33, 33)] {
+    for (name, user, group) in [(".", 33, 33), ("plain", 1234, 50), ("shared", 33, 33)] {
         chown(site.join(name), Some(user), Some(group)).unwrap();
     }
     std::fs::set_permissions(site.join("shared"), std::fs::Permissions::from_mode(0o2775)).unwrap();
@@ -367,11 +362,28 @@ fn what_gives_power_over_the_machine_is_not_restored_unless_allowed() {
     for (warning, starts, names) in [
         (&warnings[0], "2 device nodes", "privileged/disk"),
         (&warnings[1], "4 files", "(the first: sg)"),
-        (&warnings[2], "9 entries", "(the first: .)"),
+        (&warnings[2], "8 entries", "(the first: link)"),
     ] {
         assert!(warning.starts_with(starts), "{warning}");
         assert!(warning.contains(names), "{warning}");
     }
+
+    // A site that was given away comes back as its own.
+    chown(&site, Some(33), Some(50)).unwrap();
+    let mut rules = rules_of_a_shop();
+    rules.owners = OwnerRule::Only {
+        users: [0].into(),
+        groups: [0].into(),
+    };
+    bench.backup(None, true).unwrap();
+    let (restored, _) = restore("given away", &rules);
+    let look = |name: &str| {
+        let found = std::fs::symlink_metadata(restored.join(name)).unwrap();
+        (found.uid(), found.gid())
+    };
+    assert_eq!(look("."), (33, 50));
+    assert_eq!(look("plain"), (33, 50));
+    assert_eq!(look("su"), (0, 0));
 
     let (restored, warnings) = restore("careless", &RestoreRules::everything());
     assert_eq!(warnings, [] as [&str; 0]);

@@ -271,7 +271,8 @@ pub struct RestoreConfig {
     /// Whether files get back their setuid and setgid bits and their capabilities. Default no. Directories keep setgid.
     pub setuid: bool,
     /// The users and groups, by number, that may own what is restored besides those that own the customer's directory and his site
-    /// directories at that time; `"any"` for all. Anybody else is replaced by the owner of the site directory. Default none.
+    /// directories at that time, and the site directory in the backup; `"any"` for all. Anybody else is replaced by the latter: so a
+    /// site that was lost, or given away, comes back as its own. Default none.
     #[serde(deserialize_with = "values::owners")]
     pub owners: OwnersConfig,
     /// The most files, directories and links that a site directory may have; 0: any number. A million take 150 MB of memory. Default 5000000.

@@ -12,12 +12,13 @@ use super::{Repository, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
 
-/// Plain bytes that are fetched at once. The one being read, one that waits and one being put together are held.
+/// Plain bytes that are fetched at once. The one being read, one that waits and one being fetched are held.
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 
 /// The content of a file. Dropping it stops the fetching.
 pub struct FileStream {
-    batches: Receiver<Result<Vec<u8>>>,
+    batches: Receiver<Result<Vec<Vec<u8>>>>,
+    batch: std::vec::IntoIter<Vec<u8>>,
     current: std::io::Cursor<Vec<u8>>,
     control: Control,
     read: u64,
@@ -92,6 +93,7 @@ impl Repository {
             .map_err(|error| Error::io("cannot start the thread that fetches a file", error))?;
         Ok(FileStream {
             batches: receiver,
+            batch: Vec::new().into_iter(),
             current: std::io::Cursor::default(),
             control: control.clone(),
             read: 0,
@@ -99,7 +101,7 @@ impl Repository {
         })
     }
 
-    fn fetch_in_order(&self, batch: Vec<Wanted<usize>>, cancel: &Cancel) -> Result<Vec<u8>> {
+    fn fetch_in_order(&self, batch: Vec<Wanted<usize>>, cancel: &Cancel) -> Result<Vec<Vec<u8>>> {
         let parts: Vec<std::sync::Mutex<Vec<u8>>> =
             batch.iter().map(|_| std::sync::Mutex::default()).collect();
         blobs::fetch(
@@ -114,14 +116,11 @@ impl Repository {
                 Ok(())
             },
         )?;
-        let parts: Vec<Vec<u8>> = parts
-            .into_iter()
-            .map(|part| {
-                part.into_inner()
-                    .unwrap_or_else(std::sync::PoisonError::into_inner)
-            })
-            .collect();
-        Ok(parts.concat())
+        let parts = parts.into_iter().map(|part| {
+            part.into_inner()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+        });
+        Ok(parts.collect())
     }
 }
 
@@ -134,8 +133,12 @@ impl Read for FileStream {
                 self.control.monitor.bytes_done(count as u64);
                 return Ok(count);
             }
+            if let Some(part) = self.batch.next() {
+                self.current = std::io::Cursor::new(part);
+                continue;
+            }
             match self.batches.recv() {
-                Ok(Ok(batch)) => self.current = std::io::Cursor::new(batch),
+                Ok(Ok(batch)) => self.batch = batch.into_iter(),
                 Ok(Err(error)) => return Err(std::io::Error::other(error)),
                 Err(_) if self.read == self.bytes => return Ok(0),
                 Err(_) => {

@@ -62,15 +62,22 @@ fn what_was_wrecked_comes_back_and_of_a_part_only_that_part() {
     rustix::fs::lsetxattr(&site, "user.top", b"yes", rustix::fs::XattrFlags::empty()).unwrap();
     let before = world.evidence();
     let snapshot = world.back_up("1");
+    // This customer is trusted with all that he has.
+    let restore = |options: &str| {
+        let mut command = world.command(&format!("restore 1 {snapshot} {options} --yes"));
+        command
+            .env("BACKUP__RESTORE__OWNERS", "any")
+            .env("BACKUP__RESTORE__DEVICES", "true")
+            .env("BACKUP__RESTORE__SETUID", "true");
+        world.run_command(&mut command)
+    };
 
     for online in ["", "--online"] {
         wreck_files(&site);
         world.sql_as(customer, WRECK_DATABASE);
         assert!(before.changes(&world.evidence()).len() > 10);
         world.stops_and_starts();
-        let report = world
-            .run(&format!("restore 1 {snapshot} {online} --yes"))
-            .good();
+        let report = restore(online).good();
         assert_eq!(report["restore_type"], "both");
         assert_eq!(report["snapshot_id"], snapshot.as_str());
         assert_eq!(report["tables"], 4, "three tables and a view");
@@ -106,9 +113,7 @@ fn what_was_wrecked_comes_back_and_of_a_part_only_that_part() {
     world.sql_as(customer, WRECK_DATABASE);
     let dump = |world: &World| world.bed.dump(&customer.database).unwrap();
     let wrecked_dump = dump(&world);
-    world
-        .run(&format!("restore 1 {snapshot} --type files --yes"))
-        .good();
+    restore("--type files").good();
     assert!(dump(&world) == wrecked_dump, "a table was touched");
     let done = AtomicBool::new(false);
     let placed = std::thread::scope(|scope| {
@@ -124,7 +129,7 @@ fn what_was_wrecked_comes_back_and_of_a_part_only_that_part() {
             placed
         });
         wreck_files(&site);
-        let restored = world.run(&format!("restore 1 {snapshot} --type files --online --yes"));
+        let restored = restore("--type files --online");
         done.store(true, Ordering::Relaxed);
         restored.good();
         orders.join().unwrap()
@@ -155,9 +160,7 @@ fn what_was_wrecked_comes_back_and_of_a_part_only_that_part() {
     // The database alone touches no file.
     let inodes_before = inodes(&customer.directory);
     for online in ["", "--online"] {
-        world
-            .run(&format!("restore 1 {snapshot} --type db {online} --yes"))
-            .good();
+        restore(&format!("--type db {online}")).good();
         assert_eq!(inodes(&customer.directory), inodes_before);
     }
     // Now the whole is as it was, but for what was put beside the site.

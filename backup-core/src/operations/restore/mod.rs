@@ -199,11 +199,12 @@ impl Engine {
         }
         let mut plans = Vec::new();
         if restore_type.has_files() {
+            let rules = self.rules(site)?;
             for site_dir in &contents.site_dirs {
                 let plan = repository.plan_restore(
                     &snapshot,
                     &contents.directory.join(site_dir),
-                    &self.rules(site, site_dir)?,
+                    &rules,
                     &control.cancel,
                 )?;
                 plans.push((site_dir.clone(), plan));
@@ -219,25 +220,15 @@ impl Engine {
         })
     }
 
-    /// What may be restored into a site directory: nothing that belongs to others than those the site belongs to now.
-    fn rules(&self, site: &Site, site_dir: &Path) -> Result<RestoreRules> {
-        let owner = |dir: &Path| -> Result<Option<Owner>> {
-            let found = site.owner(dir)?;
-            Ok(found.map(|(user, group)| Owner { user, group }))
-        };
+    /// What may be restored into a site: nothing that belongs to others than those it belongs to.
+    fn rules(&self, site: &Site) -> Result<RestoreRules> {
+        let dirs = self.config.customers.site_dirs.iter().map(PathBuf::as_path);
         let mut present = Vec::new();
-        for dir in &self.config.customers.site_dirs {
-            present.extend(owner(dir)?);
+        for dir in dirs.chain([Path::new("")]) {
+            let owner = site.owner(dir)?;
+            present.extend(owner.map(|(user, group)| Owner { user, group }));
         }
-        let customers = owner(Path::new(""))?.ok_or_else(|| {
-            Error::new(
-                ErrorKind::NotFound,
-                format!("{} is gone", site.path().display()),
-            )
-        })?;
-        present.push(customers);
-        let own = owner(site_dir)?.unwrap_or(customers);
-        Ok(RestoreRules::new(&self.config.restore, own, &present))
+        Ok(RestoreRules::new(&self.config.restore, &present))
     }
 }
 

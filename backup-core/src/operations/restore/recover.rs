@@ -98,11 +98,12 @@ impl Engine {
         Ok(found.into_iter().find(|one| one.job == Some(job)))
     }
 
-    /// The job's row tells how it ended: its journal goes, unless there is something left to tidy up.
-    pub(crate) fn close_journal(&self, interrupted: &Interrupted) -> Result<()> {
+    /// The job's row tells how it ended: its journal goes. False where there is something left to tidy up, and it stays.
+    pub(crate) fn close_journal(&self, interrupted: &Interrupted) -> Result<bool> {
         match Journal::read(&interrupted.journal)? {
-            Some(journal) if journal.record().is_tidy() => journal.remove(),
-            _ => Ok(()),
+            Some(journal) if !journal.record().is_tidy() => Ok(false),
+            Some(journal) => journal.remove().map(|()| true),
+            None => Ok(true),
         }
     }
 

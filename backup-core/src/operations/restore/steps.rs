@@ -606,8 +606,8 @@ impl<'a> Restore<'a> {
         Error::caused(
             ErrorKind::Stuck,
             format!(
-                "the restore of customer {} {way} at the step `{}`: mend the cause, then run `recover`, as a worker does every minute; until then its \
-                 maintenance page stays on, and nothing is removed (journal {})",
+                "the restore of customer {} {way} at the step `{}`: an operator has to mend the cause, then run `recover`, as a worker does every minute; \
+                 until then the site's maintenance page stays on, and nothing is removed (journal {})",
                 self.customer.id,
                 self.journal.record().at(),
                 self.journal.path().display()

@@ -20,7 +20,7 @@ use super::super::index::{Index, Location};
 use super::super::source::{DEPTH_MAX, PATH_BYTES_MAX};
 use super::super::tree::is_entry_name;
 use super::super::{Repository, mode};
-use super::rules::{Changes, RestoreRules, shown};
+use super::rules::{Changes, Owner, RestoreRules, shown};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
@@ -188,7 +188,7 @@ impl RestorePlan {
         rules: &RestoreRules,
         cancel: &Cancel,
     ) -> Result<Self> {
-        let planning = Mutex::new(Planning::new(index, rules));
+        let planning = Mutex::new(Planning::new(index, rules, &root));
         let mut level: Vec<(u32, TreeId)> = Vec::new();
         level.extend(lock(&planning).add_root(root)?);
         while !level.is_empty() {
@@ -266,6 +266,8 @@ impl RestorePlan {
 struct Planning<'a> {
     index: &'a Index,
     rules: &'a RestoreRules,
+    /// Who owns the directory that is restored, as the snapshot says.
+    top: Owner,
     plan: RestorePlan,
     /// The directories that were found, with what is in them, but not looked into.
     below: Vec<(u32, TreeId)>,
@@ -278,10 +280,14 @@ struct Planning<'a> {
 }
 
 impl<'a> Planning<'a> {
-    fn new(index: &'a Index, rules: &'a RestoreRules) -> Self {
+    fn new(index: &'a Index, rules: &'a RestoreRules, root: &Node) -> Self {
         Self {
             index,
             rules,
+            top: Owner {
+                user: root.meta.uid.unwrap_or(0),
+                group: root.meta.gid.unwrap_or(0),
+            },
             plan: RestorePlan {
                 directories: Vec::new(),
                 entries: Vec::new(),
@@ -478,7 +484,7 @@ impl<'a> Planning<'a> {
             extended_attributes,
             ..
         } = node.meta;
-        let owner = self.rules.owners.judge(uid, gid);
+        let owner = self.rules.owners.judge(uid, gid, self.top);
         let owner_is_kept =
             uid.is_none_or(|uid| uid == owner.user) && gid.is_none_or(|gid| gid == owner.group);
         if !owner_is_kept {

@@ -25,14 +25,12 @@ pub struct RestoreRules {
 pub enum OwnerRule {
     /// Whoever the snapshot says.
     Any,
-    /// Some.
+    /// Some, and who the snapshot says owns the directory that is restored: he takes the place of anybody else.
     Only {
         /// These users.
         users: BTreeSet<u32>,
         /// These groups.
         groups: BTreeSet<u32>,
-        /// Takes the place of a user or a group that may not.
-        otherwise: Owner,
     },
 }
 
@@ -57,18 +55,15 @@ impl RestoreRules {
         }
     }
 
-    /// As an operator configured it. `owner` takes the place of whoever may own nothing; he and `others` may besides those that the
-    /// configuration names.
-    pub fn new(config: &RestoreConfig, owner: Owner, others: &[Owner]) -> Self {
+    /// As an operator configured it. These own what the site is now.
+    pub fn new(config: &RestoreConfig, present: &[Owner]) -> Self {
         let owners = match &config.owners {
             OwnersConfig::Any => OwnerRule::Any,
             OwnersConfig::Only(ids) => {
-                let present = || others.iter().chain([&owner]);
                 let ids = || ids.iter().copied();
                 OwnerRule::Only {
-                    users: ids().chain(present().map(|one| one.user)).collect(),
-                    groups: ids().chain(present().map(|one| one.group)).collect(),
-                    otherwise: owner,
+                    users: ids().chain(present.iter().map(|one| one.user)).collect(),
+                    groups: ids().chain(present.iter().map(|one| one.group)).collect(),
                 }
             }
         };
@@ -83,28 +78,23 @@ impl RestoreRules {
 }
 
 impl OwnerRule {
-    /// Who is to own what a snapshot says these own.
-    pub(super) fn judge(&self, user: Option<u32>, group: Option<u32>) -> Owner {
-        let (users, groups, otherwise) = match self {
-            Self::Any => {
-                return Owner {
-                    user: user.unwrap_or(0),
-                    group: group.unwrap_or(0),
-                };
-            }
-            Self::Only {
-                users,
-                groups,
-                otherwise,
-            } => (users, groups, otherwise),
-        };
-        Owner {
-            user: user
-                .filter(|id| users.contains(id))
-                .unwrap_or(otherwise.user),
-            group: group
-                .filter(|id| groups.contains(id))
-                .unwrap_or(otherwise.group),
+    /// Who is to own what a snapshot says these own, below a directory that it says `top` owns.
+    pub(super) fn judge(&self, user: Option<u32>, group: Option<u32>, top: Owner) -> Owner {
+        let (user, group) = (user.unwrap_or(top.user), group.unwrap_or(top.group));
+        match self {
+            Self::Any => Owner { user, group },
+            Self::Only { users, groups } => Owner {
+                user: if users.contains(&user) {
+                    user
+                } else {
+                    top.user
+                },
+                group: if groups.contains(&group) {
+                    group
+                } else {
+                    top.group
+                },
+            },
         }
     }
 }
@@ -145,7 +135,7 @@ impl Changes {
         };
         let devices = "device nodes of the backup were not restored";
         let setuid = "files were restored without the setuid or setgid bit, or the capabilities, that they have in the backup";
-        let owners = "entries were restored with the site's owner instead of one in the backup who is none of this site's";
+        let owners = "entries were restored as the site directory's owner's instead of somebody's in the backup who owns none of this site";
         [
             sentence(&self.devices, devices, "restore.devices"),
             sentence(&self.setuid, setuid, "restore.setuid"),
