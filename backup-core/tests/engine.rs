@@ -1,7 +1,7 @@
 //! What the procedures promise to a program that runs many of them: who has the last word, and how each one is told apart.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use backup_core::operations::{
     BackupReport, BackupRequest, Engine, Forgetting, RestoreReport, RestoreRequest, Source,
     init_repository,
 };
-use backup_core::progress::{Cancel, Control, Gate, Monitor};
+use backup_core::progress::{Cancel, Control, Gate, Monitor, Phase};
 use backup_core::repository::{BackupType, Origin, SnapshotId};
 use backup_core::store::Store;
 use xtask::proxy::Proxy;
@@ -227,13 +227,19 @@ fn a_gate_that_refuses_leaves_no_backup_and_the_site_as_it_was() {
     }
 }
 
-/// Counts files, phase or no phase.
+/// Counts files, whatever the phase; not those that are kept of what a restore replaced.
 #[derive(Default)]
-struct Files(AtomicU64);
+struct Files(AtomicU64, AtomicBool);
 
 impl Monitor for Files {
+    fn phase(&self, phase: Phase) {
+        self.1.store(phase == Phase::Keeping, Ordering::Relaxed);
+    }
+
     fn files_done(&self, files: u64) {
-        self.0.fetch_add(files, Ordering::Relaxed);
+        if !self.1.load(Ordering::Relaxed) {
+            self.0.fetch_add(files, Ordering::Relaxed);
+        }
     }
 }
 

@@ -110,7 +110,7 @@ fn start_logging(command: &Command, as_json: bool) {
     let usual = match command {
         Command::Serve { .. } | Command::Worker => "info,rustic_core=error,sqlx=warn,russh=warn",
         // What fails is told as the command's own result.
-        _ => "warn,rustic_core=error,backup_core::worker::run=off",
+        _ => "warn,rustic_core=error,backup_core::worker::run=off,backup_core::worker::recover=off",
     };
     let filter = match std::env::var("RUST_LOG") {
         Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted).unwrap_or_else(|e| {

@@ -206,10 +206,18 @@ impl Worker {
         }
     }
 
-    /// Restores whose process died. While it may still be at it, it holds the customer, and the job stays as it is.
+    /// Restores whose process died before it had a journal; the others are recovered. While it may still be at it, it holds the customer, and the job stays as
+    /// it is.
     async fn end_abandoned_restores(&self) -> Result<()> {
         for job in self.runner.jobs.abandoned_restores(&self.server).await? {
-            match self.runner.end_abandoned(&job, &self.name).await {
+            let id = job.id.get();
+            let journal = self.runner.blocking(move |engine| engine.journal_of(id));
+            let ended = match journal.await {
+                Ok(Some(_)) => continue,
+                Ok(None) => self.runner.end_abandoned(&job, &self.name).await,
+                Err(error) => Err(error),
+            };
+            match ended {
                 Err(error) if error.kind() == ErrorKind::Busy => {
                     tracing::warn!(job = %job.id, "no sign of life, but its process still holds the customer: {}", error.chain());
                 }

@@ -30,7 +30,8 @@ struct Failed {
 
 impl Failed {
     fn is_left_alone(&self) -> bool {
-        self.kind == ErrorKind::Stuck && self.at.elapsed() < PATIENCE
+        let takes_time = matches!(self.kind, ErrorKind::Stuck | ErrorKind::Failed);
+        takes_time && self.at.elapsed() < PATIENCE
     }
 }
 
@@ -81,6 +82,7 @@ impl Runner {
         owner: &str,
         failed: &mut HashMap<String, Failed>,
     ) {
+        let job = found.as_ref().ok().and_then(|found| found.job);
         let (name, recovered) = match found {
             Err(error) => (error.to_string(), Err(error)),
             Ok(interrupted) => {
@@ -88,7 +90,11 @@ impl Runner {
                 if failed.get(&name).is_some_and(Failed::is_left_alone) {
                     return;
                 }
-                (name, self.recover(&interrupted, owner).await)
+                let recovered = match self.recover(&interrupted, owner).await {
+                    Ok(Recovery::InUse) if self.is_abandoned(&interrupted).await => Err(silent()),
+                    other => other,
+                };
+                (name, recovered)
             }
         };
         let Err(error) = recovered else {
@@ -104,8 +110,22 @@ impl Runner {
             },
         );
         if before.is_none_or(|before| before.kind != kind) {
-            tracing::error!("an interrupted restore is not recovered: {}", error.chain());
+            tracing::error!(
+                job,
+                "an interrupted restore is not recovered: {}",
+                error.chain()
+            );
         }
+    }
+
+    /// Whether its job has no owner that lives, as far as the table tells.
+    async fn is_abandoned(&self, interrupted: &Interrupted) -> bool {
+        let server = &self.engine.config().worker.server;
+        let abandoned = self.jobs.abandoned_restores(server).await;
+        abandoned
+            .unwrap_or_default()
+            .iter()
+            .any(|job| Some(job.id.get()) == interrupted.job)
     }
 
     /// Bring one to its end, and write down how it ended.
@@ -121,7 +141,7 @@ impl Runner {
             Err(error) if error.kind() == ErrorKind::Busy => return Ok(Recovery::InUse),
             Ok(Recovered::Restored(report)) => {
                 for warning in &report.warnings {
-                    tracing::warn!(customer = %interrupted.customer, "{warning}");
+                    tracing::warn!(job = interrupted.job, customer = %interrupted.customer, "{warning}");
                 }
                 let told = self.tell_restored(interrupted, &report, owner).await;
                 (Ok(Recovery::Restored), told)
@@ -143,9 +163,11 @@ impl Runner {
         match (recovery, told) {
             (Ok(recovery), Ok(true)) => {
                 let one = interrupted.clone();
-                self.blocking(move |engine| engine.close_journal(&one))
-                    .await?;
-                Ok(recovery)
+                let closed = self.blocking(move |engine| engine.close_journal(&one));
+                match closed.await? {
+                    true => Ok(recovery),
+                    false => Err(not_tidy(interrupted, recovery)),
+                }
             }
             (Ok(recovery), Ok(false)) => Ok(recovery),
             // Its site is not brought to an end: that says more.
@@ -161,7 +183,7 @@ impl Runner {
         let id = job.id.get();
         let closed = self.blocking(move |engine| match engine.journal_of(id)? {
             Some(interrupted) => engine.close_journal(&interrupted),
-            None => Ok(()),
+            None => Ok(true),
         });
         if let Err(error) = closed.await {
             tracing::warn!(job = %job.id, "its journal stays: {}", error.chain());
@@ -182,6 +204,7 @@ impl Runner {
         let told = match self.ending(&job, owner).await? {
             Ending::Open => return Ok(false),
             Ending::Ours(claimed) => {
+                tracing::info!(job = %job.id, "completed: it had been interrupted, and is carried to its end");
                 let completion = completion(made.as_ref(), Some(report.bytes), true);
                 self.settle(&job, made.as_ref(), async |transaction, jobs| {
                     jobs.complete(transaction, claimed.lease, completion).await
@@ -189,6 +212,7 @@ impl Runner {
                 .await?
             }
             Ending::Stuck => {
+                tracing::info!(job = %job.id, "completed: it is no longer stuck");
                 let completion = completion(made.as_ref(), Some(report.bytes), true);
                 self.settle(&job, made.as_ref(), async |transaction, jobs| {
                     jobs.complete_stuck(transaction, job.id, completion).await
@@ -196,8 +220,7 @@ impl Runner {
                 .await?
             }
             Ending::Told => {
-                if let Some(kept) = &report.kept {
-                    let kept = kept.id;
+                if let Some(kept) = report.kept.as_ref().map(|kept| kept.id) {
                     self.settle(&job, made.as_ref(), async |transaction, jobs| {
                         jobs.note_kept(transaction, job.id, kept).await?;
                         Ok(true)
@@ -208,7 +231,6 @@ impl Runner {
             }
         };
         if told {
-            tracing::info!(job = %job.id, "completed: it had been interrupted, and is carried to its end");
             self.forget_beyond_retention(&job, made.as_ref()).await;
         }
         Ok(told)
@@ -279,6 +301,29 @@ impl Runner {
         transaction.commit().await?;
         Ok(true)
     }
+}
+
+fn not_tidy(interrupted: &Interrupted, recovery: Recovery) -> Error {
+    let state = match recovery {
+        Recovery::Restored => "is as the backup has it, but what was replaced is not put away yet",
+        Recovery::Undone | Recovery::InUse => {
+            "is as it was, but what was staged is not removed yet"
+        }
+    };
+    Error::new(
+        ErrorKind::Failed,
+        format!(
+            "the site of customer {} {state}: see the warnings of the log",
+            interrupted.customer
+        ),
+    )
+}
+
+fn silent() -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        "no sign of life, but its process still holds the customer",
+    )
 }
 
 /// Where a job stands whose restore has ended.

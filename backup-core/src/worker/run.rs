@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use super::{Stopping, delete, sentence};
+use super::{Recovery, Stopping, delete, sentence};
 use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
@@ -249,7 +249,13 @@ impl Runner {
         if job.job_type == JobType::Restore {
             let id = job.id.get();
             if let Some(interrupted) = self.blocking(move |engine| engine.journal_of(id)).await? {
-                return self.recover(&interrupted, owner).await.map(drop);
+                return match self.recover(&interrupted, owner).await? {
+                    Recovery::InUse => Err(Error::new(
+                        ErrorKind::Busy,
+                        format!("somebody is at work on customer {}", job.customer_id),
+                    )),
+                    Recovery::Restored | Recovery::Undone => Ok(()),
+                };
             }
         }
         let _claim = match job.job_type {

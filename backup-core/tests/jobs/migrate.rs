@@ -26,6 +26,7 @@ const NEWEST: i64 = 4;
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
 const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
+const FOURTH: &str = include_str!("../../../migrations/mysql/0004_kept.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -414,13 +415,16 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
     const UNDO_THIRD: &str =
         "ALTER TABLE customer_backups DROP INDEX backups_of_source, DROP COLUMN deleted_at;
         ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
+    const UNDO_FOURTH: &str =
+        "ALTER TABLE customer_backup_jobs DROP COLUMN kept_snapshot, DROP COLUMN recovered;";
     let mut shapes = BTreeSet::new();
     for (version, migration, undo) in [
-        (2, SECOND, [UNDO_THIRD, UNDO_SECOND].concat()),
-        (3, THIRD, UNDO_THIRD.to_owned()),
+        (2, SECOND, [UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat()),
+        (3, THIRD, [UNDO_FOURTH, UNDO_THIRD].concat()),
+        (4, FOURTH, UNDO_FOURTH.to_owned()),
     ] {
         let statements = statements(migration);
-        assert!(statements.len() > 4, "{statements:?}");
+        assert!(statements.len() >= 4, "{statements:?}");
         for done in 0..=statements.len() {
             let database = Database::empty(Kind::MariaDb);
             migrate(&database).await;
