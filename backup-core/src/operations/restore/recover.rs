@@ -114,8 +114,13 @@ impl Engine {
         customer: &Customer,
         control: &Control,
     ) -> Result<()> {
+        // What is done of them is no progress of this one.
+        let quiet = Control {
+            cancel: control.cancel.clone(),
+            ..Control::default()
+        };
         for interrupted in self.interrupted_of(customer.id)? {
-            let recovered = self.recover_under(claim, &interrupted, control);
+            let recovered = self.recover_under(claim, &interrupted, &quiet);
             let is_tidy = Journal::read(&interrupted.journal)?
                 .is_none_or(|journal| journal.record().is_tidy());
             match recovered {
