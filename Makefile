@@ -1,7 +1,7 @@
 # Thin on purpose: every target calls cargo, xtask or one script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps programs lint licences bundle test end2end screenshots demo demo-cli bench
+.PHONY: help deps programs lint licences bundle test test-crash end2end screenshots demo demo-cli bench
 
 # Tests, demo and benchmarks start servers and restore files with their owners: that takes root. Whoever is not
 # root builds as himself, and cargo runs what it built through sudo.
@@ -42,6 +42,9 @@ bundle: programs ## The browser's part of the dashboard: script, WebAssembly, st
 test: deps lint licences ## Everything that has to pass before a change goes in
 	cargo test --workspace --locked --no-fail-fast
 	@$(MAKE) --no-print-directory end2end
+
+test-crash: deps ## Kill restores at 200 random moments; each has to leave the site wholly old or wholly new
+	SHOPHOSTING_BACKUP_CRASHES=200 cargo test --workspace --locked --test restore -- --nocapture killed_at_a_random_moment
 
 end2end: bundle ## Drive a real browser against server, worker, shops and backup server
 	$(as_root) $(programs)/xtask end2end
