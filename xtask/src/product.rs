@@ -157,25 +157,7 @@ impl Product {
 
     /// Let a command reach the manual repository through a proxy, and give up an outage after two seconds.
     pub fn through(&self, proxy: &Proxy, command: &mut Command) -> Result<()> {
-        let known_hosts = self
-            .scratch
-            .path()
-            .join(format!("known_hosts-{}", proxy.port()));
-        let line = format!(
-            "[127.0.0.1]:{} {}",
-            proxy.port(),
-            self.bed.sshd().host_key()?
-        );
-        fs::write(&known_hosts, line)?;
-        let location = self
-            .bed
-            .sshd()
-            .location_at(proxy.port(), &self.bed.manual_repository());
-        command
-            .env("BACKUP__REPOSITORIES__MANUAL__LOCATION", location)
-            .env("BACKUP__REPOSITORIES__MANUAL__KNOWN_HOSTS", known_hosts)
-            .env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "2s");
-        Ok(())
+        self.bed.through(proxy, command)
     }
 
     /// Run `line` to its end.

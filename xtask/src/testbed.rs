@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
 use crate::mariadb::MariaDb;
+use crate::proxy::Proxy;
 use crate::restic::Restic;
 use crate::sshd::Sshd;
 
@@ -72,6 +73,11 @@ impl Customer {
 impl TestBed {
     /// Start both servers, with the platform's schema and no customer.
     pub fn start() -> Result<Self> {
+        Self::start_with(MariaDb::start()?)
+    }
+
+    /// The same with a database server of the test's choice, on which nothing is yet.
+    pub fn start_with(mariadb: MariaDb) -> Result<Self> {
         ensure!(
             rustix::process::geteuid().is_root(),
             "the test bed takes root: files of many owners, private servers"
@@ -80,7 +86,7 @@ impl TestBed {
         // The database server and PHP may run as somebody else and have to get through.
         fs::set_permissions(scratch.path(), Permissions::from_mode(0o755))?;
         let bed = Self {
-            mariadb: MariaDb::start()?,
+            mariadb,
             sshd: Sshd::start()?,
             platform_password: random_password(),
             manual_password: random_password(),
@@ -161,6 +167,24 @@ impl TestBed {
             .arg(self.config_file())
             .stdin(Stdio::null());
         command
+    }
+
+    /// Let a command reach the manual repository through a proxy, and give up an outage after two seconds.
+    pub fn through(&self, proxy: &Proxy, command: &mut Command) -> Result<()> {
+        let known_hosts = self
+            .scratch
+            .path()
+            .join(format!("known_hosts-{}", proxy.port()));
+        let line = format!("[127.0.0.1]:{} {}", proxy.port(), self.sshd.host_key()?);
+        fs::write(&known_hosts, line)?;
+        let location = self
+            .sshd
+            .location_at(proxy.port(), &self.manual_repository());
+        command
+            .env("BACKUP__REPOSITORIES__MANUAL__LOCATION", location)
+            .env("BACKUP__REPOSITORIES__MANUAL__KNOWN_HOSTS", known_hosts)
+            .env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "2s");
+        Ok(())
     }
 
     /// The password of [`PLATFORM_USER`].

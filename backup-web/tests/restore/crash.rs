@@ -32,7 +32,10 @@ pub enum State {
 
 impl Shop {
     pub fn new() -> Self {
-        let world = World::new(&[1]);
+        Self::in_world(World::new(&[1]))
+    }
+
+    pub fn in_world(world: World) -> Self {
         let customer = world.customer(1);
         let backup = world.back_up("1");
         fs::write(customer.site().join("marker"), "live\n").unwrap();

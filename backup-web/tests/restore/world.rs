@@ -63,7 +63,10 @@ impl Outcome {
 impl World {
     /// These customers, each with a small shop; both repositories.
     pub fn new(ids: &[u32]) -> Self {
-        let bed = TestBed::start().unwrap();
+        Self::on(TestBed::start().unwrap(), ids)
+    }
+
+    pub fn on(bed: TestBed, ids: &[u32]) -> Self {
         let hooks = bed.scratch().join("hooks");
         fs::create_dir(&hooks).unwrap();
         let customers = ids.iter().map(|id| bed.add_customer(*id).unwrap());
@@ -331,7 +334,11 @@ impl Evidence {
         }
         for name in self.databases.keys().chain(after.databases.keys()) {
             if self.databases.get(name) != after.databases.get(name) {
-                lines.push(format!("the database {name}"));
+                let [old, new] = [self, after].map(|one| lines_of(one.databases.get(name)));
+                let differs = |line: &&String, other: &[String]| !other.contains(line);
+                let gone = old.iter().find(|line| differs(line, &new));
+                let added = new.iter().find(|line| differs(line, &old));
+                lines.push(format!("the database {name}: {gone:?} became {added:?}"));
             }
         }
         if self.accounts != after.accounts {
@@ -362,6 +369,11 @@ impl Evidence {
             ],
         );
     }
+}
+
+fn lines_of(dump: Option<&Vec<u8>>) -> Vec<String> {
+    let text = String::from_utf8_lossy(dump.map_or(&[], Vec::as_slice));
+    text.lines().map(str::to_owned).collect()
 }
 
 /// Holds an import up at the statement [`Gate::STATEMENT`] of its dump, until it is dropped.
