@@ -1,0 +1,482 @@
+//! Whatever fails beneath a restore, and at whichever step: the site ends wholly as it was or wholly as the backup has it, and its owner is told so plainly.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+use rustix::process::Signal;
+use serde_json::Value;
+use xtask::mariadb::MariaDb;
+use xtask::testbed::TestBed;
+
+use crate::crash::{Shop, State};
+use crate::world::{World, eventually, names, signal};
+
+const MIB: u64 = 1 << 20;
+
+fn line(shop: &Shop, rest: &str) -> String {
+    format!("restore 1 {} {rest} --yes", shop.backup)
+}
+
+/// A command that gives up an outage soon.
+fn impatient(shop: &Shop, line: &str) -> Command {
+    let mut command = shop.world.command(line);
+    command
+        .env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "1s")
+        .env("BACKUP__REPOSITORIES__DAILY__RETRY_FOR", "1s")
+        .env("BACKUP__SITE__HEALTH_TIMEOUT", "1s");
+    command
+}
+
+/// What the customer is told of the newest job, which failed; nothing of the machines is in it.
+#[track_caller]
+fn told(shop: &Shop, failure: &str) -> String {
+    let job = shop.newest_job();
+    assert_eq!(
+        (&job["status"], &job["failure"]),
+        (&"failed".into(), &failure.into()),
+        "{job}"
+    );
+    let sentence = job["error_message"].as_str().unwrap();
+    let is_plain = |c: char| c.is_ascii_alphabetic() || " .,'".contains(c);
+    assert!(sentence.chars().all(is_plain), "{sentence}");
+    sentence.to_owned()
+}
+
+/// The site is as it was, its owner is told so, and nothing is left.
+#[track_caller]
+fn assert_undone(shop: &Shop, reason: &str) {
+    assert_eq!(shop.state(), State::Old);
+    let sentence = told(shop, "error");
+    assert!(
+        sentence.starts_with(reason) && sentence.ends_with(" Your shop is as it was before."),
+        "{sentence}"
+    );
+    shop.assert_nothing_left();
+}
+
+/// A program in place of `site.stop` or `site.start`.
+fn hook(world: &World, command: &mut Command, action: &str, script: &str) {
+    let path = world
+        .bed
+        .scratch()
+        .join(format!("{action}-{:08x}", rand::random::<u32>()));
+    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    let array = format!("[{:?}]", path.display().to_string());
+    command.env(format!("BACKUP__SITE__{}", action.to_uppercase()), array);
+}
+
+/// The first stop, or start, of a site, held up until it is let go.
+pub struct Held {
+    here: PathBuf,
+    go: PathBuf,
+}
+
+impl Held {
+    pub fn at(world: &World, command: &mut Command, action: &str) -> Self {
+        let name = |what: &str| {
+            let name = format!("{what}-{:08x}", rand::random::<u32>());
+            world.bed.scratch().join(name)
+        };
+        let held = Self {
+            here: name("here"),
+            go: name("go"),
+        };
+        let script = format!(
+            ": > '{}'\nwhile [ ! -e '{}' ]; do sleep 0.02; done",
+            held.here.display(),
+            held.go.display()
+        );
+        hook(world, command, action, &script);
+        held
+    }
+
+    pub fn wait(&self) {
+        eventually("it comes to the site's containers", || self.has_come());
+    }
+
+    pub fn has_come(&self) -> bool {
+        self.here.exists()
+    }
+
+    pub fn let_go(&self) {
+        fs::write(&self.go, "").unwrap();
+    }
+}
+
+/// A file system of its own, until it is dropped.
+struct Mount(PathBuf);
+
+impl Mount {
+    fn over(place: &Path, options: &str) -> Self {
+        mount(&["-t", "tmpfs", "-o", options, "tmpfs"], place);
+        Self(place.to_owned())
+    }
+
+    fn remount(&self, options: &str) {
+        mount(&["-o", &format!("remount,{options}")], &self.0);
+    }
+}
+
+fn mount(arguments: &[&str], place: &Path) {
+    let mounted = Command::new("mount").args(arguments).arg(place).status();
+    assert!(mounted.unwrap().success(), "this takes the right to mount");
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+fn journals(shop: &Shop) -> PathBuf {
+    let directory = shop.world.bed.scratch().join("state/restores");
+    fs::create_dir_all(&directory).unwrap();
+    directory
+}
+
+#[test]
+fn a_repository_that_is_gone_when_what_was_replaced_is_to_be_kept_delays_only_that() {
+    let mut shop = Shop::new();
+    for by_worker in [false, true] {
+        let mut command = impatient(&shop, &line(&shop, ""));
+        let held = Held::at(&shop.world, &mut command, "start");
+        let child = command.spawn().unwrap();
+        held.wait();
+        shop.world.bed.sshd_mut().stop();
+        held.let_go();
+        let document = shop.world.finish(child).good();
+        let warnings = document["warnings"].to_string();
+        assert!(warnings.contains("not put away yet"), "{warnings}");
+        assert!(!shop.world.in_maintenance(shop.world.customer(1)));
+        assert_eq!(shop.newest_job()["status"], "completed");
+        assert_eq!(
+            shop.world.staging_directories().len(),
+            1,
+            "it is still there"
+        );
+        assert_ne!(shop.world.schemas_beside(), [] as [&str; 0]);
+
+        shop.world.bed.sshd_mut().restart().unwrap();
+        shop.world.run("unlock").good();
+        if by_worker {
+            let worker = shop.world.command("worker").spawn().unwrap();
+            eventually("the worker keeps it", || shop.journals().is_empty());
+            signal(&worker, Signal::TERM);
+            shop.world.finish(worker);
+        }
+        assert_eq!(shop.recover(), State::New);
+        let kept = shop.newest_job()["kept_snapshot"].clone();
+        assert_eq!(shop.world.listed(1, "pre_restore")[0], kept);
+        shop.reset();
+    }
+}
+
+#[test]
+fn a_database_whose_disk_fills_up_leaves_the_site_as_it_was() {
+    let disk = tempfile::tempdir().unwrap();
+    let mount = Mount::over(disk.path(), "size=400m,mode=755");
+    let mariadb = MariaDb::start_in(disk.path(), &[]).unwrap();
+    let shop = Shop::in_world(World::on(TestBed::start_with(mariadb).unwrap(), &[1]));
+    let customer = shop.world.customer(1);
+    shop.world.sql_as(
+        customer,
+        "CREATE TABLE large (id INT PRIMARY KEY, noise BLOB); INSERT INTO large SELECT seq, RANDOM_BYTES(1000) FROM seq_1_to_20000",
+    );
+    let large = shop.world.back_up("1");
+    shop.reset();
+    let found = rustix::fs::statvfs(disk.path()).unwrap();
+    let filler = disk.path().join("filler");
+    let file = fs::File::create(&filler).unwrap();
+    let most = found.f_bavail * found.f_frsize - 12 * MIB;
+    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();
+    for online in ["", "--online"] {
+        let line = format!("restore 1 {large} {online} --yes");
+        shop.world.run(&line).failed(1);
+        assert_undone(&shop, "There is not enough space left.");
+    }
+    fs::remove_file(&filler).unwrap();
+    shop.restore("").good();
+    assert_eq!(shop.state(), State::New);
+    drop(shop);
+    drop(mount);
+}
+
+/// A restore at whose exchange of tables the database server is killed.
+fn kill_database_at_exchange(shop: &mut Shop, command: &mut Command) -> Child {
+    let held = Held::at(&shop.world, command, "stop");
+    let child = command.spawn().unwrap();
+    held.wait();
+    let mariadb = shop.world.bed.mariadb();
+    let lock = mariadb.lock_table("customer_1.orders").unwrap();
+    held.let_go();
+    eventually("the tables are about to be exchanged", || {
+        !mariadb.waiting_for_table().unwrap().is_empty()
+    });
+    mariadb.signal_kill();
+    drop(lock);
+    shop.world.bed.mariadb_mut().kill();
+    child
+}
+
+#[test]
+fn a_database_server_that_stays_away_after_it_died_at_the_exchange_leaves_the_site_closed_until_it_is_back()
+ {
+    let mut shop = Shop::new();
+    let mut command = impatient(&shop, &line(&shop, ""));
+    let child = kill_database_at_exchange(&mut shop, &mut command);
+    let error = shop.world.finish(child).failed(1);
+    assert!(error.contains("run `recover`"), "{error}");
+    assert!(shop.world.in_maintenance(shop.world.customer(1)));
+    assert_eq!(shop.world.staging_directories().len(), 1);
+    shop.world.bed.mariadb_mut().restart().unwrap();
+    assert_eq!(shop.recover(), State::Old);
+}
+
+#[test]
+fn an_import_that_fails_at_its_last_statement_leaves_the_site_as_it_was() {
+    let shop = Shop::new();
+    let customer = shop.world.customer(1);
+    let daily = shop.world.daily_with(customer, |dump| {
+        let at = dump.rfind("-- Dump completed").unwrap();
+        format!(
+            "{}INSERT INTO no_such_table VALUES (1);\n{}",
+            &dump[..at],
+            &dump[at..]
+        )
+    });
+    for online in ["", "--online"] {
+        let line = format!("restore 1 {daily} --source daily {online} --yes");
+        let error = shop.world.run(&line).failed(1);
+        assert!(error.contains("no_such_table"), "{error}");
+        assert_undone(&shop, "Something went wrong on our side.");
+    }
+}
+
+#[test]
+fn a_stop_or_start_that_hangs_is_ended_and_the_site_is_as_it_was() {
+    let shop = Shop::new();
+    for online in ["", "--online"] {
+        for (action, failure) in [("stop", "timeout"), ("start", "rolled_back")] {
+            let hangs = shop.world.bed.scratch().join("hangs");
+            fs::write(&hangs, "").unwrap();
+            let mut command = impatient(&shop, &line(&shop, online));
+            command.env("BACKUP__SITE__COMMAND_TIMEOUT", "1s");
+            let script = format!(
+                "if [ -e '{0}' ]; then rm '{0}'; exec sleep 1000; fi",
+                hangs.display()
+            );
+            hook(&shop.world, &mut command, action, &script);
+            let error = shop.world.run_command(&mut command).failed(1);
+            assert!(error.contains("longer than 1 s"), "{error}");
+            assert_eq!(shop.state(), State::Old);
+            let sentence = told(&shop, failure);
+            assert!(
+                sentence.ends_with("Your shop is as it was before."),
+                "{sentence}"
+            );
+            shop.assert_nothing_left();
+        }
+    }
+}
+
+/// A restore whose site comes up neither with what was restored nor with what was there; it does as soon as the file that this gives is gone.
+fn get_stuck(shop: &Shop) -> PathBuf {
+    let broken = shop.world.bed.scratch().join("broken");
+    fs::write(&broken, "").unwrap();
+    let mut command = impatient(shop, &line(shop, ""));
+    set_breakable(shop, &mut command);
+    let error = shop.world.run_command(&mut command).failed(1);
+    let [journal] = shop.journals().try_into().unwrap();
+    for word in ["recover", "docker is gone", &journal.display().to_string()] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert_eq!(
+        told(shop, "stuck"),
+        "Something went wrong on our side and our team has been told. Please do not change anything in the meantime."
+    );
+    assert!(shop.world.in_maintenance(shop.world.customer(1)));
+    broken
+}
+
+fn set_breakable(shop: &Shop, command: &mut Command) {
+    let broken = shop.world.bed.scratch().join("broken");
+    let script = format!(
+        "if [ -e '{}' ]; then echo 'docker is gone' >&2; exit 1; fi",
+        broken.display()
+    );
+    hook(&shop.world, command, "start", &script);
+    // The first stop is good: there is something to start.
+    let script = format!(
+        "if [ -e '{0}' ] && [ -e '{0}-stopped' ]; then echo 'docker is gone' >&2; exit 1; fi\n: > '{0}-stopped'",
+        broken.display()
+    );
+    hook(&shop.world, command, "stop", &script);
+}
+
+#[test]
+fn a_restore_that_gets_stuck_stays_closed_and_names_the_way_out_which_leads_out() {
+    let shop = Shop::new();
+    let broken = get_stuck(&shop);
+    // Nothing goes past it, and trying again changes nothing.
+    let mut again = impatient(&shop, "recover");
+    set_breakable(&shop, &mut again);
+    let ended = shop.world.run_command(&mut again);
+    assert_eq!(ended.status, Some(1));
+    let error = ended.document["restores"][0]["error"].to_string();
+    assert!(error.contains("docker is gone"), "{error}");
+    for line in [&line(&shop, ""), &line(&shop, "--online"), "backup 1"] {
+        let mut command = impatient(&shop, line);
+        set_breakable(&shop, &mut command);
+        let error = shop.world.run_command(&mut command).failed(1);
+        assert!(error.contains("recover"), "{line}: {error}");
+    }
+    assert!(shop.world.in_maintenance(shop.world.customer(1)));
+
+    fs::remove_file(&broken).unwrap();
+    let document = shop.world.run("recover").good();
+    assert_eq!(document["restores"][0]["recovery"], "undone");
+    assert_eq!(shop.state(), State::Old);
+    shop.assert_nothing_left();
+    shop.restore("").good();
+    assert_eq!(shop.state(), State::New);
+}
+
+#[test]
+fn a_worker_goes_on_with_a_stuck_restore_once_its_cause_is_mended() {
+    let shop = Shop::new();
+    let broken = get_stuck(&shop);
+    let stuck = shop.newest_job()["id"].clone();
+    let tries = shop.world.bed.scratch().join("tries");
+    let mut command = impatient(&shop, "worker");
+    for action in ["stop", "start"] {
+        let script = format!(
+            "echo {action} >> '{}'\nif [ -e '{}' ]; then exit 1; fi",
+            tries.display(),
+            broken.display()
+        );
+        hook(&shop.world, &mut command, action, &script);
+    }
+    let worker = command.spawn().unwrap();
+    eventually("the worker tries, in vain", || tries.exists());
+    assert_eq!(shop.newest_job()["failure"], "stuck");
+    fs::remove_file(&broken).unwrap();
+    eventually("it tries again", || shop.journals().is_empty());
+    signal(&worker, Signal::TERM);
+    shop.world.finish(worker);
+    assert_eq!(shop.state(), State::Old);
+    let job = shop.newest_job();
+    assert_eq!(
+        (&job["id"], &job["failure"]),
+        (&stuck, &"interrupted".into()),
+        "{job}"
+    );
+    shop.assert_nothing_left();
+}
+
+#[test]
+fn without_a_place_for_its_journal_nothing_is_begun() {
+    let shop = Shop::new();
+    shop.world.stops_and_starts();
+    let directory = journals(&shop);
+    for options in ["size=64k,mode=700,ro", "size=4k,mode=700"] {
+        let mount = Mount::over(&directory, options);
+        if !options.ends_with("ro") {
+            fs::write(directory.join("filler"), [0; 4096]).unwrap();
+        }
+        for online in ["", "--online"] {
+            let error = shop.restore(online).failed(1);
+            assert!(error.contains("cannot write the journal"), "{error}");
+            assert_eq!(shop.state(), State::Old);
+            assert_eq!(shop.world.stops_and_starts(), [] as [&str; 0]);
+            assert!(told(&shop, "error").ends_with(" Your shop is as it was before."));
+            shop.world.assert_nothing_left();
+        }
+        drop(mount);
+    }
+    // Nor where others could write it.
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777)).unwrap();
+    let error = shop.restore("").failed(1);
+    assert!(error.contains("open to nobody but the user"), "{error}");
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_eq!(shop.state(), State::Old);
+    shop.assert_nothing_left();
+}
+
+#[test]
+fn a_journal_that_can_be_written_no_more_is_gone_by_as_it_is() {
+    let shop = Shop::new();
+    let directory = journals(&shop);
+    for online in ["", "--online"] {
+        for (held_at, end) in [("stop", State::Old), ("start", State::New)] {
+            let mount = Mount::over(&directory, "size=64k,mode=700");
+            let mut command = impatient(&shop, &line(&shop, online));
+            let held = Held::at(&shop.world, &mut command, held_at);
+            let child = command.spawn().unwrap();
+            held.wait();
+            mount.remount("ro");
+            held.let_go();
+            let error = shop.world.finish(child).failed(1);
+            assert!(error.contains("journal"), "{error}");
+            let is_closed = shop.world.in_maintenance(shop.world.customer(1));
+            if end == State::New {
+                assert!(is_closed, "nobody knows yet which it will be");
+                told(&shop, "stuck");
+            } else {
+                assert!(!is_closed);
+                assert!(told(&shop, "error").ends_with(" Your shop is as it was before."));
+            }
+            mount.remount("rw");
+            let document = shop.world.run("recover").good();
+            assert_eq!(document["restores"].as_array().unwrap().len(), 1);
+            assert_eq!(shop.state(), end);
+            shop.assert_nothing_left();
+            drop(mount);
+            shop.reset();
+        }
+    }
+}
+
+#[test]
+fn a_damaged_journal_is_in_the_way_of_its_own_customer_alone() {
+    let world = World::new(&[1, 12]);
+    let (of_one, of_twelve) = (world.back_up("1"), world.back_up("12"));
+    let before = world.evidence();
+    // Twelve's is interrupted, one's is damaged.
+    let mut command = world.command(&format!("restore 12 {of_twelve} --yes"));
+    command.env("SHOPHOSTING_BACKUP_DIE_AT", "in exchange");
+    assert_eq!(world.run_command(&mut command).status, None);
+    let directory = world.bed.scratch().join("state/restores");
+    let damaged = directory.join("customer-1-0123456789abcdef.json");
+    for content in ["", "{\"version\": 1", "{\"version\": 9}", "\0\0\0\0"] {
+        fs::write(&damaged, content).unwrap();
+        let ended = world.run("recover");
+        assert_eq!(ended.status, Some(1));
+        let restores = ended.document["restores"].as_array().unwrap().clone();
+        let errors: Vec<_> = restores
+            .iter()
+            .filter_map(|one| one["error"].as_str())
+            .collect();
+        assert!(
+            matches!(errors[..], [error] if error.contains(&damaged.display().to_string())),
+            "{errors:?}"
+        );
+        // The other one is recovered all the same, the first time.
+        let recovered = restores.iter().filter(|one| one["recovery"] == "undone");
+        assert_eq!(recovered.count(), usize::from(content.is_empty()));
+        let error = world.run(&format!("restore 1 {of_one} --yes")).failed(1);
+        assert!(error.contains(&damaged.display().to_string()), "{error}");
+        world.run(&format!("restore 12 {of_twelve} --yes")).good();
+    }
+    assert_eq!(names(&directory), [damaged.clone()]);
+    fs::remove_file(&damaged).unwrap();
+    world.run("unlock").good();
+    world.run(&format!("restore 1 {of_one} --yes")).good();
+    world.assert_unchanged(&before);
+    assert_eq!(
+        world.run("recover").good()["restores"],
+        Value::Array(Vec::new())
+    );
+}

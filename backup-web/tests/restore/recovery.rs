@@ -1,0 +1,77 @@
+//! Who recovers a restore that died: a command without the platform's database, a worker when it starts, and one that runs already.
+
+use std::process::{Child, Command};
+
+use rustix::process::Signal;
+
+use crate::crash::{Shop, State};
+use crate::world::{eventually, signal};
+
+/// Nobody listens there.
+fn without_database(command: &mut Command) -> &mut Command {
+    let nowhere = "mysql://shophosting_app@127.0.0.1:9/shophosting_db";
+    command.env("BACKUP__DATABASE__URL", nowhere)
+}
+
+fn end(shop: &Shop, worker: Child) {
+    signal(&worker, Signal::TERM);
+    shop.world.finish(worker);
+}
+
+#[test]
+fn without_the_platforms_database_a_site_is_recovered_and_its_job_tells_it_once_that_is_back() {
+    let shop = Shop::new();
+    for (point, state, recovery) in [
+        ("in stage database", State::Old, "undone"),
+        ("in exchange", State::Old, "undone"),
+        ("at start", State::New, "restored"),
+        ("in keep", State::New, "restored"),
+    ] {
+        for rest in ["", "--online"] {
+            shop.die(rest, "", point);
+            // However often.
+            for _ in 0..2 {
+                let mut command = shop.world.command("recover");
+                let document = shop
+                    .world
+                    .run_command(without_database(&mut command))
+                    .good();
+                assert_eq!(document["restores"][0]["recovery"], recovery, "{document}");
+                assert_eq!(shop.state(), state, "{point}");
+            }
+            assert_eq!(shop.newest_job()["status"], "running");
+            assert_eq!(shop.journals().len(), 1, "nobody could be told yet");
+            assert_eq!(shop.recover(), state, "{point}");
+            let job = shop.newest_job();
+            let expected = match state {
+                State::Old => "failed",
+                State::New => "completed",
+            };
+            assert_eq!(job["status"], expected, "{job}");
+            shop.reset();
+        }
+    }
+}
+
+#[test]
+fn a_worker_recovers_what_was_interrupted_before_it_started_and_while_it_runs() {
+    let shop = Shop::new();
+    for (point, state) in [("in exchange", State::Old), ("at start", State::New)] {
+        for runs_already in [false, true] {
+            let start = || shop.world.command("worker").spawn().unwrap();
+            let early = runs_already.then(start);
+            shop.die("", "", point);
+            let worker = early.unwrap_or_else(start);
+            eventually("the worker recovers it", || shop.journals().is_empty());
+            end(&shop, worker);
+            assert_eq!(shop.state(), state, "{point}");
+            let job = shop.newest_job();
+            match state {
+                State::Old => assert_eq!(job["failure"], "interrupted", "{job}"),
+                State::New => assert_eq!(job["status"], "completed", "{job}"),
+            }
+            shop.assert_nothing_left();
+            shop.reset();
+        }
+    }
+}
