@@ -222,6 +222,41 @@ fn kill_database_at_exchange(shop: &mut Shop, command: &mut Command) -> Child {
 }
 
 #[test]
+fn a_database_server_killed_at_the_exchange_or_after_it_leaves_one_state_or_the_other() {
+    // One that keeps what it says that it keeps, as the others of the tests need not.
+    let mariadb = MariaDb::start_with(&["--innodb-flush-log-at-trx-commit=1"]).unwrap();
+    let bed = TestBed::start_with(mariadb).unwrap();
+    let mut shop = Shop::in_world(World::on(bed, &[1]));
+    for online in ["", "--online"] {
+        // Back soon.
+        let mut command = shop.world.command(&line(&shop, online));
+        let child = kill_database_at_exchange(&mut shop, &mut command);
+        shop.world.bed.mariadb_mut().restart().unwrap();
+        shop.world.finish(child).failed(1);
+        assert_undone(&shop, "Something went wrong on our side.");
+
+        // Before the exchange it is waited for, after it nothing is lost.
+        for held_at in ["stop", "start"] {
+            let mut command = shop.world.command(&line(&shop, online));
+            let held = Held::at(&shop.world, &mut command, held_at);
+            let child = command.spawn().unwrap();
+            held.wait();
+            shop.world.bed.mariadb_mut().kill();
+            held.let_go();
+            if held_at == "start" {
+                eventually("the site is opened without the database", || {
+                    !shop.world.in_maintenance(shop.world.customer(1))
+                });
+            }
+            shop.world.bed.mariadb_mut().restart().unwrap();
+            shop.world.finish(child).good();
+            assert_eq!(shop.recover(), State::New);
+            shop.reset();
+        }
+    }
+}
+
+#[test]
 fn a_database_server_that_stays_away_after_it_died_at_the_exchange_leaves_the_site_closed_until_it_is_back()
  {
     let mut shop = Shop::new();
@@ -470,7 +505,7 @@ fn a_damaged_journal_is_in_the_way_of_its_own_customer_alone() {
         assert!(error.contains(&damaged.display().to_string()), "{error}");
         world.run(&format!("restore 12 {of_twelve} --yes")).good();
     }
-    assert_eq!(names(&directory), [damaged.clone()]);
+    assert_eq!(names(&directory), std::slice::from_ref(&damaged));
     fs::remove_file(&damaged).unwrap();
     world.run("unlock").good();
     world.run(&format!("restore 1 {of_one} --yes")).good();
