@@ -8,6 +8,7 @@ use std::process::{Child, Command};
 use rustix::process::Signal;
 use serde_json::Value;
 use xtask::mariadb::MariaDb;
+use xtask::proxy::Proxy;
 use xtask::testbed::TestBed;
 
 use crate::crash::{Shop, State};
@@ -135,6 +136,59 @@ fn journals(shop: &Shop) -> PathBuf {
     let directory = shop.world.bed.scratch().join("state/restores");
     fs::create_dir_all(&directory).unwrap();
     directory
+}
+
+#[test]
+fn a_repository_that_is_gone_or_cut_before_the_exchange_leaves_the_site_as_it_was() {
+    let mut shop = Shop::new();
+    // Gone before anything is found.
+    shop.world.bed.sshd_mut().stop();
+    let mut command = impatient(&shop, &line(&shop, ""));
+    shop.world.run_command(&mut command).failed(1);
+    shop.world.bed.sshd_mut().restart().unwrap();
+    assert_eq!(shop.state(), State::Old);
+    shop.assert_nothing_left();
+
+    // More of both kinds than is read at once.
+    let customer = shop.world.customer(1);
+    let mut bytes = vec![0; 32 << 20];
+    rand::fill(&mut bytes[..]);
+    fs::write(customer.site().join("large"), &bytes).unwrap();
+    shop.world.sql_as(
+        customer,
+        "CREATE TABLE large (id INT PRIMARY KEY, noise BLOB); INSERT INTO large SELECT seq, RANDOM_BYTES(1000) FROM seq_1_to_32000",
+    );
+    let large = shop.world.back_up("1");
+    shop.reset();
+    let is_staged = || {
+        let mut staged = shop.world.staging_directories().into_iter();
+        staged.any(|staging| staging.join("files/wordpress/large").exists())
+    };
+    let is_imported = || {
+        let tables = "SELECT COUNT(*) FROM information_schema.TABLES WHERE TABLE_SCHEMA LIKE 'customer\\_1\\_\\_re%' AND TABLE_NAME = 'large'";
+        shop.world.sql(tables) != "0\n"
+    };
+    let moments: [(&str, &dyn Fn() -> bool); 2] = [("files", &is_staged), ("db", &is_imported)];
+    for (part, moment) in moments {
+        for online in ["", "--online"] {
+            let proxy = Proxy::start(shop.world.bed.sshd().port()).unwrap();
+            proxy.set_bytes_per_second(Some(2 * MIB));
+            let mut command = impatient(
+                &shop,
+                &format!("restore 1 {large} --type {part} {online} --yes"),
+            );
+            shop.world.bed.through(&proxy, &mut command).unwrap();
+            let child = command.spawn().unwrap();
+            eventually("the restore is in the middle of it", moment);
+            proxy.refuse(true);
+            proxy.cut();
+            shop.world.finish(child).failed(1);
+            assert_undone(
+                &shop,
+                "The database of your shop or the backup system could not be reached.",
+            );
+        }
+    }
 }
 
 #[test]
