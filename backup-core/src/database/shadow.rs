@@ -40,6 +40,8 @@ pub struct Shadow {
     /// Who creates in the live schema and is the definer there.
     pub(super) tenant: Identity,
     findings: Findings,
+    /// When the server had started that holds it.
+    server_started: i64,
 }
 
 impl Shadow {
@@ -87,6 +89,7 @@ pub fn prepare_shadow(
     control: &Control,
 ) -> Result<Shadow> {
     let cancel = &control.cancel;
+    let server_started = started(server, cancel)?;
     let tenant = open_tenant(server, live, account, cancel)?;
     let schema = beside(live, SHADOW_MARK);
     let importer = create_shadow(server, live, &schema, &tenant, cancel).map_err(|error| {
@@ -105,7 +108,45 @@ pub fn prepare_shadow(
         importer,
         tenant,
         findings: Findings::default(),
+        server_started,
     })
+}
+
+/// A server that does not sync each commit has lost the last ones once it died; nothing else would tell that rows of the import are missing.
+pub(super) fn require_same_server_run(
+    server: &Server,
+    shadow: &Shadow,
+    cancel: &Cancel,
+) -> Result<()> {
+    // The clock may be set a little meanwhile, and both of its readings are whole seconds.
+    const SLACK: u64 = 2;
+    if started(server, cancel)?.abs_diff(shadow.server_started) <= SLACK {
+        return Ok(());
+    }
+    Err(Error::new(
+        ErrorKind::Unreachable,
+        "the database server was restarted since the dump was imported, and may have lost some of it",
+    ))
+}
+
+/// When the server started, in seconds by its own clock.
+fn started(server: &Server, cancel: &Cancel) -> Result<i64> {
+    let rows = server.query(
+        "SHOW GLOBAL STATUS LIKE 'Uptime'; SELECT UNIX_TIMESTAMP();",
+        cancel,
+    )?;
+    let numbers: Vec<i64> = rows
+        .concat()
+        .iter()
+        .filter_map(|value| std::str::from_utf8(value).ok()?.parse().ok())
+        .collect();
+    match numbers.as_slice() {
+        [uptime, now] => Ok(now - uptime),
+        _ => Err(Error::new(
+            ErrorKind::Failed,
+            "the database server did not tell how long it has been up",
+        )),
+    }
 }
 
 /// The schema before the account, which is known by it.

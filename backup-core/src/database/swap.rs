@@ -22,7 +22,9 @@ use crate::database::names::{
     REPLACED_MARK, is_beside, replaced_name, schemas_beside, shadow_name,
 };
 use crate::database::rewrite::{awake_event, unqualified_view};
-use crate::database::shadow::{Shadow, default_charset, foreign_keys_into, remove_schema};
+use crate::database::shadow::{
+    Shadow, default_charset, foreign_keys_into, remove_schema, require_same_server_run,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
 
@@ -175,6 +177,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
 /// Everything that is looked at before anything is changed.
 fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
     let live = &shadow.live;
+    require_same_server_run(server, shadow, cancel)?;
     refuse_foreign_keys_from_outside(server, live, cancel)?;
     let charset = default_charset(server, live, cancel)?;
     let mut new = collect(server, &shadow.schema, cancel)?;
