@@ -104,6 +104,7 @@ mod server {
             daily: entries(Source::Daily, list.daily),
             daily_days: retention.daily_shown.as_secs() / SECONDS_A_DAY,
             kept: retention.manual,
+            replaced_kept: retention.pre_restore,
             jobs: newest_jobs(&service, &visit).await?,
             viewer: viewer(visit),
         })
@@ -120,6 +121,7 @@ mod server {
         };
         Ok(BackupPage {
             backup: found.map(|(source, entry)| backup(source_of(source), entry)),
+            replaced_kept: service.config().retention.pre_restore,
             jobs: newest_jobs(&service, &visit).await?,
             viewer: viewer(visit),
         })
@@ -187,6 +189,8 @@ mod server {
                 jobs::JobStatus::Failed => JobStatus::Failed,
             },
             online: job.online,
+            kept_snapshot: job.kept_snapshot,
+            recovered: job.recovered,
             failure: job.failure.map(|failure| failure.as_str().to_owned()),
             error_message: job.error_message,
             created_at: time(job.created_at),

@@ -111,7 +111,7 @@ mod browser {
 
     use super::{Live, log_in_again};
     use crate::data::PageError;
-    use crate::model::{Flash, Job, JobStatus};
+    use crate::model::{Job, JobStatus};
     use crate::words;
 
     /// How often the server is asked for news while no job is active.
@@ -273,17 +273,14 @@ mod browser {
             let watched = active.or(watched.flatten()).max(started)?;
             let ended = live.jobs.with(|jobs| {
                 let job = jobs.iter().find(|job| job.id == watched)?;
-                (!job.status.is_active()).then_some((job.status, job.job_type))
+                let is_done = job.status == JobStatus::Completed;
+                // A failure has a card of its own.
+                (!job.status.is_active()).then(|| is_done.then(|| words::done(job)))
             });
-            let Some((status, job_type)) = ended else {
+            let Some(message) = ended else {
                 return Some(watched);
             };
-            // A failure has a card of its own.
-            let success = (status == JobStatus::Completed).then(|| Flash {
-                success: true,
-                message: words::done(job_type).into(),
-            });
-            live.notices.message.set(success);
+            live.notices.message.set(message);
             live.started.set(None);
             live.refresh();
             None

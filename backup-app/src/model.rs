@@ -72,7 +72,12 @@ pub struct Job {
     pub status: JobStatus,
     /// Whether a restore leaves the shop open as long as possible.
     pub online: bool,
-    /// Why it failed: `cancelled`, `timeout`, `interrupted`, `stuck`, `error`.
+    /// The backup that a completed restore made of what it replaced: restoring that one undoes the restore.
+    pub kept_snapshot: Option<String>,
+    /// Whether it was interrupted, and carried to its end later.
+    pub recovered: bool,
+    /// Why it failed: `cancelled`, `timeout`, `interrupted` (a restore is undone then), `rolled_back` (the restored shop did not start, and is put back as
+    /// it was), `stuck` (the shop is behind its maintenance page until somebody has helped; the job may end otherwise later), `error`.
     pub failure: Option<String>,
     /// What to tell the customer of a failure.
     pub error_message: Option<String>,
@@ -130,6 +135,9 @@ pub struct Flash {
     pub success: bool,
     /// In one plain sentence.
     pub message: String,
+    /// The backup that undoes what is told of, if there is one.
+    #[serde(default)]
+    pub undo: Option<String>,
 }
 
 /// The answer to every action, also to refused ones.
@@ -175,6 +183,8 @@ pub struct BackupsPage {
     pub daily_days: u64,
     /// How many manual ones are kept.
     pub kept: u32,
+    /// How many of those are kept that were made of what a restore replaced.
+    pub replaced_kept: u32,
     /// The customer's newest jobs, newest first; one that has not ended is the first.
     pub jobs: Vec<Job>,
 }
@@ -186,6 +196,8 @@ pub struct BackupPage {
     pub viewer: Viewer,
     /// The backup; None where this customer has no such backup.
     pub backup: Option<Backup>,
+    /// How many backups are kept that were made of what a restore replaced.
+    pub replaced_kept: u32,
     /// The customer's newest jobs, newest first; one that has not ended is the first.
     pub jobs: Vec<Job>,
 }

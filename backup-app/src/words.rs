@@ -3,7 +3,7 @@
 //! Pure functions of plain values, the same on the server and in the browser: what both render must be equal to the letter.
 //! Never: a word that only an operator knows.
 
-use crate::model::{Backup, Job, JobStatus, JobType, Part, Source};
+use crate::model::{Backup, Flash, Job, JobStatus, JobType, Part, Source};
 
 const SECOND: i64 = 1000;
 const MINUTE: i64 = 60 * SECOND;
@@ -264,6 +264,7 @@ pub fn phase(word: &str, part: Part) -> &'static str {
         ("importing_database", _) => "Fetching the database",
         ("swapping", _) => "Putting it in place",
         ("starting", _) => "Starting your shop",
+        ("keeping", _) => "Saving what was replaced",
         ("cleaning_up", _) => "Tidying up",
         _ => "Working",
     }
@@ -279,6 +280,7 @@ pub fn phases(job_type: JobType, part: Part) -> &'static [&'static str] {
             "importing_database",
             "swapping",
             "starting",
+            "keeping",
             "cleaning_up",
         ],
         (JobType::Restore, Part::Db) => &[
@@ -286,6 +288,7 @@ pub fn phases(job_type: JobType, part: Part) -> &'static [&'static str] {
             "importing_database",
             "swapping",
             "starting",
+            "keeping",
             "cleaning_up",
         ],
         (JobType::Restore, Part::Files) => &[
@@ -293,18 +296,30 @@ pub fn phases(job_type: JobType, part: Part) -> &'static [&'static str] {
             "restoring_files",
             "swapping",
             "starting",
+            "keeping",
             "cleaning_up",
         ],
     }
 }
 
 /// What is said when a job is done.
-pub fn done(job_type: JobType) -> &'static str {
-    match job_type {
-        JobType::Backup => "Your backup is done.",
-        JobType::Restore => "Your shop is restored and open again.",
+pub fn done(job: &Job) -> Flash {
+    let message = match (job.job_type, job.recovered) {
+        (JobType::Backup, _) => "Your backup is done.".into(),
+        (JobType::Restore, false) => RESTORED.into(),
+        (JobType::Restore, true) => [RESTORED, " ", RECOVERED].concat(),
+    };
+    Flash {
+        success: true,
+        message,
+        undo: job.kept_snapshot.clone(),
     }
 }
+
+const RESTORED: &str = "Your shop is restored and open again.";
+
+/// Of a restore that somebody else had to finish.
+pub const RECOVERED: &str = "It was interrupted and finished on its own.";
 
 /// How a job ended, in a word or two.
 pub fn ended(job: &Job) -> &'static str {
@@ -313,6 +328,8 @@ pub fn ended(job: &Job) -> &'static str {
         (JobStatus::Running, _) => "Running",
         (JobStatus::Completed, _) => "Done",
         (JobStatus::Failed, Some("cancelled")) => "Cancelled",
+        (JobStatus::Failed, Some("rolled_back")) => "Rolled back",
+        (JobStatus::Failed, Some("stuck")) => "Our team has been told",
         (JobStatus::Failed, _) => "Failed",
     }
 }
@@ -472,6 +489,7 @@ mod tests {
             Phase::ImportingDatabase,
             Phase::Swapping,
             Phase::Starting,
+            Phase::Keeping,
             Phase::CleaningUp,
         ];
         for phase in known {

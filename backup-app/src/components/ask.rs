@@ -30,6 +30,8 @@ pub fn Questions(
     /// The backups of the page, whatever their source.
     #[prop(into)]
     backups: Signal<Vec<Backup>>,
+    /// How many backups are kept that were made of what a restore replaced.
+    replaced_kept: u32,
     /// The manual backup that the next one pushes out, and how many are kept; None where the page makes none.
     #[prop(optional, into)]
     kept: Signal<Option<Kept>>,
@@ -58,8 +60,14 @@ pub fn Questions(
                 at_once(view! { <AskBackup part kept=kept.get_untracked() /> })
             }
             (Ask::Restore(id, part), None) => match find(&id) {
-                Some(backup) => at_once(view! { <AskRestore backup proposed=part /> }),
-                None => at_once(view! { <NotNow title=GONE.0 reason=GONE.1 /> }),
+                Some(backup) => {
+                    at_once(view! { <AskRestore backup proposed=part replaced_kept /> })
+                }
+                None => {
+                    // One that was made just now may be on its way here.
+                    backups.track();
+                    at_once(view! { <NotNow title=GONE.0 reason=GONE.1 /> })
+                }
             },
             (Ask::Delete(id), None) => match find(&id) {
                 Some(backup) if backup.source == Source::Manual => {
@@ -155,7 +163,7 @@ fn WhatIsKept(kept: Kept) -> impl IntoView {
 }
 
 #[component]
-fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
+fn AskRestore(backup: Backup, proposed: Option<Part>, replaced_kept: u32) -> impl IntoView {
     let live: Live = expect_context();
     let sending = RwSignal::new(false);
     let time = backup.time;
@@ -178,9 +186,14 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
             </label>
         }
     });
-    let safe_first = ["/backups?ask=backup&type=", part_word(backup.holds)].concat();
+    // What a restore replaced is there to undo it.
+    let undoes = backup.source == Source::PreRestore;
+    let (title, button) = match undoes {
+        true => ("Undo the restore?", "Undo the restore"),
+        false => ("Restore this backup?", "Restore now"),
+    };
     view! {
-        <Dialog title="Restore this backup?">
+        <Dialog title>
             <p class="dialog-about">
                 <b><When time /></b> " " <Age time />
                 <span>{words::part(backup.holds)} {backup.bytes.map(|bytes| [" · ", &words::size(bytes)].concat())}</span>
@@ -192,6 +205,9 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
                     {choice_items.collect_view()}
                 </fieldset>
                 <ul class="what-happens grave">
+                    {undoes.then(|| view! {
+                        <li>"This puts your shop back as it was on " <When time /> ", the moment before that restore."</li>
+                    })}
                     {backup.holds.has_database().then(|| view! {
                         <li class="for-database">
                             "Orders, customers, products and settings go back to how they were on "
@@ -206,25 +222,25 @@ fn AskRestore(backup: Backup, proposed: Option<Part>) -> impl IntoView {
                         </li>
                     })}
                     <li>
-                        "Visitors see a maintenance page meanwhile. "
+                        <span class="for-closed">"Visitors see a maintenance page from the start, so that nothing is ordered that would be lost. "</span>
                         {took.map(|took| view! { "Last time a restore took " {took} ". " })}
                     </li>
                     <li>"If it cannot be finished, your shop stays exactly as it is now."</li>
                     <li>
-                        "What is replaced is not kept. If you may want it back, "
-                        <a href=safe_first data-noscroll>"make a backup first"</a> "."
+                        "What is replaced becomes a backup, so that you can bring it back: of those the newest "
+                        {words::grouped(replaced_kept.into())} " are kept."
                     </li>
                 </ul>
                 <label class="check">
                     <input type="checkbox" name="online" value="true" />
                     <span>
-                        "Keep the shop open as long as possible"
-                        <small>"The maintenance page is shown only at the very end. Orders that come in while the backup is fetched are lost, too."</small>
+                        "Keep my shop online while the backup is prepared"
+                        <small>"The maintenance page is shown for a few seconds only. Orders placed meanwhile are lost with the rest; they are in the backup of what is replaced."</small>
                     </span>
                 </label>
                 <Confirmation />
                 <p class="dialog-buttons">
-                    <button class="button danger" disabled=move || sending.get()>"Restore now"</button>
+                    <button class="button danger" disabled=move || sending.get()>{button}</button>
                     <CloseLink text="Cancel" />
                 </p>
             </ActionForm>
@@ -257,6 +273,7 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
         live.notices.message.set(Some(Flash {
             success: true,
             message: outcome.message,
+            undo: None,
         }));
         live.changed();
         navigate(&after, leptos_router::NavigateOptions::default());

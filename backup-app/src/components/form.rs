@@ -99,7 +99,12 @@ mod browser {
             };
             if let Some(Some(message)) = refusal.try_set(Some(message)) {
                 let success = false;
-                live.notices.message.set(Some(Flash { success, message }));
+                let undo = None;
+                live.notices.message.set(Some(Flash {
+                    success,
+                    message,
+                    undo,
+                }));
             }
         });
     }

@@ -4,6 +4,7 @@ use leptos::prelude::*;
 
 use super::at_once::at_once;
 use super::icon::{Icon, Symbol};
+use super::list::{UNDO, restore_address};
 use crate::clock::Clock;
 use crate::data::PageError;
 use crate::live::Notices;
@@ -43,7 +44,12 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
             </div>
             <div role="status">
                 {move || notices.message.get().filter(|message| message.success).map(|message| view! {
-                    <p class="message"><Icon symbol=Symbol::Done /><span>{message.message}</span></p>
+                    <p class="message">
+                        <Icon symbol=Symbol::Done />
+                        <span>{message.message} " " {message.undo.map(|id| view! {
+                            <a href=restore_address("/backups", &id) data-noscroll>{UNDO}</a>
+                        })}</span>
+                    </p>
                 })}
             </div>
             {move || notices.message.get().filter(|message| !message.success).map(|message| view! {

@@ -7,6 +7,7 @@ use leptos::prelude::*;
 use super::at_once::at_once;
 use super::form::ActionForm;
 use super::icon::{Icon, Symbol};
+use super::list::{UNDO, restore_address};
 use super::time::Age;
 use crate::clock::{self, Clock};
 use crate::live::Live;
@@ -199,6 +200,14 @@ fn meanwhile(job: &Job) -> &'static str {
         JobType::Restore if job.phase.as_deref() == Some("cleaning_up") => {
             "Your shop is open again. What is left is to tidy up."
         }
+        JobType::Restore if job.phase.as_deref() == Some("keeping") => {
+            "Your shop is back online. What was replaced is being saved, so that you can undo this."
+        }
+        JobType::Restore
+            if job.online && matches!(job.phase.as_deref(), Some("swapping" | "starting")) =>
+        {
+            "Visitors see a maintenance page for a moment."
+        }
         JobType::Restore if job.online => {
             "Your shop stays open until everything is ready. You can close this page: the restore goes on without it."
         }
@@ -216,16 +225,21 @@ fn FailedJob(job: Job) -> impl IntoView {
     let live: Live = expect_context();
     let ended = job.completed_at.as_deref().and_then(clock::parse);
     let was_cancelled = job.failure.as_deref() == Some("cancelled");
-    let title = match (job.job_type, was_cancelled) {
-        (JobType::Backup, false) => "The backup failed",
-        (JobType::Backup, true) => "The backup was cancelled",
-        (JobType::Restore, false) => "The restore failed",
-        (JobType::Restore, true) => "The restore was cancelled",
+    let is_stuck = job.failure.as_deref() == Some("stuck");
+    let title = match (job.job_type, job.failure.as_deref()) {
+        (JobType::Backup, Some("cancelled")) => "The backup was cancelled",
+        (JobType::Backup, _) => "The backup failed",
+        (JobType::Restore, Some("cancelled")) => "The restore was cancelled",
+        (JobType::Restore, Some("rolled_back")) => "The restore was rolled back",
+        (JobType::Restore, Some("interrupted")) => "The restore was interrupted",
+        (JobType::Restore, Some("stuck")) => "The restore needs our help",
+        (JobType::Restore, _) => "The restore failed",
     };
     let reason = job
         .error_message
         .clone()
-        .filter(|_| !was_cancelled)
+        .filter(|_| !was_cancelled && !is_stuck)
+        .or_else(|| is_stuck.then(|| STUCK.into()))
         .unwrap_or_else(|| left_as_it_is(job.job_type, was_cancelled).into());
     let action = ["/backups/jobs/", &job.id.to_string(), "/dismiss"].concat();
     let done = Callback::new(move |_: Outcome| {
@@ -243,12 +257,17 @@ fn FailedJob(job: Job) -> impl IntoView {
                 </div>
                 <p class="quiet">{words::job_title(&job)} {ended.map(|time| view! { ", " <Age time /> })}</p>
             </div>
-            <ActionForm action done>
-                <button class="button">"Dismiss"</button>
-            </ActionForm>
+            // The shop is closed until it is over: that stays in sight.
+            {(!is_stuck).then(|| view! {
+                <ActionForm action done>
+                    <button class="button">"Dismiss"</button>
+                </ActionForm>
+            })}
         </section>
     })
 }
+
+const STUCK: &str = "Our team has been told and takes care of it. Your shop shows its maintenance page until then; please do not change anything in it.";
 
 /// What a job that failed left behind, where its title has said why or nobody did.
 fn left_as_it_is(job_type: JobType, was_cancelled: bool) -> &'static str {
@@ -268,24 +287,28 @@ pub fn RecentJobs() -> impl IntoView {
         live.jobs.with(|jobs| {
             let ended = jobs.iter().filter(|job| !job.status.is_active());
             let newest = jobs.first().map(|job| job.id);
-            (ended.cloned().collect::<Vec<_>>(), newest)
+            // Of those that were done the newest alone: to undo one before it would undo that one, too.
+            let restored =
+                |job: &&Job| job.job_type == JobType::Restore && job.status == JobStatus::Completed;
+            let undoable = jobs.iter().find(restored).map(|job| job.id);
+            (ended.cloned().collect::<Vec<_>>(), newest, undoable)
         })
     });
     at_once(view! {
         <section class="panel recent" aria-labelledby="recent-title">
             <h2 id="recent-title">"Recent activity"</h2>
             {move || {
-                let (mut shown, newest) = known.get();
+                let (mut shown, newest, undoable) = known.get();
                 let older = shown.split_off(shown.len().min(RECENT));
                 if shown.is_empty() {
                     return Either::Left(view! { <p class="empty">"Nothing yet. Backups and restores that you start are listed here."</p> });
                 }
                 Either::Right(view! {
-                    <ul class="jobs">{job_items(shown, newest)}</ul>
+                    <ul class="jobs">{job_items(shown, newest, undoable)}</ul>
                     {(!older.is_empty()).then(|| view! {
                         <details class="more">
                             <summary>{words::grouped(older.len() as u64)} " more"</summary>
-                            <ul class="jobs">{job_items(older, newest)}</ul>
+                            <ul class="jobs">{job_items(older, newest, undoable)}</ul>
                         </details>
                     })}
                 })
@@ -294,16 +317,26 @@ pub fn RecentJobs() -> impl IntoView {
     })
 }
 
-fn job_items(jobs: Vec<Job>, newest: Option<u64>) -> impl IntoView {
+fn job_items(jobs: Vec<Job>, newest: Option<u64>, undoable: Option<u64>) -> impl IntoView {
     let items = jobs.into_iter().map(|job| {
         let is_newest = newest == Some(job.id);
-        view! { <JobItem job is_newest /> }
+        let undo = job
+            .kept_snapshot
+            .clone()
+            .filter(|_| undoable == Some(job.id));
+        view! { <JobItem job is_newest undo /> }
     });
     items.collect_view()
 }
 
 #[component]
-fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
+fn JobItem(
+    job: Job,
+    is_newest: bool,
+    /// The backup that undoes it.
+    undo: Option<String>,
+) -> impl IntoView {
+    let live: Live = expect_context();
     let ended_at = job.completed_at.as_deref().and_then(clock::parse);
     let took = begun(&job)
         .zip(ended_at)
@@ -315,7 +348,11 @@ fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
     };
     // A failure that is news is told on top of the page.
     let is_told = job.failure.as_deref() == Some("cancelled") || (is_newest && !job.dismissed);
-    let reason = job.error_message.clone().filter(|_| !is_told);
+    let reason = job
+        .error_message
+        .clone()
+        .filter(|_| !is_told)
+        .or_else(|| job.recovered.then(|| words::RECOVERED.into()));
     at_once(view! {
         <li class=class>
             <Icon symbol />
@@ -327,6 +364,9 @@ fn JobItem(job: Job, is_newest: bool) -> impl IntoView {
                     {took.map(|took| [" · took ", &took].concat())}
                 </p>
                 {reason.map(|reason| view! { <p class="quiet reason">{reason}</p> })}
+                {undo.map(|id| move || (!live.is_busy.get()).then(|| view! {
+                    <p><a href=restore_address("/backups", &id) data-noscroll>{UNDO}</a></p>
+                }))}
             </div>
         </li>
     })

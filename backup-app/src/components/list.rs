@@ -143,7 +143,7 @@ pub fn RestoreLink(
     time: i64,
 ) -> impl IntoView {
     let live: Live = expect_context();
-    let href = [&page, "?ask=restore&id=", &id].concat();
+    let href = restore_address(&page, &id);
     move || {
         if live.is_busy.get() {
             Either::Left(view! {
@@ -155,6 +155,14 @@ pub fn RestoreLink(
             })
         }
     }
+}
+
+/// What the link says that leads to the question whether to undo a restore.
+pub const UNDO: &str = "Undo this restore …";
+
+/// Where a page asks whether to restore a backup.
+pub fn restore_address(page: &str, id: &str) -> String {
+    [page, "?ask=restore&id=", id].concat()
 }
 
 /// The platform's backups: those of the last days at once, the others on demand.

@@ -33,10 +33,11 @@ pub fn Details(page: BackupPage) -> impl IntoView {
             let ask = use_ask(Some(backup.id.clone()));
             Leave::provide(here.clone(), ask);
             let asked = vec![backup.clone()];
+            let replaced_kept = page.replaced_kept;
             Either::Left(move || {
                 view! {
                     {refresh_without_script(live, &here, ask.with_untracked(Option::is_some))}
-                    <Questions ask backups=asked.clone() after_delete="/backups" />
+                    <Questions ask backups=asked.clone() replaced_kept after_delete="/backups" />
                     <JobCards here=here.clone() />
                     <Facts backup=backup.clone() here=here.clone() />
                 }
@@ -90,6 +91,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                 <Number name="New since the backup before" number=backup.bytes_added words=words::size />
                 <Fact name="Kept" value=kept(backup.source) />
                 <Restores id=backup.id.clone() />
+                <MadeBy id=backup.id.clone() />
                 <div>
                     <dt>"Reference"</dt>
                     <dd><code>{backup.id.clone()}</code><br /><small class="quiet">"Support may ask you for it."</small></dd>
@@ -145,6 +147,17 @@ fn Restores(id: String) -> impl IntoView {
             </div>
         })
     }
+}
+
+/// The restore that made this backup of what it replaced, as far back as jobs are known.
+#[component]
+fn MadeBy(id: String) -> impl IntoView {
+    let live: Live = expect_context();
+    let title = live.jobs.with_untracked(|jobs| {
+        let made = |job: &&Job| job.kept_snapshot.as_deref() == Some(&id);
+        jobs.iter().find(made).map(words::job_title)
+    });
+    title.map(|title| view! { <Fact name="Holds what was replaced by the" value=title /> })
 }
 
 #[component]

@@ -22,6 +22,7 @@ const HERE: &str = "/backups";
 pub fn Backups(page: BackupsPage) -> impl IntoView {
     let viewer = told_of_end(page.viewer.clone(), &page.jobs);
     let jobs = page.jobs.clone();
+    let replaced_kept = page.replaced_kept;
     let page = RwSignal::new(page);
     let show = Callback::new(move |fresh: BackupsPage| {
         let jobs = fresh.jobs.clone();
@@ -47,7 +48,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
         <Frame viewer>
             {refresh_without_script(live, HERE, ask.with_untracked(Option::is_some))}
             <h1 class="visually-hidden">"Backups of your shop"</h1>
-            <Questions ask backups=all kept=Signal::derive(move || Some(kept.get())) after_delete=HERE />
+            <Questions ask backups=all replaced_kept kept=Signal::derive(move || Some(kept.get())) after_delete=HERE />
             <JobCards here=HERE.into() />
             <Choices />
             <div class="columns">
@@ -57,7 +58,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
                         <section class="panel" aria-labelledby="before-title">
                             <div class="section-head">
                                 <h2 id="before-title">"Made before a restore"</h2>
-                                <p class="quiet">"What a restore replaced, to go back to."</p>
+                                <p class="quiet">"What a restore replaced: restore it, and that restore is undone. The newest " {words::grouped(replaced_kept.into())} " are kept."</p>
                             </div>
                             <BackupList backups=pre_restore />
                         </section>

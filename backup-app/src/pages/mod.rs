@@ -11,7 +11,7 @@ use leptos_router::hooks::use_query_map;
 
 use crate::clock;
 use crate::live::Live;
-use crate::model::{Flash, Job, JobStatus, Viewer};
+use crate::model::{Job, JobStatus, Viewer};
 use crate::words;
 
 pub use loaded::PageView;
@@ -60,10 +60,7 @@ fn told_of_end(mut viewer: Viewer, jobs: &[Job]) -> Viewer {
             && job.status == JobStatus::Completed
             && ended.is_some_and(|ended| viewer.now - ended < NEWS)
     };
-    let done = jobs.first().filter(is_news).map(|job| Flash {
-        success: true,
-        message: words::done(job.job_type).into(),
-    });
+    let done = jobs.first().filter(is_news).map(words::done);
     viewer.flash = viewer.flash.or(done);
     viewer
 }

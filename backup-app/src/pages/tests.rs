@@ -45,11 +45,110 @@ fn a_restore_says_what_is_lost_before_it_asks_for_the_word() {
     let html = text(&backups_html(page, "/backups?ask=restore&id=a1"));
     for words in [
         "Orders placed in the 2 days since then will be lost.",
-        "Visitors see a maintenance page meanwhile.",
+        "Visitors see a maintenance page from the start",
+        "What is replaced becomes a backup, so that you can bring it back: of those the newest 3 are kept.",
         "If it cannot be finished, your shop stays exactly as it is now.",
         "Type RESTORE to confirm",
     ] {
         assert!(html.contains(words), "{words}\n{html}");
+    }
+}
+
+#[test]
+fn a_restore_is_undone_by_the_backup_that_was_made_before_it() {
+    let mut page = page();
+    page.pre_restore = vec![backup("b1", Source::PreRestore, Part::Both, 2)];
+    let html = backups_html(page, "/backups?ask=restore&id=b1");
+    assert!(html.contains("action=\"/backups/b1/restore\""), "{html}");
+    let html = text(&html);
+    for words in [
+        "Undo the restore?",
+        "This puts your shop back as it was on Fri 20 Nov 2026, 00:00 , the moment before that restore.",
+        "Orders placed in the 2 hours since then will be lost.",
+        "What is replaced becomes a backup",
+        "The newest 3 are kept.",
+    ] {
+        assert!(html.contains(words), "{words}\n{html}");
+    }
+}
+
+#[test]
+fn the_newest_restore_that_was_done_offers_to_be_undone_unless_something_runs() {
+    const UNDO: &str = "Undo this restore …";
+    let mut page = page();
+    let restored = |id, kept: &str| Job {
+        id,
+        kept_snapshot: Some(kept.into()),
+        ..ended_restore(None)
+    };
+    let failed = Job {
+        id: 9,
+        ..ended_restore(Some("error"))
+    };
+    page.jobs = vec![failed, restored(8, "b2"), restored(6, "b1")];
+    let html = backups_html(page.clone(), "/backups");
+    assert_eq!(html.matches(UNDO).count(), 1, "{html}");
+    assert!(
+        html.contains("href=\"/backups?ask=restore&amp;id=b2\""),
+        "{html}"
+    );
+    page.jobs[0] = Job { id: 9, ..running() };
+    assert!(!backups_html(page.clone(), "/backups").contains(UNDO));
+
+    // Whoever watched it without JavaScript is offered it where he is told that it is done.
+    page.jobs = vec![restored(8, "b2")];
+    let html = backups_html(page, "/backups?watched=8");
+    let status = html.split("role=\"status\"").nth(2).unwrap_or_default();
+    let status = status.split("</p>").next().unwrap_or_default();
+    assert!(status.contains("id=b2") && status.contains(UNDO), "{html}");
+}
+
+#[test]
+fn a_restore_that_did_not_end_well_is_told_as_it_ended() {
+    for (failure, title, reason, can_be_dismissed) in [
+        (
+            "rolled_back",
+            "The restore was rolled back",
+            "The reason.",
+            true,
+        ),
+        (
+            "interrupted",
+            "The restore was interrupted",
+            "The reason.",
+            true,
+        ),
+        ("error", "The restore failed", "The reason.", true),
+        (
+            "stuck",
+            "The restore needs our help",
+            "Our team has been told and takes care of it. Your shop shows its maintenance page until then",
+            false,
+        ),
+    ] {
+        let mut page = page();
+        page.jobs = vec![ended_restore(Some(failure))];
+        let html = backups_html(page, "/backups");
+        let alert = html.split("role=\"alert\"").nth(1).unwrap_or_default();
+        let alert = alert.split("</div>").next().unwrap_or_default();
+        assert!(alert.contains(title) && alert.contains(reason), "{html}");
+        assert_eq!(html.contains("/dismiss\""), can_be_dismissed, "{html}");
+    }
+}
+
+#[test]
+fn a_restore_that_was_interrupted_and_finished_later_says_so() {
+    const WORDS: &str = "It was interrupted and finished on its own.";
+    for recovered in [true, false] {
+        let mut page = page();
+        page.jobs = vec![Job {
+            recovered,
+            ..ended_restore(None)
+        }];
+        let html = backups_html(page.clone(), "/backups");
+        assert_eq!(html.contains(WORDS), recovered, "{html}");
+        let html = backups_html(page, "/backups?watched=7");
+        assert_eq!(html.matches(WORDS).count(), if recovered { 2 } else { 0 });
     }
 }
 
@@ -73,6 +172,33 @@ fn a_restore_that_waits_does_not_say_that_the_shop_is_closed_already() {
         }];
         let html = text(&backups_html(page.clone(), "/backups"));
         assert!(html.contains(words), "{status:?}\n{html}");
+    }
+}
+
+#[test]
+fn what_visitors_see_is_said_at_every_step_of_a_restore() {
+    const UNTIL_DONE: &str = "Visitors see a maintenance page until it is done.";
+    const OPEN: &str = "Your shop stays open until everything is ready.";
+    const MOMENT: &str = "Visitors see a maintenance page for a moment.";
+    const BACK: &str =
+        "Your shop is back online. What was replaced is being saved, so that you can undo this.";
+    for (phase, closed, online) in [
+        ("restoring_files", UNTIL_DONE, OPEN),
+        ("swapping", UNTIL_DONE, MOMENT),
+        ("starting", UNTIL_DONE, MOMENT),
+        ("keeping", BACK, BACK),
+    ] {
+        for (is_online, words) in [(false, closed), (true, online)] {
+            let mut page = page();
+            page.jobs = vec![Job {
+                job_type: JobType::Restore,
+                phase: Some(phase.into()),
+                online: is_online,
+                ..running()
+            }];
+            let html = text(&backups_html(page, "/backups"));
+            assert!(html.contains(words), "{phase} {is_online}\n{html}");
+        }
     }
 }
 
@@ -142,6 +268,7 @@ fn without_script_a_page_says_that_the_job_is_done_that_was_watched_while_that_i
     let details = BackupPage {
         viewer: viewer(),
         backup: Some(backup("a1", Source::Manual, Part::Both, 30)),
+        replaced_kept: 3,
         jobs: page.jobs.clone(),
     };
     assert!(details_html(details, "/backups/a1?watched=7").contains(DONE));
@@ -164,6 +291,7 @@ fn a_refusal_is_an_alert_and_what_was_done_is_not() {
         page.viewer.flash = Some(Flash {
             success,
             message: "So it is.".into(),
+            undo: None,
         });
         let html = backups_html(page, "/backups");
         let alert = html.split("role=\"alert\"").nth(1).unwrap_or_default();
@@ -263,6 +391,7 @@ fn what_a_customer_writes_is_text() {
     let details = BackupPage {
         viewer: page.viewer.clone(),
         backup: Some(backup),
+        replaced_kept: 3,
         jobs: Vec::new(),
     };
     for html in [
@@ -284,6 +413,7 @@ fn only_backups_that_the_customer_made_can_be_deleted() {
         let page = BackupPage {
             viewer: viewer(),
             backup: Some(backup("a1", source, Part::Both, 30)),
+            replaced_kept: 3,
             jobs: Vec::new(),
         };
         let html = details_html(page, "/backups/a1?ask=delete");
@@ -344,6 +474,7 @@ fn page() -> BackupsPage {
         has_daily: true,
         daily_days: 30,
         kept: 5,
+        replaced_kept: 3,
         jobs: Vec::new(),
     }
 }
@@ -380,6 +511,8 @@ fn running() -> Job {
         source: None,
         status: JobStatus::Running,
         online: false,
+        kept_snapshot: None,
+        recovered: false,
         dismissed: false,
         failure: None,
         error_message: None,
@@ -393,5 +526,23 @@ fn running() -> Job {
         bytes_per_second: Some(24_000_000),
         cancel_requested: false,
         cancellable: true,
+    }
+}
+
+/// A restore that ended a minute ago, well or for this reason.
+fn ended_restore(failure: Option<&str>) -> Job {
+    let status = match failure {
+        Some(_) => JobStatus::Failed,
+        None => JobStatus::Completed,
+    };
+    Job {
+        job_type: JobType::Restore,
+        status,
+        failure: failure.map(Into::into),
+        error_message: failure.map(|_| "The reason.".into()),
+        completed_at: Some("2026-11-20T01:59:50Z".into()),
+        phase: None,
+        cancellable: false,
+        ..running()
     }
 }

@@ -119,7 +119,7 @@ struct Lists {
     manual: Vec<BackupDocument>,
     /// The platform's.
     daily: Vec<BackupDocument>,
-    /// Those made of what a restore replaced.
+    /// Those made of what a restore replaced: restoring one undoes that restore.
     pre_restore: Vec<BackupDocument>,
 }
 

@@ -59,7 +59,8 @@ struct NewRestore {
     /// What of the backup to put back.
     #[serde(deserialize_with = "word")]
     restore_type: Part,
-    /// Whether the shop stays up until the moment of the exchange.
+    /// Whether the shop stays up while the backup is prepared, and is closed for the moment of the exchange alone. What is ordered meanwhile is replaced with
+    /// the rest.
     #[serde(default, deserialize_with = "checkbox")]
     online: bool,
 }
@@ -328,6 +329,7 @@ impl Caller {
         let flash = Flash {
             success: outcome.success,
             message: outcome.message,
+            undo: None,
         };
         let Ok(text) = serde_json::to_string(&flash) else {
             return Refusal::from(StatusCode::INTERNAL_SERVER_ERROR).into_response();
