@@ -312,9 +312,12 @@ mod browser {
             return;
         };
         let is_news = live.jobs.try_with_untracked(|jobs| {
+            // A job that is stuck ends once more.
             let is_known = |told: &Job| {
-                jobs.iter()
-                    .any(|job| job.id == told.id && job.status == told.status)
+                let mut known = jobs.iter();
+                known.any(|job| {
+                    job.id == told.id && job.status == told.status && job.failure == told.failure
+                })
             };
             let was_busy = jobs.first().is_some_and(|job| job.status.is_active());
             let mut told = status.job.iter().chain(&status.last_failed);

@@ -70,7 +70,7 @@ pub struct Job {
     pub source: Option<Source>,
     /// Where it is in its life.
     pub status: JobStatus,
-    /// Whether a restore leaves the shop open as long as possible.
+    /// Whether a restore keeps the shop online while the backup is prepared.
     pub online: bool,
     /// The backup that a completed restore made of what it replaced: restoring that one undoes the restore.
     pub kept_snapshot: Option<String>,

@@ -157,7 +157,7 @@ fn MadeBy(id: String) -> impl IntoView {
         let made = |job: &&Job| job.kept_snapshot.as_deref() == Some(&id);
         jobs.iter().find(made).map(words::job_title)
     });
-    title.map(|title| view! { <Fact name="Holds what was replaced by the" value=title /> })
+    title.map(|title| view! { <Fact name="Made before" value=title /> })
 }
 
 #[component]
