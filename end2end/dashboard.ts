@@ -1,5 +1,6 @@
 // The dashboard as a customer sees and hears it, and the test that everything is built on: logged in, with a clean console.
 
+import AxeBuilder from '@axe-core/playwright';
 import { test as base, expect, type Locator, type Page } from '@playwright/test';
 import { owner, type Owner } from './sandbox';
 
@@ -85,11 +86,20 @@ export async function askForRestore(page: Page, backup: Locator): Promise<Locato
   return question(page, 'Restore this backup?');
 }
 
-export async function startRestore(page: Page, backup: Locator, choice?: RegExp): Promise<void> {
+export async function startRestore(page: Page, backup: Locator, choice?: RegExp, online = false): Promise<void> {
   const dialog = await askForRestore(page, backup);
   if (choice) await dialog.getByRole('radio', { name: choice }).check();
+  await dialog.getByLabel('Keep my shop online').setChecked(online);
   await dialog.getByLabel('to confirm').fill('RESTORE');
   await dialog.getByRole('button', { name: 'Restore now' }).click();
+  await expect(dialog).toBeHidden();
+}
+
+/** Answer the question whether to undo a restore. */
+export async function undo(page: Page): Promise<void> {
+  const dialog = question(page, 'Undo the restore?');
+  await dialog.getByLabel('to confirm').fill('RESTORE');
+  await dialog.getByRole('button', { name: 'Undo the restore' }).click();
   await expect(dialog).toBeHidden();
 }
 
@@ -111,6 +121,28 @@ export async function untilDone(page: Page, title: string): Promise<void> {
   await expect(jobs(page).first()).toContainText(title, { timeout: JOB });
   await expect(jobs(page).first()).toContainText('Done');
   await expect(section(page, 'Make a backup').getByRole('link')).toHaveCount(3);
+}
+
+export async function expectAccessible(page: Page): Promise<void> {
+  const { violations } = await new AxeBuilder({ page }).analyze();
+  const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.html).join(' | ')}`);
+  expect(told).toEqual([]);
+}
+
+/** What a screen reader is told, without what is another thing every day. */
+export async function told(page: Page, part?: Locator): Promise<string> {
+  const dialog = page.getByRole('dialog');
+  const snapshot = await (part ?? ((await dialog.count()) ? dialog : page.getByRole('main'))).ariaSnapshot();
+  const said = snapshot
+    .replace(/(?<=paragraph: )[\d.]+ (bytes|[kM]B)\b.*/g, 'FIGURES')
+    .replace(/[0-9a-f]{64}/g, 'ID')
+    .replace(/\w{3} \d+ \w{3} \d{4}, \d\d:\d\d/g, 'TIME')
+    .replace(/just now|\d+ (minute|hour|day)s? ago/g, 'AGE')
+    .replace(/in the (\d+ )?(minute|hour|day)s? since/g, 'in the DURATION since')
+    .replace(/less than a second|\d+ (minute|second|hour|day)s?|\d+ min( \d+ s)?/g, 'DURATION')
+    .replace(/[\d.]+ [kM]B/g, 'SIZE')
+    .replace(/(?<!level=)\d[\d\u202f]*/g, 'N');
+  return `${said}\n`;
 }
 
 /** A page that is not loaded again keeps this. */

@@ -25,7 +25,9 @@ export default defineConfig({
     trace: 'retain-on-failure',
   },
   projects: [
-    { name: 'end2end', testIgnore: /screenshots/ },
+    { name: 'end2end', testIgnore: /screenshots|interrupted/ },
+    // They kill the worker, which is everybody's.
+    { name: 'interrupted', testMatch: /interrupted/ },
     { name: 'screenshots', testMatch: /screenshots/ },
   ],
 });

@@ -1,6 +1,17 @@
-import AxeBuilder from '@axe-core/playwright';
 import type { Locator, Page } from '@playwright/test';
-import { JOB, askForBackup, backups, expect, failure, section, startBackup, test, untilDone } from '../dashboard';
+import {
+  JOB,
+  askForBackup,
+  backups,
+  expect,
+  expectAccessible,
+  failure,
+  section,
+  startBackup,
+  test,
+  told,
+  untilDone,
+} from '../dashboard';
 import { lockTable, owner, sql } from '../sandbox';
 
 test.use({ customer: 2 });
@@ -29,31 +40,9 @@ async function openDetails(page: Page): Promise<void> {
   await expect(page.getByRole('heading', { level: 1 })).toBeVisible();
 }
 
-async function expectAccessible(page: Page): Promise<void> {
-  const { violations } = await new AxeBuilder({ page }).analyze();
-  const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.html).join(' | ')}`);
-  expect(told).toEqual([]);
-}
-
 async function settle(page: Page, name: string): Promise<void> {
   await page.waitForLoadState('networkidle');
   if (['new-backup', 'restore', 'delete', 'gone'].includes(name)) await expect(page.locator('dialog:modal')).toBeVisible();
-}
-
-/** What a screen reader is told, without what is another thing every day. */
-async function told(page: Page, part?: Locator): Promise<string> {
-  const dialog = page.getByRole('dialog');
-  const snapshot = await (part ?? ((await dialog.count()) ? dialog : page.getByRole('main'))).ariaSnapshot();
-  const said = snapshot
-    .replace(/(?<=paragraph: )[\d.]+ (bytes|[kM]B)\b.*/g, 'FIGURES')
-    .replace(/[0-9a-f]{64}/g, 'ID')
-    .replace(/\w{3} \d+ \w{3} \d{4}, \d\d:\d\d/g, 'TIME')
-    .replace(/just now|\d+ (minute|hour|day)s? ago/g, 'AGE')
-    .replace(/in the (\d+ )?(minute|hour|day)s? since/g, 'in the DURATION since')
-    .replace(/less than a second|\d+ (minute|second|hour|day)s?|\d+ min( \d+ s)?/g, 'DURATION')
-    .replace(/[\d.]+ [kM]B/g, 'SIZE')
-    .replace(/(?<!level=)\d[\d\u202f]*/g, 'N');
-  return `${said}\n`;
 }
 
 test('what a screen reader is told stays as it was agreed', async ({ page, complaints }) => {

@@ -104,6 +104,24 @@ test('the database, the files, and both come back', async ({ page }) => {
   expect(await homepage()).toContain('<title>Shop 5');
 });
 
+test('a restore is undone, and the order of just before it is there again', async ({ page }) => {
+  const { database } = owner(5);
+  const orders = () => sql("SELECT COUNT(*) FROM shop_orders WHERE token = 'plain'", database);
+  const told = page.getByRole('status').filter({ hasText: 'Your shop is restored and open again.' });
+  await logIn(page);
+  sql("INSERT INTO shop_orders (placed, total, token) VALUES (NOW(), 5, 'plain')", database);
+  await startRestore(page, backups(page, 'Your backups').last(), /Database only/);
+  await expect(told).toBeVisible({ timeout: JOB });
+  expect(orders()).toBe('0\n');
+
+  await told.getByRole('link', { name: 'Undo this restore …' }).click();
+  const dialog = question(page, 'Undo the restore?');
+  await dialog.getByLabel('to confirm').fill('RESTORE');
+  await dialog.getByRole('button', { name: 'Undo the restore' }).click();
+  await expect(told).toBeVisible({ timeout: JOB });
+  expect(orders()).toBe('1\n');
+});
+
 test('the page says when the job is done that it was watching', async ({ page }) => {
   await logIn(page);
   const release = await lockTable(owner(5).database, 'wp_posts');

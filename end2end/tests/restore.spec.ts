@@ -67,7 +67,7 @@ test('nothing happens without the word', async ({ page, me }) => {
   await page.goto('/backups');
   const dialog = await askForRestore(page, backups(page, 'Your backups').first());
   await expect(dialog).toContainText('will be lost');
-  await expect(dialog).toContainText('maintenance page');
+  await expect(dialog).toContainText('maintenance page from the start');
   await dialog.getByLabel('to confirm').fill('restore');
   await dialog.getByRole('button', { name: 'Restore now' }).click();
   await expect(dialog).toBeVisible();

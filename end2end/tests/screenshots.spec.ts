@@ -1,8 +1,21 @@
 import { randomBytes } from 'node:crypto';
-import { writeFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Locator, Page } from '@playwright/test';
-import { JOB, backups, expect, failure, question, section, startBackup, startRestore, test, untilDone } from '../dashboard';
+import {
+  JOB,
+  askForRestore,
+  backups,
+  expect,
+  failure,
+  jobs,
+  question,
+  section,
+  startBackup,
+  startRestore,
+  test,
+  untilDone,
+} from '../dashboard';
 import { lockTable, owner, sql, turn } from '../sandbox';
 
 // Pictures of every page and state, to look at. Nothing is compared.
@@ -129,6 +142,66 @@ test('a running restore', async ({ page }) => {
   await page.getByRole('button', { name: 'Cancel the restore' }).click();
   await turn('line 0');
   await expect(failure(page, 'The restore was cancelled')).toBeVisible({ timeout: JOB });
+});
+
+test('a restore that is kept online, done and undone', async ({ page }) => {
+  await page.goto('/backups');
+  const { site } = owner(1);
+  writeFileSync(join(site, 'newer.bin'), randomBytes(4_000_000));
+  const dialog = await askForRestore(page, backups(page, 'Your backups').last());
+  await dialog.getByLabel('Keep my shop online').check();
+  await picture(page, 'ask-restore-online');
+  await open(page);
+  await turn('line 300000');
+  await startRestore(page, backups(page, 'Your backups').last(), /Files only/);
+  await expect(section(page, 'Restore of the files')).toContainText('Your shop is back online.', { timeout: JOB });
+  await picture(page, 'keeping');
+  await turn('line 0');
+  await untilDone(page, 'Restore of the files');
+  await expect(backups(page, 'Made before a restore')).toHaveCount(1);
+  await picture(page, 'restored');
+  await jobs(page).first().getByRole('link', { name: 'Undo this restore …' }).click();
+  await expect(question(page, 'Undo the restore?')).toBeVisible();
+  await picture(page, 'ask-undo');
+  await open(page);
+  await backups(page, 'Made before a restore').first().getByRole('link', { name: /^Details/ }).click();
+  await expect(page.getByRole('main')).toContainText('Restore of the files');
+  await picture(page, 'details-replaced');
+});
+
+test('restores that did not end well', async ({ page }) => {
+  await open(page);
+  await turn('line 300000');
+  writeFileSync(join(owner(1).site, 'newest.bin'), randomBytes(4_000_000));
+  await startRestore(page, backups(page, 'Your backups').last(), /Files only/);
+  await expect(section(page, 'Restore of the files')).toContainText('Your shop is back online.', { timeout: JOB });
+  await turn('kill worker');
+  await turn('line 0');
+  await turn('start worker');
+  await untilDone(page, 'Restore of the files');
+  await expect(jobs(page).first()).toContainText('It was interrupted and finished on its own.');
+  await picture(page, 'recovered');
+
+  await turn('break customer-1');
+  await startRestore(page, backups(page, 'Your backups').last(), /Database only/);
+  await expect(failure(page, 'The restore needs our help')).toBeVisible({ timeout: JOB });
+  await picture(page, 'stuck');
+  await turn('mend customer-1');
+  const undone = failure(page, 'The restore was interrupted');
+  await expect(undone).toBeVisible({ timeout: JOB });
+  await picture(page, 'interrupted');
+
+  const front = join(owner(1).site, 'index.php');
+  const good = readFileSync(front);
+  writeFileSync(front, '<?php http_response_code(500);');
+  await open(page);
+  await startBackup(page, 'files', 'a front page that fails');
+  await untilDone(page, 'Backup of the files');
+  writeFileSync(front, good);
+  await startRestore(page, backups(page, 'Your backups').first());
+  await expect(failure(page, 'The restore was rolled back')).toBeVisible({ timeout: JOB });
+  await picture(page, 'rolled-back');
+  await page.getByRole('button', { name: 'Dismiss' }).click();
 });
 
 test('a running and a failed backup', async ({ page }) => {

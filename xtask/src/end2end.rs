@@ -16,13 +16,13 @@ use crate::measure;
 
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Run the tests of one project (`end2end` or `screenshots`) of Playwright against the product at `binary`, with more arguments for Playwright.
-pub fn run(binary: &Path, project: &str, arguments: &str) -> Result<()> {
+/// Run the tests of these projects of Playwright, one project after the other, against the product at `binary`, with more arguments for Playwright.
+pub fn run(binary: &Path, projects: &[&str], arguments: &str) -> Result<()> {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../end2end");
     install(&directory)?;
     let options = Options {
         port: None,
-        customers: vec![1, 2, 3, 4, 5],
+        customers: vec![1, 2, 3, 4, 5, 6],
         posts: 20,
         images: 4,
         daily: 9,
@@ -31,13 +31,16 @@ pub fn run(binary: &Path, project: &str, arguments: &str) -> Result<()> {
     sandbox.back_up(2, "both", "To look at")?;
     let facts = sandbox.bed().scratch().join("facts.json");
     write_secret(&facts, &sandbox.facts().to_string())?;
-    let result = watch(
-        Command::new(directory.join("node_modules/.bin/playwright"))
-            .args(["test", &format!("--project={project}")])
-            .args(arguments.split_whitespace())
-            .current_dir(&directory)
-            .env("SANDBOX", &facts),
-    );
+    let result = projects.iter().try_for_each(|project| {
+        watch(
+            Command::new(directory.join("node_modules/.bin/playwright"))
+                .args(["test", "--pass-with-no-tests"])
+                .arg(format!("--project={project}"))
+                .args(arguments.split_whitespace())
+                .current_dir(&directory)
+                .env("SANDBOX", &facts),
+        )
+    });
     sandbox.check_alive()?;
     if result.is_err() {
         keep_logs(&sandbox, &directory.join("test-results"))?;

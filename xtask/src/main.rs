@@ -63,7 +63,12 @@ fn task() -> Result<()> {
     match task.as_str() {
         "demo" => demo::run(&product(binary, "debug")?),
         "demo-cli" => demo_cli::run(&product(binary, "debug")?),
-        "end2end" | "screenshots" => end2end::run(&product(binary, "debug")?, &task, &playwright),
+        "end2end" => end2end::run(
+            &product(binary, "debug")?,
+            &["end2end", "interrupted"],
+            &playwright,
+        ),
+        "screenshots" => end2end::run(&product(binary, "debug")?, &["screenshots"], &playwright),
         "bench-web" => bench_web::run(&product(binary, "release")?),
         "bench" => bench::run(&product(binary, "release")?, runs, scale),
         _ => bail!("{task} is unknown\n\n{USAGE}"),

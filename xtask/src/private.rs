@@ -41,9 +41,14 @@ impl Tied {
         self.child.try_wait()
     }
 
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Send it a signal; an error if it is gone.
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = i32::try_from(self.child.id())
+        let pid = i32::try_from(self.id())
             .ok()
             .and_then(Pid::from_raw)
             .context("the server has no process id")?;

@@ -9,6 +9,7 @@ mod shops;
 
 use std::fs::{self, File};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -190,7 +191,8 @@ impl Sandbox {
             .env("BACKUP__QUEUE__REDIS_URL", self.redis.url())
             .env("BACKUP__SITE__STOP", hook("stop"))
             .env("BACKUP__SITE__START", hook("start"))
-            .env("BACKUP__SITE__HEALTH_URL", "http://127.0.0.1:{web_port}/");
+            .env("BACKUP__SITE__HEALTH_URL", "http://127.0.0.1:{web_port}/")
+            .env("BACKUP__SITE__HEALTH_TIMEOUT", "15s");
         for (name, directory) in [
             ("MANUAL", self.bed.manual_repository()),
             ("DAILY", self.bed.daily_repository()),
@@ -250,6 +252,28 @@ impl Sandbox {
             }
         }
         Ok(())
+    }
+
+    /// The worker's process, if it runs.
+    pub fn worker_process(&self) -> Option<u32> {
+        let worker = self.machinery.worker();
+        worker.running.as_ref().map(Tied::id)
+    }
+
+    /// Start the worker again if it was killed, as its unit does; whether it was.
+    pub fn revive_worker(&self) -> Result<bool> {
+        let mut worker = self.machinery.worker();
+        let Some(running) = worker.running.as_mut() else {
+            return Ok(false);
+        };
+        let was_killed = running
+            .ended()?
+            .is_some_and(|status| status.signal() == Some(Signal::KILL.as_raw()));
+        if was_killed {
+            worker.running = None;
+            worker.start()?;
+        }
+        Ok(was_killed)
     }
 
     /// All that a program from outside has to know to use and to disturb it. Secrets are in it.
@@ -349,6 +373,13 @@ impl Worker {
     fn start(&mut self) -> Result<()> {
         ensure!(self.running.is_none(), "the worker runs");
         self.running = Some(spawn(&self.command, &self.log)?);
+        Ok(())
+    }
+
+    /// It has no moment left for anything.
+    fn kill(&mut self) -> Result<()> {
+        let worker = self.running.take().context("the worker does not run")?;
+        drop(worker);
         Ok(())
     }
 

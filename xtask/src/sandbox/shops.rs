@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{PATIENCE, PAUSE};
 use crate::private::{Tied, tie};
@@ -57,6 +57,8 @@ struct Shop {
     address: Address,
     site: PathBuf,
     running: Option<Tied>,
+    /// Whether it cannot be started.
+    is_broken: bool,
 }
 
 impl Shops {
@@ -86,6 +88,7 @@ impl Shops {
             address: address.clone(),
             site: customer.site(),
             running: None,
+            is_broken: false,
         };
         self.shops().insert(customer.id, shop);
         Ok(address)
@@ -108,6 +111,7 @@ impl Shops {
         if shop.running.is_some() {
             return Ok(());
         }
+        ensure!(!shop.is_broken, "the shop of customer {id} is broken");
         let mut php = Command::new("setpriv");
         php.args(["--reuid=33", "--regid=33", "--clear-groups", "php"])
             // What is written into a shop is what its visitors get at once.
@@ -141,6 +145,14 @@ impl Shops {
         let mut shops = self.shops();
         let shop = shops.get_mut(&id).context("there is no such shop")?;
         shop.running = None;
+        Ok(())
+    }
+
+    /// Keep a shop from being started from now on, or no longer.
+    pub fn set_broken(&self, id: u32, is_broken: bool) -> Result<()> {
+        let mut shops = self.shops();
+        let shop = shops.get_mut(&id).context("there is no such shop")?;
+        shop.is_broken = is_broken;
         Ok(())
     }
 
