@@ -55,7 +55,7 @@ screenshots: bundle ## Pictures of every page and state, in target/screenshots
 demo: bundle ## The dashboard with two real shops, at http://127.0.0.1:3000; Ctrl-C stops it
 	$(as_root) $(programs)/xtask demo
 
-demo-cli: programs ## Back up a real shop, wreck it, restore it, prove that it is the same
+demo-cli: programs ## Back up a real shop, wreck it, restore it, prove that it is the same; undo that; kill a restore and recover it
 	$(as_root) $(programs)/xtask demo-cli
 
 bench: bundle ## Time and memory beside the stock restic, speed of jobs; writes docs/benchmarks*.md

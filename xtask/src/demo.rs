@@ -38,10 +38,24 @@ pub fn run(binary: &Path) -> Result<()> {
     sandbox.back_up(1, "db", "Prices for the sale are in")?;
     introduce(&sandbox);
     while measure::check_interrupted().is_ok() {
+        if sandbox.revive_worker()? {
+            println!(
+                "The worker was killed, and is started again{}.",
+                process_of(&sandbox)
+            );
+        }
         sandbox.check_alive()?;
         thread::sleep(PAUSE);
     }
     Ok(())
+}
+
+/// The worker's process, to be killed by.
+fn process_of(sandbox: &Sandbox) -> String {
+    let process = sandbox.worker_process();
+    process
+        .map(|process| format!(": its process is {process} now"))
+        .unwrap_or_default()
 }
 
 fn introduce(sandbox: &Sandbox) {
@@ -67,11 +81,17 @@ What to try:
   - Break the shop: delete its front page as admin, or remove its files in
       {site}
     Restore the backup, and look at the shop meanwhile: visitors see a maintenance page, and then the shop is as it was.
+  - Undo that restore: “Undo this restore …” is beside it, and what it replaced is listed as “Made before a restore”.
+  - Restore again with the shop kept online, and look at it meanwhile: it is closed for a moment only.
+  - Kill the worker while it restores, with
+      kill -9 {worker}
+    It is started again as its unit would do it, and the restore is finished or undone: the page tells which.
   - Restore a daily backup: the database alone, or the files alone.
   - Log in as the second in a private window: he knows nothing of the first.
   - Turn JavaScript off: all of it works.
 
 Ctrl-C stops everything and leaves nothing.",
+        worker = sandbox.worker_process().unwrap_or_default(),
         site = sandbox
             .owners()
             .first()

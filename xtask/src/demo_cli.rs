@@ -1,12 +1,15 @@
-//! The main job on real data, shown step by step: back up a shop, wreck it, restore it, prove that nothing is different.
+//! The main job on real data, shown step by step: back up a shop, wreck it, restore it, prove that nothing is different; undo that; kill a restore half-way
+//! and recover it.
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
 use serde_json::Value;
 use xtask::machine::bytes;
 use xtask::testbed::{Customer, TestBed};
@@ -20,7 +23,9 @@ const IMAGES: u32 = 60;
 /// Run the demo with the product at `binary`. An error means that a promise was broken, or that we were interrupted.
 pub fn run(binary: &Path) -> Result<()> {
     let mut demo = Demo { binary, step: 0 };
-    println!("ShopHosting Backups: one customer's shop, backed up, wrecked and restored.\n");
+    println!(
+        "ShopHosting Backups: one customer's shop, backed up, wrecked, restored, undone and recovered.\n"
+    );
     let started = Instant::now();
 
     let bed = demo.step("Start a private MariaDB and a private SSH server", || {
@@ -103,10 +108,13 @@ pub fn run(binary: &Path) -> Result<()> {
         ensure!(!found.is_empty(), "the wreck is as good as new");
         Ok(((), format!("{} differences", found.len())))
     })?;
+    let wreck = Evidence::of(&bed, &shop)?;
 
     let restore = ["restore", "1", &snapshot, "--type", "both", "--yes"];
-    demo.product(&bed, "Restore the first backup", &restore, |_| {
-        Ok(String::new())
+    let mut replaced = String::new();
+    demo.product(&bed, "Restore the first backup", &restore, |printed| {
+        replaced = text(printed, "kept_snapshot")?;
+        Ok("what it replaced is a backup now, too".to_owned())
     })?;
     demo.product(
         &bed,
@@ -123,6 +131,45 @@ pub fn run(binary: &Path) -> Result<()> {
             (),
             format!("{}; customer 12 untouched", before[0].summary()),
         ))
+    })?;
+    let undo = [
+        "restore",
+        "1",
+        &replaced,
+        "--source",
+        "pre-restore",
+        "--yes",
+    ];
+    demo.product(&bed, "Undo the restore", &undo, |_| Ok(String::new()))?;
+    demo.step("See that the wreck is back as it was just before", || {
+        wreck.same(&Evidence::of(&bed, &shop)?)?;
+        Ok(((), "the restore lost nothing, not even that".to_owned()))
+    })?;
+    demo.step(
+        "Restore again, killed in the middle of the exchange",
+        || {
+            die_in_exchange(&bed, binary, &restore)?;
+            let now = Evidence::of(&bed, &shop)?;
+            ensure!(
+                !wreck.differences(&now).is_empty() && !before[0].differences(&now).is_empty(),
+                "it was not killed half-way"
+            );
+            Ok(((), "kill -9: neither the wreck nor the shop".to_owned()))
+        },
+    )?;
+    demo.product(&bed, "Recover it", &["recover"], |printed| {
+        let recovery = text(&printed["restores"][0], "recovery")?;
+        ensure!(recovery == "undone", "it is {recovery}");
+        Ok("from its journal: what was half new is as it was".to_owned())
+    })?;
+    demo.step("See that the wreck is whole again", || {
+        wreck.same(&Evidence::of(&bed, &shop)?)?;
+        Ok(((), wreck.summary()))
+    })?;
+    demo.product(&bed, "Restore once more", &restore, |_| Ok(String::new()))?;
+    demo.step("Prove once more that all is as it was", || {
+        before[0].same(&Evidence::of(&bed, &shop)?)?;
+        Ok(((), before[0].summary()))
     })?;
     demo.step(
         "Let the stock restic check and restore the same backup",
@@ -331,6 +378,22 @@ impl Evidence {
         );
         Ok(())
     }
+}
+
+/// A restore that is killed as by `kill -9` when the files are exchanged and the tables are not.
+fn die_in_exchange(bed: &TestBed, binary: &Path, arguments: &[&str]) -> Result<()> {
+    let output = bed
+        .product(binary)
+        .args(arguments)
+        .env("SHOPHOSTING_BACKUP_DIE_AT", "in exchange")
+        .output()?;
+    ensure!(
+        output.status.signal() == Some(Signal::KILL.as_raw()),
+        "it ended otherwise ({}): {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
 }
 
 fn wreck(bed: &TestBed, customer: &Customer) -> Result<String> {
