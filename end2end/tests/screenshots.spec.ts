@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Locator, Page } from '@playwright/test';
 import {
@@ -81,7 +81,10 @@ test('nothing yet', async ({ page }) => {
   await picture(page, 'backups-none-yet');
 });
 
+const large = (): string => join(owner(1).site, 'large.bin');
+
 test('backups', async ({ page }) => {
+  writeFileSync(large(), randomBytes(4_000_000));
   await page.goto('/backups');
   for (const [part, title, note] of [
     ['both', 'Backup of database & files', 'Before the new theme'],
@@ -131,6 +134,8 @@ test('a refusal', async ({ page, request, complaints }) => {
 });
 
 test('a running restore', async ({ page }) => {
+  // What did not change would be taken from the shop, and not go over the line.
+  rmSync(large());
   await open(page);
   await turn('line 100000');
   await startRestore(page, backups(page, 'Your backups').last(), /The whole shop/);
