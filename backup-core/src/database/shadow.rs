@@ -24,6 +24,9 @@ use crate::process::Running;
 use crate::progress::{Cancel, Control};
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// The table of a shadow schema that is empty once its server was restarted.
+const WITNESS: &str = "~shophosting backup: run";
+
 /// A schema that somebody holds on to is dropped in so many tries of so many seconds.
 const DROP_TRIES: u32 = 12;
 const DROP_LOCK_SECONDS: u32 = 5;
@@ -40,8 +43,6 @@ pub struct Shadow {
     /// Who creates in the live schema and is the definer there.
     pub(super) tenant: Identity,
     findings: Findings,
-    /// When the server had started that holds it.
-    server_started: i64,
 }
 
 impl Shadow {
@@ -89,7 +90,6 @@ pub fn prepare_shadow(
     control: &Control,
 ) -> Result<Shadow> {
     let cancel = &control.cancel;
-    let server_started = started(server, cancel)?;
     let tenant = open_tenant(server, live, account, cancel)?;
     let schema = beside(live, SHADOW_MARK);
     let importer = create_shadow(server, live, &schema, &tenant, cancel).map_err(|error| {
@@ -108,45 +108,30 @@ pub fn prepare_shadow(
         importer,
         tenant,
         findings: Findings::default(),
-        server_started,
     })
 }
 
-/// A server that does not sync each commit has lost the last ones once it died; nothing else would tell that rows of the import are missing.
+/// A server that does not sync each commit has lost the last ones once it died; nothing else would tell that rows of the import are missing. What
+/// a table in memory holds tells that it is still the same run of the server; it goes with the question.
 pub(super) fn require_same_server_run(
     server: &Server,
     shadow: &Shadow,
     cancel: &Cancel,
 ) -> Result<()> {
-    // The clock may be set a little meanwhile, and both of its readings are whole seconds.
-    const SLACK: u64 = 2;
-    if started(server, cancel)?.abs_diff(shadow.server_started) <= SLACK {
-        return Ok(());
+    let witness = witness(&shadow.schema);
+    let rows = server.query(&format!("SELECT COUNT(*) FROM {witness};"), cancel)?;
+    if rows.concat() != [b"1"] {
+        return Err(Error::new(
+            ErrorKind::Unreachable,
+            "the database server was restarted since the dump was imported, and may have lost some of it",
+        ));
     }
-    Err(Error::new(
-        ErrorKind::Unreachable,
-        "the database server was restarted since the dump was imported, and may have lost some of it",
-    ))
+    server.query(&format!("DROP TABLE {witness};"), cancel)?;
+    Ok(())
 }
 
-/// When the server started, in seconds by its own clock.
-fn started(server: &Server, cancel: &Cancel) -> Result<i64> {
-    let rows = server.query(
-        "SHOW GLOBAL STATUS LIKE 'Uptime'; SELECT UNIX_TIMESTAMP();",
-        cancel,
-    )?;
-    let numbers: Vec<i64> = rows
-        .concat()
-        .iter()
-        .filter_map(|value| std::str::from_utf8(value).ok()?.parse().ok())
-        .collect();
-    match numbers.as_slice() {
-        [uptime, now] => Ok(now - uptime),
-        _ => Err(Error::new(
-            ErrorKind::Failed,
-            "the database server did not tell how long it has been up",
-        )),
-    }
+fn witness(schema: &str) -> String {
+    format!("{}.{}", identifier(schema), identifier(WITNESS))
 }
 
 /// The schema before the account, which is known by it.
@@ -163,6 +148,13 @@ fn create_shadow(
     };
     server.query(
         &format!("CREATE DATABASE {} {like};", identifier(schema)),
+        cancel,
+    )?;
+    let witness = witness(schema);
+    server.query(
+        &format!(
+            "CREATE TABLE {witness} (i INT) ENGINE = MEMORY; INSERT INTO {witness} VALUES (1);"
+        ),
         cancel,
     )?;
     let importer = open_importer(server, schema, tenant, cancel)?;
@@ -349,7 +341,7 @@ pub fn verify(server: &Server, shadow: &Shadow, control: &Control) -> Result<Inv
     let schema = literal(&shadow.schema);
     let rows = server.query(
         &format!(
-            "SELECT COALESCE(SUM(TABLE_TYPE <> 'VIEW'), 0), COALESCE(SUM(TABLE_TYPE = 'VIEW'), 0) FROM information_schema.TABLES WHERE TABLE_SCHEMA = {schema};
+            "SELECT COALESCE(SUM(TABLE_TYPE <> 'VIEW'), 0), COALESCE(SUM(TABLE_TYPE = 'VIEW'), 0) FROM information_schema.TABLES WHERE TABLE_SCHEMA = {schema} AND TABLE_NAME <> '{WITNESS}';
              SELECT COUNT(*) FROM information_schema.TRIGGERS WHERE TRIGGER_SCHEMA = {schema};
              SELECT COUNT(*) FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {schema};
              SELECT COUNT(*) FROM information_schema.EVENTS WHERE EVENT_SCHEMA = {schema};"
