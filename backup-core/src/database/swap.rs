@@ -34,8 +34,9 @@ const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 const BUSY: u16 = 1205;
 
-/// The record's table before the commit, after it, and once the live schema is whole.
+/// The record's table before the commit, once it is given up, after the commit, and once the live schema is whole.
 const PENDING: &str = "~shophosting backup: pending";
+const UNDOING: &str = "~shophosting backup: undoing";
 const COMMITTED: &str = "~shophosting backup: committed";
 pub(super) const COMPLETED: &str = "~shophosting backup: completed";
 
@@ -267,13 +268,15 @@ impl Swap<'_> {
             };
             drop_where(self.server, &record.live, options, in_the_way, cancel)
         })?;
+        cancel.check()?;
+        // Stopping the client would not stop the server.
         self.rename(
             &record.live,
             &record.replaced,
             &record.shadow,
             &record.live,
             (PENDING, COMMITTED),
-            cancel,
+            &Cancel::new(),
         )
     }
 
@@ -349,8 +352,7 @@ impl Swap<'_> {
         }
     }
 
-    /// Move all tables of `from` to `to` and then all of `source` to `target`, and rename the record, in one statement.
-    fn rename(
+    fn moves(
         &self,
         from: &str,
         to: &str,
@@ -358,11 +360,11 @@ impl Swap<'_> {
         target: &str,
         mark: (&str, &str),
         cancel: &Cancel,
-    ) -> Result<()> {
+    ) -> Result<String> {
         let mut moves = Vec::new();
         for (from, to) in [(from, to), (source, target)] {
             for table in tables(self.server, from, cancel)? {
-                if ![PENDING, COMMITTED, COMPLETED].contains(&table.as_str()) {
+                if ![PENDING, UNDOING, COMMITTED, COMPLETED].contains(&table.as_str()) {
                     let table = identifier(&table);
                     moves.push(format!(
                         "{}.{table} TO {}.{table}",
@@ -378,12 +380,23 @@ impl Swap<'_> {
             identifier(mark.0),
             identifier(mark.1)
         ));
+        Ok(moves.join(", "))
+    }
+
+    /// Move all tables of `from` to `to` and then all of `source` to `target`, and rename the record, in one statement.
+    fn rename(
+        &self,
+        from: &str,
+        to: &str,
+        source: &str,
+        target: &str,
+        mark: (&str, &str),
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let moves = self.moves(from, to, source, target, mark, cancel)?;
         self.when_quiet(cancel, |options| {
             self.server
-                .change(
-                    &format!("{options}RENAME TABLE {};", moves.join(", ")),
-                    cancel,
-                )
+                .change(&format!("{options}RENAME TABLE {moves};"), cancel)
                 .map(drop)
         })
     }
@@ -436,6 +449,9 @@ impl Swap<'_> {
     fn undo(&self) -> Result<()> {
         let cancel = &Cancel::new();
         let record = self.record;
+        if self.is_committed_after_all(cancel)? {
+            return self.reverse();
+        }
         match &record.charset {
             Some((charset, collation)) => {
                 let lost = missing(self.server, &record.live, &record.old, cancel)?;
@@ -462,6 +478,12 @@ impl Swap<'_> {
             }
         }
         remove_schema(self.server, &record.live, &record.replaced, self.warn)
+    }
+
+    fn is_committed_after_all(&self, cancel: &Cancel) -> Result<bool> {
+        give_up_commit(self.server, &self.record.replaced, cancel)?;
+        let tables = tables(self.server, &self.record.replaced, cancel)?;
+        Ok(tables.iter().any(|table| table == COMMITTED))
     }
 
     /// After the commit: the old tables back in their place, the new ones in the shadow schema, then the undo of what comes before the commit.
@@ -606,6 +628,35 @@ pub fn swap_back(
     })
 }
 
+/// A client that was killed may have left its server at the commit, or about to begin it. Both name the record: so either that is waited for, or it
+/// fails from now on.
+fn give_up_commit(server: &Server, replaced: &str, cancel: &Cancel) -> Result<()> {
+    const NO_SUCH_TABLE: u16 = 1146;
+    const SECONDS: u32 = 60;
+    if !tables(server, replaced, cancel)?
+        .iter()
+        .any(|table| table == PENDING)
+    {
+        return Ok(());
+    }
+    let (schema, from, to) = (
+        identifier(replaced),
+        identifier(PENDING),
+        identifier(UNDOING),
+    );
+    let given_up = server.change(
+        &format!(
+            "SET lock_wait_timeout = {SECONDS}; RENAME TABLE {schema}.{from} TO {schema}.{to};"
+        ),
+        cancel,
+    );
+    match given_up {
+        // It was made meanwhile.
+        Err(error) if error.code != Some(NO_SUCH_TABLE) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
 fn with_record<T>(
     server: &Server,
     replaced: &Replaced,
@@ -615,9 +666,14 @@ fn with_record<T>(
 ) -> Result<T> {
     let cancel = &control.cancel;
     let warn = |text: &str| control.monitor.warning(text);
+    give_up_commit(server, &replaced.schema, cancel)?;
     let tables = tables(server, &replaced.schema, cancel)?;
     let state = ReplacedState::of(&tables);
-    let table = state.record_table();
+    let is_given_up = tables.iter().any(|name| name == UNDOING);
+    let table = match is_given_up {
+        true => UNDOING,
+        false => state.record_table(),
+    };
     let record = if tables.iter().any(|name| name == table) {
         read_record(server, &replaced.schema, table, cancel)?
     } else {
@@ -821,6 +877,10 @@ mod tests {
             resume(&self.server, replaced, &self.account, &self.control).unwrap();
         }
 
+        fn resume_or_reverse(&self, replaced: &Replaced) {
+            swap_back(&self.server, replaced, &self.account, &self.control).unwrap();
+        }
+
         fn state(&self, replaced: &Replaced) -> ReplacedState {
             let found = find_replaced(&self.server, LIVE, &self.control).unwrap();
             let (_, state) = found.iter().find(|(one, _)| one == replaced).unwrap();
@@ -986,6 +1046,57 @@ mod tests {
         for schema in ["mysql", "customer_7", "customer_77__replaced_00c0ffee"] {
             let file = format!(r#"{{"live": "customer_7", "schema": "{schema}"}}"#);
             serde_json::from_str::<Replaced>(&file).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_commit_that_the_server_is_still_at_is_waited_for_before_it_is_undone() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let cancel = Cancel::new();
+        // A table that is not moved first, so that the statement holds others when it comes to it.
+        for held in ["a", "b"] {
+            let moves = std::cell::RefCell::new(String::new());
+            let (replaced, state) = bed.interrupted(&backup, |swap| {
+                swap.write_record(&cancel).unwrap();
+                drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
+                let Record {
+                    shadow, replaced, ..
+                } = swap.record;
+                drop_where(
+                    swap.server,
+                    shadow,
+                    "",
+                    |kind, _| kind == Kind::Trigger,
+                    &cancel,
+                )
+                .unwrap();
+                let mark = (PENDING, COMMITTED);
+                *moves.borrow_mut() = swap
+                    .moves(LIVE, replaced, shadow, LIVE, mark, &cancel)
+                    .unwrap();
+            });
+            assert_eq!(state, ReplacedState::Pending);
+            let schema = if held == "a" { LIVE } else { replaced.schema() };
+            let table = if held == "a" { "a" } else { PENDING };
+            let lock = bed
+                .mariadb
+                .lock_table(&format!("{schema}.`{table}`"))
+                .unwrap();
+            let statement = format!("RENAME TABLE {}", moves.into_inner());
+            thread::scope(|scope| {
+                let orphan = scope.spawn(|| bed.mariadb.sql(&statement));
+                while bed.mariadb.waiting_for_table().unwrap().is_empty() {
+                    thread::yield_now();
+                }
+                let undone = scope.spawn(|| bed.resume_or_reverse(&replaced));
+                drop(lock);
+                // It was made, or it came too late.
+                drop(orphan.join().unwrap());
+                undone.join().unwrap();
+            });
+            bed.assert_live(&before);
+            bed.assert_nothing_left();
         }
     }
 
