@@ -105,7 +105,9 @@ pub(super) fn off(site: BorrowedFd<'_>, file: &Path) -> Result<()> {
         return Ok(());
     }
     match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        // Or it would be back after a power cut, when nobody knows of it any more.
+        Ok(()) => rustix::fs::fsync(&dir).map_err(io),
+        Err(Errno::NOENT) => Ok(()),
         Err(other) => Err(io(other)),
     }
 }

@@ -241,7 +241,7 @@ impl Staging {
         sync(&[&live, &slot]).map_err(io)
     }
 
-    /// Undo [`Self::swap`]: what was there is there again, and what was restored is staged again. Safe to repeat, and where
+    /// Undo [`Self::swap`]: what was there is there again, and what was restored is aside. Safe to repeat, and where
     /// nothing was swapped.
     pub fn swap_back(&self, site: &Site, staged: &Staged) -> Result<()> {
         let io = |e: Errno| {
@@ -263,7 +263,8 @@ impl Staging {
             other => other.map_err(io)?,
         };
         if here.is_some() {
-            exchange(&slot, &live, name).map_err(io)?;
+            self.put_back(&slot, &live, name, staged.inode)
+                .map_err(io)?;
         } else if inode(&live, name).map_err(io)? == Some(staged.inode) {
             rustix::fs::renameat_with(&live, name, &slot, name, RenameFlags::NOREPLACE)
                 .map_err(io)?;
@@ -271,6 +272,35 @@ impl Staging {
         sync(&[&live, &slot]).map_err(io)?;
         drop(live);
         remove_made_parents(site, staged).map_err(io)
+    }
+
+    /// What waits in the slot goes back to its place, and what is there goes aside, whatever it is: what was restored, or what somebody put there since.
+    /// Not by one exchange: so what is still in the slot is always what was there before, however often this is interrupted.
+    fn put_back(
+        &self,
+        slot: &OwnedFd,
+        live: &OwnedFd,
+        name: &OsStr,
+        restored: u64,
+    ) -> std::result::Result<(), Errno> {
+        for _ in 0..MOST_TRIES {
+            let aside = format!("aside-{:016x}", rand::random::<u64>());
+            match rustix::fs::renameat_with(live, name, &self.dir, &aside, RenameFlags::NOREPLACE) {
+                Ok(()) | Err(Errno::NOENT) => sync(&[live, &self.dir])?,
+                Err(other) => return Err(other),
+            }
+            match rustix::fs::renameat_with(slot, name, live, name, RenameFlags::NOREPLACE) {
+                // Somebody was faster.
+                Err(Errno::EXIST) => continue,
+                other => other?,
+            }
+            sync(&[live, slot])?;
+            if inode(&self.dir, OsStr::new(&aside))? == Some(restored) {
+                rustix::fs::renameat_with(&self.dir, &aside, slot, name, RenameFlags::NOREPLACE)?;
+            }
+            return Ok(());
+        }
+        Err(Errno::BUSY)
     }
 
     /// Where the directory that a swap replaced is now; `None` where the site had none.
@@ -747,6 +777,28 @@ pub(super) mod tests {
             staging.remove().unwrap();
             assert_eq!(bed.read(&live), "new");
             assert_eq!(names(&bed.path(BASE)), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn what_was_there_comes_back_although_something_else_took_its_place_since() {
+        for site_dir in ["wordpress", "volumes/files"] {
+            let bed = Bed::new();
+            let site = bed.site();
+            let place = bed.path(&format!("customer-7/{site_dir}"));
+            let staging = site.stage(&site.new_staging_name()).unwrap();
+            let staged = bed.stage(&staging, site_dir);
+            staging.swap(&site, &staged).unwrap();
+            // A deploy tool, or the customer himself, puts another in the place of what was restored.
+            std::fs::rename(&place, bed.path("customer-7/elsewhere")).unwrap();
+            std::fs::create_dir(&place).unwrap();
+            std::fs::write(place.join("index.php"), "other").unwrap();
+            for _ in 0..3 {
+                staging.swap_back(&site, &staged).unwrap();
+                assert_eq!(std::fs::read(place.join("index.php")).unwrap(), b"old");
+            }
+            staging.remove().unwrap();
+            assert_eq!(std::fs::read(place.join("index.php")).unwrap(), b"old");
         }
     }
 
