@@ -61,6 +61,8 @@ pub fn run(dir: &Path, command: Vec<OsString>) -> Result<()> {
          [repositories.manual]
          location = '{dir_name}/repository'
          password_file = '{dir_name}/password'
+         [worker]
+         state_dir = '{dir_name}/state'
          [customers]
          root = '{dir_name}/customers'
          [site]

@@ -22,7 +22,7 @@ fn the_quickstart_backs_up_and_restores_what_restic_reads_as_well() {
     let restic = Restic::new(dir.path().join("repository"), quickstart::PASSWORD).unwrap();
     restic.check_read_data().unwrap();
     let snapshots = restic.snapshots().unwrap();
-    let [files, both] = snapshots.as_slice() else {
+    let [files, replaced, both] = snapshots.as_slice() else {
         panic!("{snapshots:?}");
     };
     assert!(
@@ -30,6 +30,12 @@ fn the_quickstart_backs_up_and_restores_what_restic_reads_as_well() {
             .as_array()
             .unwrap()
             .contains(&json!("customer-1"))
+    );
+    assert!(
+        replaced["tags"]
+            .as_array()
+            .unwrap()
+            .contains(&json!("pre-restore"))
     );
     let id = both["id"].as_str().unwrap();
     let dump = restic.dump(id, "/dump/invoices.sql").unwrap();
@@ -50,5 +56,6 @@ fn a_dump_command_that_fails_leaves_no_snapshot() {
     let error = quickstart::run(dir.path(), command).unwrap_err();
     assert!(error.to_string().contains("exit status 3"), "{error}");
     let snapshots = fs::read_dir(dir.path().join("repository/snapshots")).unwrap();
-    assert_eq!(snapshots.count(), 1);
+    // That of the files, and that of what the restore replaced.
+    assert_eq!(snapshots.count(), 2);
 }

@@ -596,11 +596,11 @@ impl JobStore {
         ))
     }
 
-    /// Note that the customer has seen how a job failed; false where it has not. Once is enough.
+    /// Note that the customer has seen how a job failed; false where it has not, or is stuck: how that ends is still open. Once is enough.
     pub async fn dismiss(&self, id: JobId) -> Result<bool> {
         const UPDATE: &str =
             "UPDATE customer_backup_jobs SET dismissed_at = COALESCE(dismissed_at, {now})
-            WHERE id = ? AND COALESCE(status, '') = 'failed'";
+            WHERE id = ? AND COALESCE(status, '') = 'failed' AND COALESCE(failure, '') <> 'stuck'";
         Ok(self.store.execute(UPDATE, values![id.get()]).await? > 0)
     }
 

@@ -210,12 +210,13 @@ impl Worker {
     /// it is.
     async fn end_abandoned_restores(&self) -> Result<()> {
         for job in self.runner.jobs.abandoned_restores(&self.server).await? {
-            let id = job.id.get();
-            let journal = self.runner.blocking(move |engine| engine.journal_of(id));
+            let (customer, id) = (job.customer_id, job.id.get());
+            let journal = self
+                .runner
+                .blocking(move |engine| engine.journal_of(customer, id));
             let ended = match journal.await {
                 Ok(Some(_)) => continue,
-                Ok(None) => self.runner.end_abandoned(&job, &self.name).await,
-                Err(error) => Err(error),
+                _ => self.runner.end_abandoned(&job, &self.name).await,
             };
             match ended {
                 Err(error) if error.kind() == ErrorKind::Busy => {

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use super::run::{Made, completion};
-use super::{Runner, Stopping, sentence};
+use super::{Ended, Runner, Stopping, sentence};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{Claimed, Failure, Job, JobId, JobStatus, JobType};
 use crate::operations::{Interrupted, Recovered, RestoreReport};
@@ -54,7 +54,9 @@ impl Runner {
         let mut is_told = false;
         while *stopping.borrow_and_update() == Stopping::No {
             match self.blocking(|engine| engine.interrupted()).await {
-                Ok(found) => {
+                Ok(mut found) => {
+                    // First those that visitors see.
+                    found.sort_by_key(|one| one.as_ref().is_ok_and(|one| one.is_site_open));
                     for found in found {
                         self.recover_once(found, &owner, &mut failed).await;
                     }
@@ -140,9 +142,6 @@ impl Runner {
             Ok(Recovered::Gone) => return Ok(Recovery::InUse),
             Err(error) if error.kind() == ErrorKind::Busy => return Ok(Recovery::InUse),
             Ok(Recovered::Restored(report)) => {
-                for warning in &report.warnings {
-                    tracing::warn!(job = interrupted.job, customer = %interrupted.customer, "{warning}");
-                }
                 let told = self.tell_restored(interrupted, &report, owner).await;
                 (Ok(Recovery::Restored), told)
             }
@@ -155,7 +154,7 @@ impl Runner {
                 (Ok(Recovery::Undone), told)
             }
             Err(error) => {
-                let told = Error::new(error.kind(), error.chain());
+                let told = Error::new(ErrorKind::Stuck, error.chain());
                 let told = self.tell_failed(interrupted, Failure::Stuck, told, owner);
                 (Err(error), told.await)
             }
@@ -180,14 +179,24 @@ impl Runner {
         if job.job_type != JobType::Restore {
             return;
         }
-        let id = job.id.get();
-        let closed = self.blocking(move |engine| match engine.journal_of(id)? {
+        let (customer, id) = (job.customer_id, job.id.get());
+        let closed = self.blocking(move |engine| match engine.journal_of(customer, id)? {
             Some(interrupted) => engine.close_journal(&interrupted),
             None => Ok(true),
         });
         if let Err(error) = closed.await {
             tracing::warn!(job = %job.id, "its journal stays: {}", error.chain());
         }
+    }
+
+    /// Whether a restore is stuck itself, and not only in the way of one that is: it has a journal then, which somebody will recover.
+    pub(super) async fn has_journal(&self, job: &Job) -> bool {
+        let (customer, id) = (job.customer_id, job.id.get());
+        let journal = self
+            .blocking(move |engine| engine.journal_of(customer, id))
+            .await;
+        // Who cannot look must not promise that all is well.
+        job.job_type == JobType::Restore && !matches!(journal, Ok(None))
     }
 
     /// False where nobody can be told yet.
@@ -250,7 +259,8 @@ impl Runner {
             Ending::Open => return Ok(false),
             Ending::Ours(claimed) => {
                 tracing::error!(job = %job.id, "failed: {}", error.chain());
-                self.fail(&job, claimed.lease, failure, error).await;
+                let ended = self.fail(&job, claimed.lease, failure, error).await;
+                return Ok(matches!(ended, Ended::Failed(_)));
             }
             Ending::Stuck if failure != Failure::Stuck => {
                 let sentence = sentence::of(job.job_type, failure, &error);

@@ -247,8 +247,9 @@ impl Runner {
             ));
         }
         if job.job_type == JobType::Restore {
-            let id = job.id.get();
-            if let Some(interrupted) = self.blocking(move |engine| engine.journal_of(id)).await? {
+            let (customer, id) = (job.customer_id, job.id.get());
+            let journal = self.blocking(move |engine| engine.journal_of(customer, id));
+            if let Ok(Some(interrupted)) = journal.await {
                 return match self.recover(&interrupted, owner).await? {
                     Recovery::InUse => Err(Error::new(
                         ErrorKind::Busy,
@@ -279,6 +280,22 @@ impl Runner {
                         .await;
                 }
                 tracing::info!(job = %job.id, "completed: its worker had died after writing the snapshot {intended}");
+                return Ok(());
+            }
+        }
+        // As it is now that nobody else writes it.
+        let (customer, id) = (job.customer_id, job.id.get());
+        let journal = self.blocking(move |engine| engine.journal_of(customer, id));
+        match journal.await {
+            _ if job.job_type == JobType::Backup => {}
+            Ok(None) => {}
+            // It is there after all; whoever recovers it ends the job.
+            Ok(Some(_)) => return Ok(()),
+            Err(error) => {
+                tracing::error!(job = %job.id, "failed: {}", error.chain());
+                let error = Error::new(ErrorKind::Stuck, error.chain());
+                self.fail(&claimed.job, claimed.lease, Failure::Stuck, error)
+                    .await;
                 return Ok(());
             }
         }
@@ -724,7 +741,9 @@ impl Runner {
             (ErrorKind::Cancelled, _) => self.fail(job, lease, Failure::Cancelled, error).await,
             (ErrorKind::Interrupted, _) => self.fail(job, lease, Failure::Interrupted, error).await,
             (ErrorKind::RolledBack, _) => self.fail(job, lease, Failure::RolledBack, error).await,
-            (ErrorKind::Stuck, _) => self.fail(job, lease, Failure::Stuck, error).await,
+            (ErrorKind::Stuck, _) if self.has_journal(job).await => {
+                self.fail(job, lease, Failure::Stuck, error).await
+            }
             (ErrorKind::Timeout, _) => self.fail(job, lease, Failure::Timeout, error).await,
             _ => self.fail(job, lease, Failure::Error, error).await,
         }

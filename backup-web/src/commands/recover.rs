@@ -70,10 +70,23 @@ fn without_database(engine: &Engine) -> Result<Vec<Outcome>> {
         (Some(interrupted), recovered)
     };
     let found = engine.interrupted()?;
-    Ok(found
+    let mut outcomes: Vec<Outcome> = found
         .into_iter()
         .map(|found| found.map_or_else(|error| (None, Err(error)), recover))
-        .collect())
+        .collect();
+    for left in engine.interrupted()?.into_iter().flatten() {
+        let of_it = |(one, outcome): &&mut Outcome| {
+            let is_it = one.as_ref().is_some_and(|one| one.journal == left.journal);
+            is_it && matches!(outcome, Ok(Recovery::Restored | Recovery::Undone)) && !left.is_tidy
+        };
+        if let Some((_, outcome)) = outcomes.iter_mut().find(of_it) {
+            *outcome = Err(Error::new(
+                ErrorKind::Failed,
+                "the site is up and whole, but not all that is beside it is put away yet: see the warnings",
+            ));
+        }
+    }
+    Ok(outcomes)
 }
 
 impl Line {

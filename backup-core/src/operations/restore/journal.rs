@@ -115,6 +115,8 @@ pub(super) enum Ending {
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Record {
     version: u32,
+    /// Where the sites are that it is about: a journal of others is none of ours.
+    root: PathBuf,
     /// The job, where the restore is one.
     pub(super) job: Option<u64>,
     owner: Owner,
@@ -161,6 +163,7 @@ struct Owner {
 
 impl Record {
     pub(super) fn new(
+        config: &Config,
         job: Option<u64>,
         customer: &Customer,
         snapshot: SnapshotId,
@@ -171,6 +174,7 @@ impl Record {
         let password = customer.db_password.as_ref();
         Self {
             version: VERSION,
+            root: config.customers.root.clone(),
             job,
             owner: Owner {
                 id: customer.id.get(),
@@ -211,6 +215,10 @@ impl Record {
             web_port: owner.web_port,
             server: owner.server.clone(),
         })
+    }
+
+    pub(super) fn is_of(&self, config: &Config) -> bool {
+        self.root == config.customers.root
     }
 
     pub(super) fn customer_id(&self) -> Result<CustomerId> {
@@ -280,6 +288,7 @@ impl Journal {
             record,
         };
         journal.write(&journal.record)?;
+        journal.sync()?;
         Ok(journal)
     }
 
@@ -312,17 +321,6 @@ impl Journal {
             path: path.to_owned(),
             record,
         }))
-    }
-
-    /// What a process left that died while it wrote. Only for who holds the customer.
-    pub(super) fn remove_draft(&self) -> Result<()> {
-        let draft = self.draft();
-        match std::fs::remove_file(&draft) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                Err(Error::io(format!("cannot remove {}", draft.display()), e))
-            }
-            _ => Ok(()),
-        }
     }
 
     fn draft(&self) -> PathBuf {
@@ -360,8 +358,9 @@ impl Journal {
         let mut record = self.record.clone();
         change(&mut record);
         self.write(&record)?;
+        // It has its name: whether that would survive a power cut or not, it is what others find.
         self.record = record;
-        Ok(())
+        self.sync()
     }
 
     fn write(&self, record: &Record) -> Result<()> {
@@ -389,7 +388,16 @@ impl Journal {
             // Best effort: nobody reads it.
             let _ = std::fs::remove_file(&draft);
         }
-        written.and_then(|()| self.sync_directory()).map_err(failed)
+        written.map_err(failed)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.sync_directory().map_err(|e| {
+            Error::io(
+                format!("cannot write the journal {}", self.path.display()),
+                e,
+            )
+        })
     }
 
     /// The restore has ended and all who have to know do.
@@ -435,6 +443,25 @@ pub(super) fn all(config: &Config) -> Result<Vec<(PathBuf, Result<Journal>)>> {
     let began = |journal: &Result<Journal>| journal.as_ref().ok().map(|one| one.record.began);
     journals.sort_by_key(|(_, journal)| began(journal));
     Ok(journals)
+}
+
+/// What processes left of a customer's journals that died while they wrote. Only for who holds him.
+pub(super) fn remove_drafts(config: &Config, customer: CustomerId) -> Result<()> {
+    let directory = directory(config);
+    let failed =
+        |e: std::io::Error| Error::io(format!("cannot tidy up {}", directory.display()), e);
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if is_of(&path, customer) && path.extension().is_some_and(|it| it == "draft") {
+            std::fs::remove_file(&path).map_err(failed)?;
+        }
+    }
+    Ok(())
 }
 
 /// Whether a journal is a customer's, by its name.

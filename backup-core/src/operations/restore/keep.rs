@@ -14,7 +14,7 @@ use super::journal::Journal;
 use super::steps::Restore;
 use crate::catalog::BackupEntry;
 use crate::database::{self, Dump};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, Result};
 use crate::operations::backup::{Saving, newest_with_files};
 use crate::progress::{Control, Gate, Phase};
 use crate::repository::{BackupType, Origin, SnapshotId, TreeSource};
@@ -86,13 +86,16 @@ impl Restore<'_> {
                 let Some(root) = staging.replaced(&one)? else {
                     continue;
                 };
-                match root.symlink_metadata() {
-                    Ok(found) if found.is_dir() => trees.push(TreeSource {
+                let found = root
+                    .symlink_metadata()
+                    .map_err(|e| Error::io(format!("cannot look at {}", root.display()), e))?;
+                match found.is_dir() {
+                    true => trees.push(TreeSource {
                         root,
                         path: site.join(one.site_dir()),
                         exclude: Vec::new(),
                     }),
-                    _ => others.push(one.site_dir().to_owned()),
+                    false => others.push(one.site_dir().to_owned()),
                 }
             }
         }
@@ -115,12 +118,7 @@ impl Restore<'_> {
             return Ok(None);
         };
         let limit = self.engine.config.dump_timeout();
-        match database::dump_replaced(&server, &replaced, limit, control) {
-            Ok(dump) => Ok(Some(dump)),
-            // There was no schema before.
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        database::dump_replaced(&server, &replaced, limit, control).map(Some)
     }
 }
 

@@ -105,6 +105,7 @@ impl Engine {
         let found = self.find(customer, &site, request, control)?;
         found.require_room(&site, customer)?;
         let mut record = Record::new(
+            &self.config,
             job,
             customer,
             found.snapshot.id,

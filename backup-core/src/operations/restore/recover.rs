@@ -28,8 +28,10 @@ pub struct Interrupted {
     pub began: Timestamp,
     /// The step that it is at, in a word or two.
     pub step: &'static str,
-    /// Whether the site is up and whole, so that there is only something to put away.
+    /// Whether the site is up and whole, so that there is at most something to put away.
     pub is_site_open: bool,
+    /// Whether it has ended and nothing of it is left but the journal.
+    pub is_tidy: bool,
     /// Its journal.
     pub journal: PathBuf,
 }
@@ -49,8 +51,10 @@ impl Engine {
     /// All restores of this server that have a journal, oldest first; journals that cannot be understood are errors, each naming its file.
     pub fn interrupted(&self) -> Result<Vec<Result<Interrupted>>> {
         let journals = journal::all(&self.config)?;
+        let is_others = |journal: &Result<Journal>| matches!(journal, Ok(one) if !one.record().is_of(&self.config));
         Ok(journals
             .into_iter()
+            .filter(|(_, journal)| !is_others(journal))
             .map(|(_, journal)| Interrupted::of(&journal?))
             .collect())
     }
@@ -80,8 +84,8 @@ impl Engine {
         let Some(journal) = Journal::read(&interrupted.journal)? else {
             return Ok(Recovered::Gone);
         };
-        journal.remove_draft()?;
         let customer = journal.record().customer()?;
+        journal::remove_drafts(&self.config, customer.id)?;
         let site = Site::open(&self.config, &customer)?;
         let (control, noting) = Noting::under(control);
         let mut restore = Restore::new(self, &customer, site, &control, journal);
@@ -92,9 +96,9 @@ impl Engine {
         recovered
     }
 
-    /// The journal of a job, if there is one.
-    pub(crate) fn journal_of(&self, job: u64) -> Result<Option<Interrupted>> {
-        let found = self.interrupted()?.into_iter().flatten();
+    /// The journal of a customer's job, if there is one. [`ErrorKind::Damaged`] where one of his cannot be understood, which may be it.
+    pub(crate) fn journal_of(&self, customer: CustomerId, job: u64) -> Result<Option<Interrupted>> {
+        let found = self.interrupted_of(customer)?;
         Ok(found.into_iter().find(|one| one.job == Some(job)))
     }
 
@@ -114,6 +118,7 @@ impl Engine {
         customer: &Customer,
         control: &Control,
     ) -> Result<()> {
+        journal::remove_drafts(&self.config, customer.id)?;
         // What is done of them is no progress of this one.
         let quiet = Control {
             cancel: control.cancel.clone(),
@@ -163,7 +168,10 @@ impl Engine {
         let mut found = Vec::new();
         for (path, journal) in journal::all(&self.config)? {
             match journal {
-                Ok(journal) => found.push(Interrupted::of(&journal)?),
+                Ok(journal) if journal.record().is_of(&self.config) => {
+                    found.push(Interrupted::of(&journal)?);
+                }
+                Ok(_) => {}
                 Err(error) if journal::is_of(&path, customer) => return Err(error),
                 Err(_) => {}
             }
@@ -182,6 +190,7 @@ impl Interrupted {
             began: record.began,
             step: record.at(),
             is_site_open: record.is_site_open(),
+            is_tidy: record.is_tidy(),
             journal: journal.path().to_owned(),
         })
     }
@@ -198,13 +207,25 @@ fn recover(restore: &mut Restore<'_>, noting: &Noting) -> Result<Recovered> {
         ),
     );
     let done = match record.ending {
+        Some(Ending::Restored) if record.is_tidy() => {
+            // Whoever is told must be told of it, too.
+            restore.find_kept().map_err(|error| {
+                let message = "the backup of what was replaced cannot be looked for now";
+                Error::caused(ErrorKind::Busy, message, error)
+            })?;
+            restore.carry_out()
+        }
         Some(Ending::Restored) => restore.carry_out(),
         None if record.is_committed() => restore.carry_out(),
         Some(Ending::Undone) | None => Err(restore.go_back(interrupted)),
     };
+    let warnings = noting.warnings();
+    for warning in &warnings {
+        tracing::warn!(customer = %restore.customer.id, "{warning}");
+    }
     match done {
         Ok(mut report) => {
-            report.warnings = noting.warnings();
+            report.warnings = warnings;
             Ok(Recovered::Restored(Box::new(report)))
         }
         Err(error) if error.kind() == ErrorKind::Stuck => Err(error),

@@ -143,9 +143,13 @@ impl<'a> Restore<'a> {
             self.kept = self.find_kept()?;
             return Ok(());
         }
-        for step in [Step::Keep, Step::Remove] {
-            self.take(step, Self::act)?;
+        if self.journal.record().has_begun(Step::Remove) {
+            // What is left is no longer all that was replaced.
+            self.kept = self.find_kept()?;
+        } else {
+            self.take(Step::Keep, Self::act)?;
         }
+        self.take(Step::Remove, Self::act)?;
         self.journal.tidied()
     }
 
@@ -496,6 +500,9 @@ impl<'a> Restore<'a> {
 
     fn exchange_database_back(&mut self) -> Result<()> {
         if !self.has_database() {
+            return Ok(());
+        }
+        if self.journal.record().replaced.is_none() {
             return Ok(());
         }
         let server = self.server()?;
