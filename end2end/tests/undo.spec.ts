@@ -73,7 +73,7 @@ test('undoing a restore brings back the order and the file of just before it', a
   // It is said that it is done, and how it is undone.
   const done = page.getByRole('status').filter({ hasText: 'Your shop is restored and open again.' });
   await done.getByRole('link', { name: UNDO }).click();
-  await expect(page.locator('dialog:modal')).toContainText(/puts your shop back as it was on .*, the moment before that restore/);
+  await expect(page.locator('dialog:modal')).toContainText(/puts what you choose back as it was on .*, the moment before that restore/);
   expect(await told(page)).toMatchSnapshot('undo.aria.yml');
   await expectAllAccessible(page);
   await undo(page);

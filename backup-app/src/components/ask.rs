@@ -206,7 +206,7 @@ fn AskRestore(backup: Backup, proposed: Option<Part>, replaced_kept: u32) -> imp
                 </fieldset>
                 <ul class="what-happens grave">
                     {undoes.then(|| view! {
-                        <li>"This puts your shop back as it was on " <When time /> ", the moment before that restore."</li>
+                        <li>"This puts what you choose back as it was on " <When time /> ", the moment before that restore."</li>
                     })}
                     {backup.holds.has_database().then(|| view! {
                         <li class="for-database">
@@ -221,11 +221,15 @@ fn AskRestore(backup: Backup, proposed: Option<Part>, replaced_kept: u32) -> imp
                             <strong>"Pictures uploaded since then will be lost."</strong>
                         </li>
                     })}
-                    <li>
-                        <span class="for-closed">"Visitors see a maintenance page from the start, so that nothing is ordered that would be lost. "</span>
-                        {took.map(|took| view! { "Last time a restore took " {took} ". " })}
+                    <li class="for-closed">
+                        "Visitors see a maintenance page from the start"
+                        {backup.holds.has_database().then(|| view! {
+                            <span class="for-database">", so that nothing is ordered that would be lost"</span>
+                        })}
+                        "."
                     </li>
-                    <li>"If it cannot be finished, your shop stays exactly as it is now."</li>
+                    {took.map(|took| view! { <li>"Last time a restore took " {took} "."</li> })}
+                    <li>"If it cannot be finished, your shop is put back exactly as it is now. Should even that fail, visitors keep seeing the maintenance page, and our team is told."</li>
                     <li>
                         "What is replaced becomes a backup, so that you can bring it back: of those the newest "
                         {words::grouped(replaced_kept.into())} " are kept."
@@ -235,7 +239,12 @@ fn AskRestore(backup: Backup, proposed: Option<Part>, replaced_kept: u32) -> imp
                     <input type="checkbox" name="online" value="true" />
                     <span>
                         "Keep my shop online while the backup is prepared"
-                        <small>"The maintenance page is shown for a few seconds only. Orders placed meanwhile are lost with the rest; they are in the backup of what is replaced."</small>
+                        <small>
+                            "The maintenance page is shown for a few seconds only. "
+                            {backup.holds.has_database().then(|| view! {
+                                <span class="for-database">"Orders placed meanwhile are lost with the rest; they are in the backup of what is replaced."</span>
+                            })}
+                        </small>
                     </span>
                 </label>
                 <Confirmation />

@@ -47,7 +47,7 @@ fn a_restore_says_what_is_lost_before_it_asks_for_the_word() {
         "Orders placed in the 2 days since then will be lost.",
         "Visitors see a maintenance page from the start",
         "What is replaced becomes a backup, so that you can bring it back: of those the newest 3 are kept.",
-        "If it cannot be finished, your shop stays exactly as it is now.",
+        "If it cannot be finished, your shop is put back exactly as it is now.",
         "Type RESTORE to confirm",
     ] {
         assert!(html.contains(words), "{words}\n{html}");
@@ -63,7 +63,7 @@ fn a_restore_is_undone_by_the_backup_that_was_made_before_it() {
     let html = text(&html);
     for words in [
         "Undo the restore?",
-        "This puts your shop back as it was on Fri 20 Nov 2026, 00:00 , the moment before that restore.",
+        "This puts what you choose back as it was on Fri 20 Nov 2026, 00:00 , the moment before that restore.",
         "Orders placed in the 2 hours since then will be lost.",
         "What is replaced becomes a backup",
         "The newest 3 are kept.",
