@@ -210,11 +210,11 @@ impl Runner {
             return Ok(true);
         };
         let made = Made::of_restore(report);
+        let completion = completion(made.as_ref(), Some(report.bytes), true);
         let told = match self.ending(&job, owner).await? {
             Ending::Open => return Ok(false),
             Ending::Ours(claimed) => {
                 tracing::info!(job = %job.id, "completed: it had been interrupted, and is carried to its end");
-                let completion = completion(made.as_ref(), Some(report.bytes), true);
                 self.settle(&job, made.as_ref(), async |transaction, jobs| {
                     jobs.complete(transaction, claimed.lease, completion).await
                 })
@@ -222,7 +222,6 @@ impl Runner {
             }
             Ending::Stuck => {
                 tracing::info!(job = %job.id, "completed: it is no longer stuck");
-                let completion = completion(made.as_ref(), Some(report.bytes), true);
                 self.settle(&job, made.as_ref(), async |transaction, jobs| {
                     jobs.complete_stuck(transaction, job.id, completion).await
                 })
