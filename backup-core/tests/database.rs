@@ -11,6 +11,7 @@ use backup_core::error::{Error, ErrorKind};
 use backup_core::progress::{Control, Monitor};
 use secrecy::SecretString;
 use xtask::mariadb::MariaDb;
+use xtask::mount::Mount;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -1542,8 +1543,9 @@ impl Harmed {
 
 #[test]
 fn a_disk_that_fills_up_during_an_import_is_told_and_nothing_is_left() {
-    let disk = SmallDisk::mount("300m");
-    let harmed = Harmed::new(MariaDb::start_in(disk.0.path(), &[]).unwrap());
+    let disk = tempfile::tempdir().unwrap();
+    let _mount = Mount::tmpfs(disk.path(), "size=300m").unwrap();
+    let harmed = Harmed::new(MariaDb::start_in(disk.path(), &[]).unwrap());
     let mut shadow = harmed.stage();
     let rows = "INSERT INTO big (x) SELECT REPEAT('x', 3000) FROM seq_1_to_1000;\n";
     let dump = format!(
@@ -1589,31 +1591,6 @@ fn a_server_that_is_killed_during_an_import_has_lost_nothing_when_it_is_back() {
     let removed = database::remove_leftovers(&harmed.server, Harmed::NAME, &quiet()).unwrap();
     assert_eq!(removed, staged);
     harmed.assert_only_live_is_left();
-}
-
-/// A small file system of its own, unmounted on drop.
-struct SmallDisk(tempfile::TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(directory.path())
-            .status()
-            .unwrap();
-        assert!(mounted.success(), "mounting needs root");
-        Self(directory)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount")
-            .arg("-l")
-            .arg(self.0.path())
-            .status();
-    }
 }
 
 // What a swap replaced.

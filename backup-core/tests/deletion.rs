@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +21,7 @@ use sqlx::mysql::MySqlConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Executor, MySqlConnection};
 use tokio::sync::watch;
 use xtask::mariadb::MariaDb;
+use xtask::mount::Mount;
 use xtask::restic::Restic;
 
 const PASSWORD: &str = "correct horse";
@@ -260,22 +260,8 @@ async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 }
 
 /// A file that cannot be removed as long as this is there.
-struct Pinned(PathBuf);
-
-impl Pinned {
-    fn at(file: &Path) -> Self {
-        let mut mount = Command::new("mount");
-        mount.arg("--bind").args([file, file]);
-        assert!(mount.status().unwrap().success());
-        Self(file.to_owned())
-    }
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
+fn pin(file: &Path) -> Mount {
+    Mount::bind(file, file).unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -438,7 +424,7 @@ async fn what_cannot_be_forgotten_now_stays_deleted_and_is_forgotten_later() {
         let gone = world.save(&["customer-1", "manual", "files"]);
         let others = world.save(&["customer-2", "manual", "files"]);
         world.sync().await;
-        let pin = Pinned::at(&world.snapshot_file(&pinned));
+        let pin = pin(&world.snapshot_file(&pinned));
         for (id, snapshot) in [(1, &pinned), (1, &gone), (2, &others)] {
             world.deleted(id, snapshot).await;
         }
@@ -503,7 +489,7 @@ async fn a_deleted_backup_neither_counts_among_the_newest_five_nor_pushes_one_ou
         assert_eq!(world.shown(1).await, kept);
 
         // One that cannot be forgotten now keeps retention from the rest, not the backup from being made.
-        let pin = Pinned::at(&world.snapshot_file(&sixth.snapshot_id));
+        let pin = pin(&world.snapshot_file(&sixth.snapshot_id));
         world.deleted(1, &sixth.snapshot_id).await;
         let seventh = world.back_up(1).await;
         let [warning] = &seventh.warnings[..] else {

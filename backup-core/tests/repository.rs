@@ -18,6 +18,8 @@ use backup_core::storage::{self, FileId, FileKind, Location, Storage};
 use bytes::Bytes;
 use jiff::Zoned;
 use rustix::fs::inotify::{self, CreateFlags, ReadFlags, WatchFlags};
+use xtask::init::Init;
+use xtask::mount::Mount;
 use xtask::restic::Restic;
 use xtask::tree::{
     add_privileged_entries, add_socket, add_what_old_restic_loses, assert_same_tree,
@@ -26,6 +28,8 @@ use xtask::tree::{
 
 const PASSWORD: &str = "correct horse";
 const DUMP: &str = "/tmp/customer-backup-7/customer_7.sql";
+
+static INIT: Init = Init::new();
 
 struct Bench {
     scratch: tempfile::TempDir,
@@ -37,7 +41,12 @@ impl Bench {
     fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("repository");
-        let repository = Repository::init(storage_at(&path), &PASSWORD.to_owned().into()).unwrap();
+        let password = PASSWORD.to_owned().into();
+        INIT.make(&[(&path, PASSWORD)], || {
+            Ok(drop(Repository::init(storage_at(&path), &password)?))
+        })
+        .unwrap();
+        let repository = Repository::open(storage_at(&path), &password).unwrap();
         let restic = Restic::new(&path, PASSWORD).unwrap();
         Self {
             scratch,
@@ -1431,20 +1440,11 @@ fn an_unreadable_file_fails_the_backup() {
     std::fs::create_dir_all(bench.site().join("directory")).unwrap();
     std::fs::write(bench.site().join("directory/file"), "x").unwrap();
     // Root may read everything but what the kernel itself refuses to read.
-    let write_only = "/sys/bus/cpu/drivers_probe";
+    let write_only = Path::new("/sys/bus/cpu/drivers_probe");
     let bound = bench.site().join("directory/file");
-    let mounted = std::process::Command::new("mount")
-        .args(["--bind", write_only])
-        .arg(&bound)
-        .status()
-        .unwrap();
-    assert!(mounted.success());
+    let mount = Mount::bind(write_only, &bound).unwrap();
     let result = bench.backup(Some(dump(10)), true);
-    let unmounted = std::process::Command::new("umount")
-        .arg(&bound)
-        .status()
-        .unwrap();
-    assert!(unmounted.success());
+    drop(mount);
     let error = result.unwrap_err();
     assert!(
         error.chain().contains("directory/file"),

@@ -16,6 +16,7 @@ use backup_core::progress::Cancel;
 use backup_core::storage::{self, FileId, FileKind, Location, SftpOptions, Storage};
 use bytes::Bytes;
 use tempfile::TempDir;
+use xtask::mount::Mount;
 use xtask::proxy::Proxy;
 use xtask::sshd::{Sshd, make_key, make_key_of};
 
@@ -415,28 +416,6 @@ keeps!(
     twenty_threads_at_once_get_what_they_asked_for,
 );
 
-/// A small file system of its own, unmounted on drop.
-struct SmallDisk(TempDir);
-
-impl SmallDisk {
-    fn mount(size: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-            .arg(directory.path())
-            .status()
-            .unwrap();
-        assert!(mounted.success(), "mounting needs root");
-        Self(directory)
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 fn a_full_disk_is_no_space_and_leaves_nothing(storage: &dyn Storage, root: &Path) {
     storage.create().unwrap();
     storage
@@ -454,16 +433,18 @@ fn a_full_disk_is_no_space_and_leaves_nothing(storage: &dyn Storage, root: &Path
 
 #[test]
 fn a_full_local_disk_is_no_space_and_leaves_nothing() {
-    let disk = SmallDisk::mount("4m");
-    a_full_disk_is_no_space_and_leaves_nothing(&*open_local(disk.0.path()), disk.0.path());
+    let disk = tempfile::tempdir().unwrap();
+    let _mount = Mount::tmpfs(disk.path(), "size=4m").unwrap();
+    a_full_disk_is_no_space_and_leaves_nothing(&*open_local(disk.path()), disk.path());
 }
 
 #[test]
 fn a_full_disk_of_the_server_is_no_space_and_leaves_nothing() {
-    let disk = SmallDisk::mount("4m");
+    let disk = tempfile::tempdir().unwrap();
+    let _mount = Mount::tmpfs(disk.path(), "size=4m").unwrap();
     let sshd = Sshd::start().unwrap();
-    let storage = open(&sshd, sshd.port(), disk.0.path(), PATIENCE).unwrap();
-    a_full_disk_is_no_space_and_leaves_nothing(&*storage, disk.0.path());
+    let storage = open(&sshd, sshd.port(), disk.path(), PATIENCE).unwrap();
+    a_full_disk_is_no_space_and_leaves_nothing(&*storage, disk.path());
 }
 
 /// A server behind a proxy, and a repository on it.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use xtask::mount::Mount;
 use xtask::product::{Outcome, Product, Running, arguments_of_all_processes, wait_until};
 use xtask::proxy::Proxy;
 use xtask::testbed::Customer;
@@ -23,7 +24,7 @@ const MIB: u64 = 1 << 20;
 /// A hosting server with an initialized pair of repositories.
 fn product() -> Product {
     let product = Product::start(env!("CARGO_BIN_EXE_shophosting-backup")).unwrap();
-    product.run("init").done();
+    product.init().unwrap();
     product
 }
 
@@ -677,7 +678,7 @@ fn a_repository_that_fails_gets_no_backup_and_works_afterwards() {
     {
         let bound = customer.site().join("unreadable");
         fs::write(&bound, "x").unwrap();
-        let _mounted = Mounted::over(&bound, &["--bind", "/sys/bus/cpu/drivers_probe"]);
+        let _mounted = Mount::bind(Path::new("/sys/bus/cpu/drivers_probe"), &bound).unwrap();
         assert_says(
             &product.run("--json backup 7"),
             1,
@@ -788,7 +789,7 @@ fn a_repository_that_fails_gets_no_backup_and_works_afterwards() {
     // Its disk is full.
     let small = scratch.join("backup-server/small");
     fs::create_dir(&small).unwrap();
-    let mounted = Mounted::over(&small, &["-t", "tmpfs", "-o", "size=20m", "tmpfs"]);
+    let mounted = Mount::tmpfs(&small, "size=20m").unwrap();
     let location = product.bed.sshd().location(&small.join("repository"));
     let there = |line: &str| {
         let mut command = product.command(line);
@@ -803,45 +804,12 @@ fn a_repository_that_fails_gets_no_backup_and_works_afterwards() {
             .count();
         assert_eq!(left, 0, "{kind}");
     }
-    mounted.remount("size=200m");
+    mounted.remount("size=200m").unwrap();
     there("backup 7").done();
     let password = fs::read_to_string(product.bed.restic().unwrap().password_file()).unwrap();
     let restic = xtask::restic::Restic::new(small.join("repository"), &password).unwrap();
     restic.check_read_data().unwrap();
     assert_eq!(restic.snapshots().unwrap().len(), 1);
-}
-
-/// Something mounted, until it is dropped.
-struct Mounted(PathBuf);
-
-impl Mounted {
-    fn over(place: &Path, options: &[&str]) -> Self {
-        let mut mount = Command::new("mount");
-        let mounted = mount.args(options).arg(place).status().unwrap();
-        assert!(mounted.success());
-        Self(place.to_owned())
-    }
-
-    fn remount(&self, options: &str) {
-        let options = format!("remount,{options}");
-        let mut mount = Command::new("mount");
-        assert!(
-            mount
-                .args(["-o", &options])
-                .arg(&self.0)
-                .status()
-                .unwrap()
-                .success()
-        );
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let mut umount = Command::new("umount");
-        let unmounted = umount.arg("-l").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
 }
 
 #[test]

@@ -3,8 +3,10 @@
 //! Everything starts on free ports in scratch directories and is gone when its value is dropped. It knows the product
 //! only from outside: its configuration and its command line.
 
+pub mod init;
 pub mod machine;
 pub mod mariadb;
+pub mod mount;
 mod private;
 pub mod product;
 pub mod proxy;

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running server. Dropping it kills the server and removes its data; so does the end of this process, however it ends.
 pub struct MariaDb {
-    server: Option<Server>,
-    port: u16,
+    power: Power,
     root_password: String,
-    options: Vec<String>,
     // Before the guard: the directory is removed by us if we live, by the guard if not.
     dir: TempDir,
     _guard: Guard,
@@ -46,45 +45,27 @@ impl MariaDb {
             .prefix("mariadb-")
             .tempdir_in(parent)?;
         let guard = Guard::over(dir.path())?;
-        if is_root() {
-            // The server runs as its own user and has to get through and to write here.
-            let owner = Command::new("chown")
-                .arg("mysql:")
-                .arg(dir.path())
-                .status()?;
-            ensure!(
-                owner.success(),
-                "cannot give {} to the user mysql",
-                dir.path().display()
-            );
-            fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
-        }
+        give_to_server_user(dir.path())?;
         let tmp = dir.path().join("tmp");
         let made = as_server_user("mkdir").arg(&tmp).status()?;
         ensure!(made.success(), "cannot create {}", tmp.display());
-        let installed = as_server_user("mariadb-install-db")
-            .env("TMPDIR", &tmp)
-            .arg("--no-defaults")
-            .arg(format!("--datadir={}", dir.path().join("data").display()))
-            .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
-            .stdin(Stdio::null())
-            .output()
-            .context("cannot run mariadb-install-db; is the package mariadb-server installed?")?;
-        ensure!(
-            installed.status.success(),
-            "mariadb-install-db failed: {}{}",
-            String::from_utf8_lossy(&installed.stdout),
-            String::from_utf8_lossy(&installed.stderr)
-        );
+        // On a disk that a test fills up the server's log must have its room from the start.
+        let sparse = match parent == std::env::temp_dir() {
+            true => "--sparse=always",
+            false => "--sparse=never",
+        };
+        let copied = Command::new("cp")
+            .args(["-aT", sparse])
+            .arg(installed()?)
+            .arg(dir.path().join("data"))
+            .status()?;
+        ensure!(copied.success(), "cannot copy the data of a new server");
         let mut this = Self {
-            server: None,
-            port: 0,
+            power: Power::first_on(dir.path(), options)?,
             root_password: String::new(),
-            options: options.iter().map(|&option| option.to_owned()).collect(),
             dir,
             _guard: guard,
         };
-        this.restart()?;
         let password = format!("{:032x}", rand::random::<u128>());
         this.sql(&format!(
             "DELETE FROM mysql.global_priv WHERE NOT (User = 'root' AND Host = 'localhost') AND User <> 'mariadb.sys';
@@ -97,43 +78,27 @@ impl MariaDb {
 
     /// Start it again after [`MariaDb::stop`] or [`MariaDb::kill`], on the same data and port.
     pub fn restart(&mut self) -> Result<()> {
-        ensure!(self.server.is_none(), "the server is running");
-        let mut tries = 0;
-        loop {
-            if self.port == 0 {
-                self.port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            }
-            match Server::start(self.dir.path(), self.port, &self.options) {
-                Ok(server) => {
-                    self.server = Some(server);
-                    return Ok(());
-                }
-                // Somebody else took the port between our look and the server's.
-                Err(_) if tries < 3 => {
-                    tries += 1;
-                    self.port = 0;
-                }
-                Err(error) => return Err(error),
-            }
-        }
+        self.power.on()
     }
 
     /// Shut it down in order. Nothing happens if it does not run.
     pub fn stop(&mut self) -> Result<()> {
-        match self.server.take() {
-            Some(mut server) => server.stop(),
-            None => Ok(()),
-        }
+        self.power.off()
     }
 
     /// `kill -9`. Nothing happens if it does not run.
     pub fn kill(&mut self) {
-        self.server = None;
+        *self.power.server() = None;
+    }
+
+    /// To stop and start it while others use this value.
+    pub fn power(&self) -> Power {
+        self.power.clone()
     }
 
     /// `kill -9` while others use this value; [`MariaDb::kill`] has to follow before a restart.
     pub fn signal_kill(&self) {
-        if let Some(server) = &self.server {
+        if let Some(server) = &*self.power.server() {
             // It fails only when the server is gone already; it is not reaped before `kill`.
             let _ = server.child.signal(Signal::KILL);
         }
@@ -215,7 +180,7 @@ impl MariaDb {
 
     /// The TCP port on 127.0.0.1.
     pub fn port(&self) -> u16 {
-        self.port
+        self.power.port
     }
 
     /// The Unix socket.
@@ -234,6 +199,58 @@ impl MariaDb {
     }
 }
 
+/// The data of a server that was never started. Making it takes seconds, copying it a moment: so it is made once in this process.
+fn installed() -> Result<PathBuf> {
+    static INSTALLED: Mutex<Option<(TempDir, Guard)>> = Mutex::new(None);
+    let mut installed = INSTALLED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((dir, _)) = &*installed {
+        return Ok(dir.path().join("data"));
+    }
+    let dir = tempfile::Builder::new()
+        .prefix("mariadb-installed-")
+        .tempdir()?;
+    // As a `static` it is never dropped.
+    let guard = Guard::over(dir.path())?;
+    give_to_server_user(dir.path())?;
+    let data = dir.path().join("data");
+    let output = as_server_user("mariadb-install-db")
+        .env("TMPDIR", dir.path())
+        .arg("--no-defaults")
+        .arg(format!("--datadir={}", data.display()))
+        .args(["--auth-root-authentication-method=normal", "--skip-test-db"])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run mariadb-install-db; is the package mariadb-server installed?")?;
+    ensure!(
+        output.status.success(),
+        "mariadb-install-db failed: {}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    *installed = Some((dir, guard));
+    Ok(data)
+}
+
+/// The server runs as its own user, and has to get through to its directory and to write there.
+fn give_to_server_user(directory: &Path) -> Result<()> {
+    if !is_root() {
+        return Ok(());
+    }
+    let owner = Command::new("chown")
+        .arg("mysql:")
+        .arg(directory)
+        .status()?;
+    ensure!(
+        owner.success(),
+        "cannot give {} to the user mysql",
+        directory.display()
+    );
+    Ok(fs::set_permissions(
+        directory,
+        fs::Permissions::from_mode(0o755),
+    )?)
+}
+
 /// A table that nobody can use. Dropping it sets the table free.
 pub struct TableLock {
     client: Child,
@@ -245,6 +262,63 @@ impl Drop for TableLock {
         // The end of its input ends the client, and its connection the lock.
         self.stdin = None;
         let _ = self.client.wait();
+    }
+}
+
+impl Drop for MariaDb {
+    fn drop(&mut self) {
+        // Whoever still could turn it on again has nothing to turn on.
+        self.kill();
+    }
+}
+
+/// Turns a server off and on again, from any thread.
+#[derive(Clone)]
+pub struct Power {
+    server: Arc<Mutex<Option<Server>>>,
+    dir: PathBuf,
+    port: u16,
+    options: Vec<String>,
+}
+
+impl Power {
+    fn first_on(dir: &Path, options: &[&str]) -> Result<Self> {
+        let mut tries = 0;
+        loop {
+            let power = Self {
+                server: Arc::default(),
+                dir: dir.to_owned(),
+                port: TcpListener::bind("127.0.0.1:0")?.local_addr()?.port(),
+                options: options.iter().map(|&option| option.to_owned()).collect(),
+            };
+            match power.on() {
+                Ok(()) => return Ok(power),
+                // Somebody else took the port between our look and the server's.
+                Err(_) if tries < 3 => tries += 1,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Start it on the same data and port. Nothing happens if it runs.
+    pub fn on(&self) -> Result<()> {
+        let mut server = self.server();
+        if server.is_none() {
+            *server = Some(Server::start(&self.dir, self.port, &self.options)?);
+        }
+        Ok(())
+    }
+
+    /// Shut it down in order. Nothing happens if it does not run.
+    pub fn off(&self) -> Result<()> {
+        match self.server().take() {
+            Some(mut server) => server.stop(),
+            None => Ok(()),
+        }
+    }
+
+    fn server(&self) -> MutexGuard<'_, Option<Server>> {
+        self.server.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -85,6 +85,11 @@ impl Product {
         Ok(product)
     }
 
+    /// [`TestBed::init`].
+    pub fn init(&self) -> Result<()> {
+        self.bed.init(&self.binary)
+    }
+
     /// [`TestBed::add_customer`], whose password is a secret from now on.
     pub fn add_customer(&mut self, id: u32) -> Result<Customer> {
         let customer = self.bed.add_customer(id)?;

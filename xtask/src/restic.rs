@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::init::Init;
+
 /// One repository as restic sees it.
 #[derive(Debug)]
 pub struct Restic {
@@ -103,9 +105,16 @@ impl Restic {
         serde_json::from_slice(&output.stdout).context("restic printed something else than JSON")
     }
 
-    /// Create the repository, in format version 2.
+    /// Create the repository, in format version 2; of those in directories the first for real ([`Init`]).
     pub fn init(&self) -> Result<()> {
-        self.run(["init", "--repository-version", "2"]).map(drop)
+        static INIT: Init = Init::new();
+        let init = || self.run(["init", "--repository-version", "2"]).map(drop);
+        let directory = Path::new(&self.repository);
+        if !directory.is_absolute() || self.program != Path::new("restic") {
+            return init();
+        }
+        let password = fs::read_to_string(self.password_file())?;
+        INIT.make(&[(directory, &password)], init)
     }
 
     /// Read everything in the repository; anything that restic has to say about it is an error.

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use tempfile::TempDir;
 
+use crate::init::Init;
 use crate::mariadb::MariaDb;
 use crate::proxy::Proxy;
 use crate::restic::Restic;
@@ -167,6 +168,18 @@ impl TestBed {
             .arg(self.config_file())
             .stdin(Stdio::null());
         command
+    }
+
+    /// Both repositories as the product's `init` makes them: the first in this process for real ([`Init`]).
+    pub fn init(&self, binary: impl AsRef<OsStr>) -> Result<()> {
+        static INIT: Init = Init::new();
+        let repositories: [(&Path, &str); 2] = [
+            (&self.manual_repository(), &self.manual_password),
+            (&self.daily_repository(), &self.daily_password),
+        ];
+        INIT.make(&repositories, || {
+            run(self.product(binary).arg("init")).map(drop)
+        })
     }
 
     /// Let a command reach the manual repository through a proxy, and give up an outage after two seconds.

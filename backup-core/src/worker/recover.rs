@@ -22,6 +22,16 @@ const EVERY: Duration = Duration::from_secs(2);
 /// How long one is left alone that can be brought to neither end.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// [`PATIENCE`]; in builds with debug assertions as many seconds as a test wants.
+fn patience() -> Duration {
+    let wanted = match cfg!(debug_assertions) {
+        true => std::env::var("SHOPHOSTING_BACKUP_PATIENCE").ok(),
+        false => None,
+    };
+    let seconds = wanted.and_then(|seconds| seconds.parse().ok());
+    seconds.map_or(PATIENCE, Duration::from_secs)
+}
+
 /// A restore that could not be recovered.
 struct Failed {
     kind: ErrorKind,
@@ -31,7 +41,7 @@ struct Failed {
 impl Failed {
     fn is_left_alone(&self) -> bool {
         let takes_time = matches!(self.kind, ErrorKind::Stuck | ErrorKind::Failed);
-        takes_time && self.at.elapsed() < PATIENCE
+        takes_time && self.at.elapsed() < patience()
     }
 }
 

@@ -2,38 +2,18 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use backup_core::error::ErrorKind;
 use backup_core::jobs::JobStore;
 use backup_core::store::Store;
+use xtask::mount::Mount;
 
 use crate::databases::{LONG, backup_of, config, connect, created, get};
-
-/// A disk of one megabyte, for as long as this is there.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn at(place: &Path) -> Self {
-        let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]);
-        assert!(mount.arg(place).status().unwrap().success());
-        Self(place.to_owned())
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || std::thread::panicking());
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_is_named_and_once_there_is_room_jobs_go_on() {
     let dir = tempfile::tempdir().unwrap();
-    let _small = SmallDisk::at(dir.path());
+    let _small = Mount::tmpfs(dir.path(), "size=1m").unwrap();
     let url = format!("sqlite://{}/backup.db", dir.path().display());
     let jobs = JobStore::new(&connect(&url, "").await, LONG);
 

@@ -33,7 +33,7 @@ impl World {
             "UPDATE customers SET password_hash = '{PASSWORD_HASH}'"
         ));
         world.product.run("migrate").done();
-        world.product.run("init").done();
+        world.product.init().unwrap();
         world
     }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use backup_core::jobs::JobStatus;
 use backup_core::repository::BackupType;
 use serde_json::Value;
+use xtask::mount::Mount;
 
-use crate::world::{MIB, Mounted, World, add_noise, eventually, until_log};
+use crate::world::{MIB, World, add_noise, eventually, until_log};
 
 #[test]
 fn the_newest_five_of_mixed_types_stay_in_repository_and_catalogue_and_nothing_else_is_touched() {
@@ -50,7 +51,7 @@ fn the_newest_five_of_mixed_types_stay_in_repository_and_catalogue_and_nothing_e
         .manual_repository()
         .join("snapshots")
         .join(oldest);
-    let busy = Mounted::over(&file, &["--bind", file.to_str().unwrap()]);
+    let busy = Mount::bind(&file, &file).unwrap();
     let mut made = made.clone();
     made.push(world.completed(world.queue(1, BackupType::Files)));
     until_log(&mut worker, "older backups could not be removed");

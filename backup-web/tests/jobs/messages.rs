@@ -6,8 +6,9 @@ use std::process::Command;
 
 use backup_core::jobs::{Failure, JobStatus};
 use backup_core::repository::BackupType;
+use xtask::mount::Mount;
 
-use crate::world::{MIB, Mounted, Settings, World, add_noise, assert_plain};
+use crate::world::{MIB, Settings, World, add_noise, assert_plain};
 
 /// Let a job fail under a worker that logs all that it can, and hold what is said against what may be said.
 #[track_caller]
@@ -73,7 +74,7 @@ fn a_customer_is_told_nothing_of_the_machines_and_the_log_everything_but_secrets
 
     let small = scratch.join("backup-server/small");
     fs::create_dir(&small).unwrap();
-    let mounted = Mounted::over(&small, &["-t", "tmpfs", "-o", "size=8m", "tmpfs"]);
+    let mounted = Mount::tmpfs(&small, "size=8m").unwrap();
     let location = bed.sshd().location(&small.join("repository"));
     let full = [("REPOSITORIES__MANUAL__LOCATION", location.as_str())];
     world

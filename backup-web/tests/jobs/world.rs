@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -63,7 +63,7 @@ impl World {
             .map(|id| product.add_customer(id).unwrap())
             .collect();
         product.run("migrate").done();
-        product.run("init").done();
+        product.init().unwrap();
         let runtime = Runtime::new().unwrap();
         let environment: Environment = settings
             .iter()
@@ -355,23 +355,5 @@ pub fn assert_plain(job: &Job) {
         "mysql",
     ] {
         assert!(!text.contains(word), "{word}: {text}");
-    }
-}
-
-/// Something mounted, until it is dropped.
-pub struct Mounted(PathBuf);
-
-impl Mounted {
-    pub fn over(place: &Path, options: &[&str]) -> Self {
-        let mut mount = Command::new("mount");
-        assert!(mount.args(options).arg(place).status().unwrap().success());
-        Self(place.to_owned())
-    }
-}
-
-impl Drop for Mounted {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("-l").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()) || thread::panicking());
     }
 }

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use xtask::mariadb::MariaDb;
+use xtask::mount::Mount;
 use xtask::proxy::Proxy;
 use xtask::testbed::TestBed;
 
@@ -104,31 +105,6 @@ impl Held {
 
     pub fn let_go(&self) {
         fs::write(&self.go, "").unwrap();
-    }
-}
-
-/// A file system of its own, until it is dropped.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn over(place: &Path, options: &str) -> Self {
-        mount(&["-t", "tmpfs", "-o", options, "tmpfs"], place);
-        Self(place.to_owned())
-    }
-
-    fn remount(&self, options: &str) {
-        mount(&["-o", &format!("remount,{options}")], &self.0);
-    }
-}
-
-fn mount(arguments: &[&str], place: &Path) {
-    let mounted = Command::new("mount").args(arguments).arg(place).status();
-    assert!(mounted.unwrap().success(), "this takes the right to mount");
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }
 
@@ -231,7 +207,7 @@ fn a_repository_that_is_gone_when_what_was_replaced_is_to_be_kept_delays_only_th
 #[test]
 fn a_database_whose_disk_fills_up_leaves_the_site_as_it_was() {
     let disk = tempfile::tempdir().unwrap();
-    let mount = Mount::over(disk.path(), "size=400m,mode=755");
+    let mount = Mount::tmpfs(disk.path(), "size=400m,mode=755").unwrap();
     let mariadb = MariaDb::start_in(disk.path(), &[]).unwrap();
     let shop = Shop::in_world(World::on(TestBed::start_with(mariadb).unwrap(), &[1]));
     let customer = shop.world.customer(1);
@@ -448,6 +424,7 @@ fn a_worker_goes_on_with_a_stuck_restore_once_its_cause_is_mended() {
     let stuck = shop.newest_job()["id"].clone();
     let tries = shop.world.bed.scratch().join("tries");
     let mut command = impatient(&shop, "worker");
+    command.env("SHOPHOSTING_BACKUP_PATIENCE", "3");
     for action in ["stop", "start"] {
         let script = format!(
             "echo {action} >> '{}'\nif [ -e '{}' ]; then exit 1; fi",
@@ -479,7 +456,7 @@ fn without_a_place_for_its_journal_nothing_is_begun() {
     shop.world.stops_and_starts();
     let directory = journals(&shop);
     for options in ["size=64k,mode=700,ro", "size=4k,mode=700"] {
-        let mount = Mount::over(&directory, options);
+        let mount = Mount::tmpfs(&directory, options).unwrap();
         if !options.ends_with("ro") {
             fs::write(directory.join("filler"), [0; 4096]).unwrap();
         }
@@ -508,12 +485,12 @@ fn a_journal_that_can_be_written_no_more_is_gone_by_as_it_is() {
     let directory = journals(&shop);
     for online in ["", "--online"] {
         for (held_at, end) in [("stop", State::Old), ("start", State::New)] {
-            let mount = Mount::over(&directory, "size=64k,mode=700");
+            let mount = Mount::tmpfs(&directory, "size=64k,mode=700").unwrap();
             let mut command = impatient(&shop, &line(&shop, online));
             let held = Held::at(&shop.world, &mut command, held_at);
             let child = command.spawn().unwrap();
             held.wait();
-            mount.remount("ro");
+            mount.remount("ro").unwrap();
             held.let_go();
             let error = shop.world.finish(child).failed(1);
             assert!(error.contains("journal"), "{error}");
@@ -525,7 +502,7 @@ fn a_journal_that_can_be_written_no_more_is_gone_by_as_it_is() {
                 assert!(!is_closed);
                 assert!(told(&shop, "error").ends_with(" Your shop is as it was before."));
             }
-            mount.remount("rw");
+            mount.remount("rw").unwrap();
             let document = shop.world.run("recover").good();
             assert_eq!(document["restores"].as_array().unwrap().len(), 1);
             assert_eq!(shop.state(), end);

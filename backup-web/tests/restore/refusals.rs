@@ -2,11 +2,11 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags};
+use xtask::mount::Mount;
 
 use crate::world::{World, chown};
 
@@ -81,37 +81,11 @@ fn what_cannot_be_restored_is_refused_in_one_sentence() {
     world.customers.push(homeless);
 }
 
-/// A small file system, for as long as this lives.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn over(directory: &Path, megabytes: u32) -> Self {
-        let done = Command::new("mount")
-            .args([
-                "-t",
-                "tmpfs",
-                "-o",
-                &format!("size={megabytes}m,nr_inodes=9k"),
-                "tmpfs",
-            ])
-            .arg(directory)
-            .status();
-        assert!(done.unwrap().success(), "this takes the right to mount");
-        Self(directory.to_owned())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn without_room_nothing_is_begun_and_a_disk_that_fills_meanwhile_changes_nothing() {
     let mut world = World::new(&[]);
     let root = world.bed.customers_root();
-    let _mount = Mount::over(&root, 40);
+    let _mount = Mount::tmpfs(&root, "size=40m,nr_inodes=9k").unwrap();
     world.customers.push(world.bed.add_customer(1).unwrap());
     let customer = world.customer(1);
     let mut bytes = vec![0; 24 << 20];

@@ -147,7 +147,7 @@ impl Sandbox {
         }
         tell("repositories and daily backups")?;
         sandbox.run("migrate")?;
-        sandbox.run("init")?;
+        sandbox.bed.init(&sandbox.binary)?;
         sandbox.back_up_daily(options.daily, &mut tell)?;
         sandbox.run("sync")?;
         tell("the worker and the dashboard")?;
