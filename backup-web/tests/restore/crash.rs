@@ -149,10 +149,10 @@ impl Shop {
 
     #[track_caller]
     pub fn newest_job(&self) -> Value {
-        let job = self.world.sql(
+        let job = self.world.platform_sql(
             "SELECT JSON_OBJECT('status', status, 'failure', failure, 'error_message', error_message,
                  'kept_snapshot', kept_snapshot, 'recovered', recovered)
-             FROM shophosting_db.customer_backup_jobs ORDER BY id DESC LIMIT 1",
+             FROM customer_backup_jobs ORDER BY id DESC LIMIT 1",
         );
         serde_json::from_str(&job).unwrap()
     }
@@ -165,8 +165,8 @@ impl Shop {
             State::New => {
                 assert_eq!(told, "completed", "{job}");
                 let kept = job["kept_snapshot"].as_str().expect("nothing was kept");
-                let newest = self.world.sql(
-                    "SELECT snapshot_id FROM shophosting_db.customer_backups WHERE source = 'pre-restore'
+                let newest = self.world.platform_sql(
+                    "SELECT snapshot_id FROM customer_backups WHERE source = 'pre-restore'
                      AND deleted_at IS NULL ORDER BY time DESC LIMIT 1",
                 );
                 assert_eq!(newest.trim(), kept);
@@ -226,46 +226,37 @@ fn points(steps: &[&str]) -> Vec<String> {
 const UP_TO_EXCHANGE: [&str; 5] = ["close", "stage files", "stage database", "stop", "exchange"];
 const FROM_START: [&str; 4] = ["start", "open", "keep", "remove"];
 
-#[test]
-fn a_restore_that_is_killed_before_its_commit_is_undone() {
-    let shop = Shop::new();
-    let mut points = points(&UP_TO_EXCHANGE);
-    points.extend(
-        [
-            "in stage files",
-            "in stage database",
-            "in exchange",
-            "before start",
-        ]
-        .map(str::to_owned),
-    );
+/// Killed at each of these points, a restore is undone, or carried to its end.
+#[track_caller]
+fn assert_ends(shop: &Shop, points: &[String], state: State) {
     for (point, rest) in points.iter().zip(["", "--online"].iter().cycle()) {
         shop.die(rest, "", point);
-        assert_eq!(shop.recover(), State::Old, "{point}");
+        assert_eq!(shop.recover(), state, "{point}");
+        if state == State::New {
+            let job = shop.newest_job();
+            assert_eq!(job["recovered"], 1, "{job}");
+            shop.reset();
+        }
     }
-    shop.assert_sound();
 }
 
-#[test]
-fn a_restore_that_is_killed_after_its_commit_is_carried_to_its_end() {
-    let shop = Shop::new();
+fn before_commit() -> Vec<String> {
+    let within = ["close", "stage files", "stage database", "exchange"];
+    let mut points = points(&UP_TO_EXCHANGE);
+    points.extend(within.map(|step| format!("in {step}")));
+    points.push("before start".into());
+    points
+}
+
+fn after_commit() -> Vec<String> {
     let mut points = points(&FROM_START);
     points.retain(|point| point != "before start");
-    points.extend(["in keep", "in remove"].map(str::to_owned));
-    for (point, rest) in points.iter().zip(["", "--online"].iter().cycle()) {
-        shop.die(rest, "", point);
-        assert_eq!(shop.recover(), State::New, "{point}");
-        let job = shop.newest_job();
-        assert_eq!(job["recovered"], 1, "{job}");
-        shop.reset();
-    }
-    shop.assert_sound();
+    points.extend(["start", "keep", "remove"].map(|step| format!("in {step}")));
+    points
 }
 
-#[test]
-fn an_undoing_that_is_killed_is_carried_to_its_end() {
-    let shop = Shop::new();
-    let undone = [
+fn while_undone() -> Vec<String> {
+    let steps = [
         "start",
         "exchange",
         "stop",
@@ -273,21 +264,72 @@ fn an_undoing_that_is_killed_is_carried_to_its_end() {
         "stage database",
         "stage files",
     ];
-    let mut points: Vec<String> = undone
-        .iter()
-        .flat_map(|step| ["before", "after"].map(|when| format!("{when} undoing {step}")))
-        .collect();
-    points.push("in undoing exchange".into());
-    for (point, rest) in points.iter().zip(["", "--online"].iter().cycle()) {
+    let when = |step: &str| ["before", "after"].map(|when| format!("{when} undoing {step}"));
+    let mut points: Vec<String> = steps.into_iter().flat_map(when).collect();
+    points.extend(
+        [
+            "in undoing start",
+            "in undoing exchange, before the tables",
+            "in undoing exchange",
+            "in undoing exchange, before the files",
+            "in undoing stop",
+        ]
+        .map(str::to_owned),
+    );
+    points
+}
+
+#[test]
+fn a_restore_that_is_killed_before_its_commit_is_undone() {
+    let shop = Shop::new();
+    assert_ends(&shop, &before_commit(), State::Old);
+    shop.assert_sound();
+}
+
+#[test]
+fn a_restore_that_is_killed_after_its_commit_is_carried_to_its_end() {
+    let shop = Shop::new();
+    assert_ends(&shop, &after_commit(), State::New);
+    shop.assert_sound();
+}
+
+#[test]
+fn an_undoing_that_is_killed_is_carried_to_its_end() {
+    let shop = Shop::new();
+    for (point, rest) in while_undone().iter().zip(["", "--online"].iter().cycle()) {
         shop.die(rest, "at start", point);
         assert_eq!(shop.recover(), State::Old, "{point}");
         // And one that dies while it is recovered.
         shop.die(rest, "", "in exchange");
-        if !point.ends_with("start") {
+        if !point.ends_with("undoing start") {
             let mut command = shop.world.command("recover");
             command.env(DIE_AT, point);
             assert_eq!(shop.world.run_command(&mut command).status, None, "{point}");
         }
+        assert_eq!(shop.recover(), State::Old, "{point}");
+    }
+}
+
+#[test]
+fn with_its_database_in_a_container_a_restore_that_is_killed_before_its_commit_is_undone() {
+    let shop = Shop::in_world(World::in_container(&[1]));
+    let mut points = before_commit();
+    points.push("in exchange, stopped".into());
+    assert_ends(&shop, &points, State::Old);
+}
+
+#[test]
+fn with_its_database_in_a_container_a_restore_that_is_killed_after_its_commit_is_carried_to_its_end()
+ {
+    let shop = Shop::in_world(World::in_container(&[1]));
+    assert_ends(&shop, &after_commit(), State::New);
+}
+
+#[test]
+fn with_its_database_in_a_container_an_undoing_that_is_killed_is_carried_to_its_end() {
+    let shop = Shop::in_world(World::in_container(&[1]));
+    for (point, rest) in while_undone().iter().zip(["", "--online"].iter().cycle()) {
+        shop.die(rest, "at start", point);
         assert_eq!(shop.recover(), State::Old, "{point}");
     }
 }

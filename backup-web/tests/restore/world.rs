@@ -2,15 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
-use xtask::testbed::{Customer, TestBed};
+use xtask::mariadb::MariaDb;
+use xtask::testbed::{Customer, PLATFORM_SCHEMA, PLATFORM_USER, TestBed};
 use xtask::tree::TreeImage;
 
 /// Longer than anything here takes on a busy machine.
@@ -29,6 +31,8 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
 }
 
 pub struct World {
+    /// Where the customers' database server is one of their containers.
+    container: Option<Container>,
     pub bed: TestBed,
     pub customers: Vec<Customer>,
     hooks: PathBuf,
@@ -73,12 +77,24 @@ impl World {
         let world = Self {
             customers: customers.collect(),
             hooks,
+            container: None,
             bed,
         };
         for customer in &world.customers {
             world.fill(customer);
         }
-        world.run("init").good();
+        world
+            .bed
+            .init(env!("CARGO_BIN_EXE_shophosting-backup"))
+            .unwrap();
+        world
+    }
+
+    /// These customers, whose database server is one of their containers: it can be reached by programs that are run inside alone, and only while
+    /// the site runs.
+    pub fn in_container(ids: &[u32]) -> Self {
+        let mut world = Self::new(ids);
+        world.container = Some(Container::of(&world.bed, &world.hooks));
         world
     }
 
@@ -142,6 +158,9 @@ impl World {
         for action in ["stop", "start"] {
             let array = format!("[{:?}, {action:?}]", script.display().to_string());
             command.env(format!("BACKUP__SITE__{}", action.to_uppercase()), array);
+        }
+        if let Some(container) = &self.container {
+            container.configure(&self.bed, &mut command);
         }
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command
@@ -249,7 +268,19 @@ impl World {
             .unwrap()
     }
 
+    /// SQL on the platform's own schema.
+    #[track_caller]
+    pub fn platform_sql(&self, sql: &str) -> String {
+        let platform = self.container.as_ref().map(|container| &container.platform);
+        let server = platform.unwrap_or(self.bed.mariadb());
+        server.sql(&format!("USE shophosting_db; {sql}")).unwrap()
+    }
+
     pub fn evidence(&self) -> Evidence {
+        // A container that is started need not be up yet.
+        eventually("the database server is up", || {
+            self.container.is_none() || self.bed.mariadb().sql("SELECT 1").is_ok()
+        });
         let mut files = BTreeMap::new();
         for customer in &self.customers {
             files.insert(customer.id, TreeImage::of(&customer.directory).unwrap());
@@ -310,6 +341,99 @@ impl World {
     pub fn schemas_beside(&self) -> Vec<String> {
         let names = self.sql("SHOW DATABASES LIKE 'customer\\_%\\_\\_re%'");
         names.lines().map(str::to_owned).collect()
+    }
+}
+
+/// A database server that is stopped and started with a site. The platform has one of its own then.
+struct Container {
+    platform: MariaDb,
+    socket: PathBuf,
+    hook: PathBuf,
+}
+
+/// The program of `site.stop` and `site.start`.
+const CONTAINER_HOOK: &str = "<?php
+$container = stream_socket_client('unix://' . $argv[1]);
+fwrite($container, $argv[2] . \"\\n\");
+exit(stream_get_contents($container) === 'done' ? 0 : 1);
+";
+
+impl Container {
+    fn of(bed: &TestBed, hooks: &Path) -> Self {
+        let platform = MariaDb::start().unwrap();
+        let schema = [
+            format!(
+                "CREATE USER {PLATFORM_USER}@'%' IDENTIFIED BY '{}';
+                 GRANT ALL ON *.* TO {PLATFORM_USER}@'%' WITH GRANT OPTION;
+                 CREATE DATABASE {PLATFORM_SCHEMA}; USE {PLATFORM_SCHEMA};\n",
+                bed.platform_password()
+            )
+            .into_bytes(),
+            bed.dump(PLATFORM_SCHEMA).unwrap(),
+        ];
+        platform.sql_bytes(&schema.concat()).unwrap();
+        let hook = hooks.join("container.php");
+        fs::write(&hook, CONTAINER_HOOK).unwrap();
+        let socket = hooks.join("container.sock");
+        let asked = UnixListener::bind(&socket).unwrap();
+        let power = bed.mariadb().power();
+        std::thread::spawn(move || {
+            for connection in asked.incoming() {
+                let mut connection = connection.unwrap();
+                let mut action = String::new();
+                BufReader::new(&connection).read_line(&mut action).unwrap();
+                match action.as_str() {
+                    "stop\n" => power.off().unwrap(),
+                    "start\n" => {}
+                    // The end of the world.
+                    _ => return,
+                }
+                // Who asked may have been killed.
+                let _ = connection.write_all(b"done");
+                drop(connection);
+                // As `docker compose up -d` does it: whoever needs the server has to wait for it.
+                if action == "start\n" {
+                    power.on().unwrap();
+                }
+            }
+        });
+        Self {
+            platform,
+            socket,
+            hook,
+        }
+    }
+
+    fn configure(&self, bed: &TestBed, command: &mut Command) {
+        for action in ["stop", "start"] {
+            let array = [
+                "php".into(),
+                self.hook.display().to_string(),
+                self.socket.display().to_string(),
+                action.to_owned(),
+            ];
+            command.env(
+                format!("BACKUP__SITE__{}", action.to_uppercase()),
+                format!("{array:?}"),
+            );
+        }
+        let url = format!(
+            "mysql://{PLATFORM_USER}:{}@127.0.0.1:{}/{PLATFORM_SCHEMA}",
+            bed.platform_password(),
+            self.platform.port()
+        );
+        // Programs in a container are nobody on the host.
+        let exec = "[\"setpriv\", \"--reuid=nobody\", \"--regid=nogroup\", \"--clear-groups\"]";
+        command
+            .env("BACKUP__DATABASE__URL", url)
+            .env("BACKUP__CUSTOMER_DATABASE__EXEC", exec);
+    }
+}
+
+impl Drop for Container {
+    fn drop(&mut self) {
+        let ended = UnixStream::connect(&self.socket).map(drop);
+        assert!(ended.is_ok() || std::thread::panicking());
     }
 }
 

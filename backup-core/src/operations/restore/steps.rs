@@ -277,6 +277,7 @@ impl<'a> Restore<'a> {
 
     fn close(&mut self) -> Result<()> {
         self.site.maintenance_on("a backup is being restored")?;
+        fault::point("in close")?;
         // Asked behind the maintenance page, as it will be asked again.
         let health = self.site.health();
         self.journal.note(|record| record.health_before = health)
@@ -385,6 +386,7 @@ impl<'a> Restore<'a> {
             self.exchange_database()?;
             fault::point("in exchange")?;
             self.site.stop(&Cancel::new())?;
+            fault::point("in exchange, stopped")?;
             self.exchange_files()
         } else {
             self.exchange_files()?;
@@ -433,6 +435,7 @@ impl<'a> Restore<'a> {
             )
         };
         self.site.start().map_err(not_up)?;
+        fault::point("in start")?;
         let before = self.journal.record().health_before;
         // Past the commit: it is carried forward, or made back if the site does not come up, but not cancelled.
         let health = self.site.wait_until_up(before, &Cancel::new());
@@ -467,11 +470,13 @@ impl<'a> Restore<'a> {
 
     fn stop_again(&mut self) -> Result<()> {
         self.site.maintenance_on("a restore is being undone")?;
+        fault::point("in undoing start")?;
         self.site.stop(&Cancel::new())
     }
 
     fn start_again(&mut self) -> Result<()> {
         self.site.start()?;
+        fault::point("in undoing stop")?;
         let before = self.journal.record().health_before;
         if let Health::Up(_) = before
             && let Err(problem) = self.site.wait_until_up(before, &Cancel::new())
@@ -490,11 +495,13 @@ impl<'a> Restore<'a> {
         if self.database_is_in_site() && self.has_database() {
             self.site.start()?;
         }
+        fault::point("in undoing exchange, before the tables")?;
         self.exchange_database_back()?;
         fault::point("in undoing exchange")?;
         if self.database_is_in_site() {
             self.site.stop(&Cancel::new())?;
         }
+        fault::point("in undoing exchange, before the files")?;
         self.exchange_files_back()
     }
 
