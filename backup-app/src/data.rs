@@ -139,7 +139,13 @@ mod server {
 
     async fn newest_jobs(service: &BackupService, visit: &Visit) -> Result<Vec<Job>, PageError> {
         let jobs = service.jobs(Some(visit.customer), JOBS).await;
-        Ok(jobs.map_err(unavailable)?.into_iter().map(job).collect())
+        let mut jobs = jobs.map_err(unavailable)?;
+        let open = service
+            .open_job(visit.customer)
+            .await
+            .map_err(unavailable)?;
+        jobs.extend(open.filter(|open| jobs.last().is_some_and(|last| open.id < last.id)));
+        Ok(jobs.into_iter().map(job).collect())
     }
 
     fn unavailable(error: Error) -> PageError {

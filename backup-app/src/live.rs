@@ -1,4 +1,4 @@
-//! How a page stays true while it is looked at: one event stream while a job is active, a look at the status now and then otherwise.
+//! How a page stays true while it is looked at: one event stream while a job has no true end, a look at the status now and then otherwise.
 //!
 //! Only in the browser, and only while the tab is visible. Never: two streams of one tab; a page that says it is up to date while the server cannot be reached.
 
@@ -33,6 +33,8 @@ pub struct Live {
     pub jobs: RwSignal<Vec<Job>>,
     /// The one that has not ended.
     pub active: Memo<Option<Job>>,
+    /// That one, or a restore that is stuck.
+    pub open: Memo<Option<Job>>,
     /// Whether there is one: no other can be started then.
     pub is_busy: Memo<bool>,
     /// The job that was started on this page.
@@ -55,10 +57,13 @@ impl Live {
         let active = Memo::new(move |_| {
             jobs.with(|jobs| jobs.first().filter(|job| job.status.is_active()).cloned())
         });
+        let open =
+            Memo::new(move |_| jobs.with(|jobs| jobs.iter().find(|job| job.is_open()).cloned()));
         let live = Self {
             jobs,
             active,
-            is_busy: Memo::new(move |_| active.with(Option::is_some)),
+            open,
+            is_busy: Memo::new(move |_| open.with(Option::is_some)),
             started: RwSignal::new(None),
             notices: expect_context(),
             #[cfg(feature = "hydrate")]
@@ -114,7 +119,7 @@ mod browser {
     use crate::model::{Job, JobStatus};
     use crate::words;
 
-    /// How often the server is asked for news while no job is active.
+    /// How often the server is asked for news while there is no stream.
     const POLL: Duration = Duration::from_secs(15);
     /// Every so many polls the whole page is brought up to date: a job of another device may have come and gone.
     const POLLS_PER_REFRESH: u32 = 4;
@@ -268,14 +273,14 @@ mod browser {
     /// Say when a job ended that was seen running or started here, however that became known.
     fn tell_of_ends(live: Live) {
         Effect::new(move |watched: Option<Option<u64>>| {
-            let active = live.active.with(|job| job.as_ref().map(|job| job.id));
+            let open = live.open.with(|job| job.as_ref().map(|job| job.id));
             let started = live.started.get();
-            let watched = active.or(watched.flatten()).max(started)?;
+            let watched = open.or(watched.flatten()).max(started)?;
             let ended = live.jobs.with(|jobs| {
                 let job = jobs.iter().find(|job| job.id == watched)?;
                 let is_done = job.status == JobStatus::Completed;
                 // A failure has a card of its own.
-                (!job.status.is_active()).then(|| is_done.then(|| words::done(job)))
+                (!job.is_open()).then(|| is_done.then(|| words::done(job)))
             });
             let Some(message) = ended else {
                 return Some(watched);
@@ -312,16 +317,17 @@ mod browser {
             return;
         };
         let is_news = live.jobs.try_with_untracked(|jobs| {
-            // A job that is stuck ends once more.
             let is_known = |told: &Job| {
                 let mut known = jobs.iter();
                 known.any(|job| {
                     job.id == told.id && job.status == told.status && job.failure == told.failure
                 })
             };
-            let was_busy = jobs.first().is_some_and(|job| job.status.is_active());
+            // One that is stuck ends once more, and may be told no longer then.
+            let was_open = jobs.iter().any(Job::is_open);
             let mut told = status.job.iter().chain(&status.last_failed);
-            was_busy != status.job.is_some() || !told.all(is_known)
+            let is_open = told.clone().any(Job::is_open);
+            was_open != is_open || !told.all(is_known)
         });
         // The page may have been left meanwhile.
         if is_news == Some(true) {

@@ -185,7 +185,7 @@ pub struct BackupsPage {
     pub kept: u32,
     /// How many of those are kept that were made of what a restore replaced.
     pub replaced_kept: u32,
-    /// The customer's newest jobs, newest first; one that has not ended is the first.
+    /// The customer's newest jobs, newest first; one that has not ended is the first. One that is stuck is among them, however old it is.
     pub jobs: Vec<Job>,
 }
 
@@ -198,8 +198,20 @@ pub struct BackupPage {
     pub backup: Option<Backup>,
     /// How many backups are kept that were made of what a restore replaced.
     pub replaced_kept: u32,
-    /// The customer's newest jobs, newest first; one that has not ended is the first.
+    /// The customer's newest jobs, newest first; one that has not ended is the first. One that is stuck is among them, however old it is.
     pub jobs: Vec<Job>,
+}
+
+impl Job {
+    /// Whether it is a restore that somebody has to help.
+    pub fn is_stuck(&self) -> bool {
+        self.failure.as_deref() == Some("stuck")
+    }
+
+    /// Whether it has no true end yet: no other can be started then.
+    pub fn is_open(&self) -> bool {
+        self.status.is_active() || self.is_stuck()
+    }
 }
 
 impl JobStatus {

@@ -6,11 +6,14 @@
 use std::error::Error as StdError;
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// The library's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What sort of failure an [`Error`] is: decides the exit code, whether a retry is sensible, and what a customer is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The caller asked for something that makes no sense (a malformed id, a type that does not exist).
@@ -40,6 +43,7 @@ pub enum ErrorKind {
     /// An operation failed and could not be undone by itself: an operator is needed.
     Stuck,
     /// Anything else.
+    #[serde(other)]
     Failed,
 }
 

@@ -94,6 +94,7 @@ test('while a restore is stuck the page says that help is on its way, and afterw
   await expect(stuck).toContainText('Your shop shows its maintenance page until then; please do not change anything');
   await expect(stuck.getByRole('button')).toHaveCount(0);
   await expect(jobs(page).first()).toContainText('Our team has been told');
+  await expect(page.getByText('Our team is still looking after your last restore.')).toBeVisible();
   expect(await told(page, stuck)).toMatchSnapshot('stuck.aria.yml');
   for (const colorScheme of ['light', 'dark'] as const) {
     await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' });
@@ -104,6 +105,6 @@ test('while a restore is stuck the page says that help is on its way, and afterw
   // Nobody has to load the page again to hear of the end.
   await turn('mend customer-6');
   await expect(stuck).toBeHidden({ timeout: 2 * JOB });
-  await expect(failure(page, 'The restore was interrupted')).toContainText('Your shop is as it was before.');
+  await expect(failure(page, 'The restore was rolled back')).toContainText('Your shop is as it was before.');
   expect(await status(me)).toBe(200);
 });

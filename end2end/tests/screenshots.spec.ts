@@ -192,9 +192,9 @@ test('restores that did not end well', async ({ page }) => {
   await expect(failure(page, 'The restore needs our help')).toBeVisible({ timeout: JOB });
   await picture(page, 'stuck');
   await turn('mend customer-1');
-  const undone = failure(page, 'The restore was interrupted');
+  const undone = failure(page, 'The restore was rolled back');
   await expect(undone).toBeVisible({ timeout: JOB });
-  await picture(page, 'interrupted');
+  await picture(page, 'no-longer-stuck');
 
   const front = join(owner(1).site, 'index.php');
   const good = readFileSync(front);

@@ -47,8 +47,11 @@ pub fn Questions(
     move || {
         let ask = ask.get()?;
         // A question that is on the screen is not taken away by what happens meanwhile.
-        let active = live.active.get_untracked();
-        Some(match (ask, active) {
+        let in_the_way = match ask {
+            Ask::Cancel | Ask::Delete(_) => live.active,
+            Ask::Backup(_) | Ask::Restore(..) => live.open,
+        };
+        Some(match (ask, in_the_way.get_untracked()) {
             (Ask::Cancel, Some(job)) => at_once(view! { <AskCancel job /> }),
             (Ask::Cancel, None) => at_once(view! {
                 <NotNow title="There is nothing to cancel" reason="No backup or restore is running any more." />

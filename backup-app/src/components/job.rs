@@ -17,7 +17,7 @@ use crate::words;
 /// How many of the past jobs are shown at once.
 const RECENT: usize = 6;
 
-/// The running job, or the newest one if it failed and was not dismissed.
+/// The running job, one that is stuck, or the newest one if it failed and was not dismissed.
 #[component]
 pub fn JobCards(
     /// Where the page is that this is on.
@@ -28,9 +28,10 @@ pub fn JobCards(
     let active = Memo::new(move |_| live.active.with(|job| job.as_ref().map(|job| job.id)));
     let failed = Memo::new(move |_| {
         live.jobs.with(|jobs| {
-            let newest = jobs.first()?;
-            let is_news = newest.status == JobStatus::Failed && !newest.dismissed;
-            is_news.then(|| newest.clone())
+            let is_news = |job: &&Job| job.status == JobStatus::Failed && !job.dismissed;
+            let mut stuck = jobs.iter().filter(|job| job.is_stuck());
+            let told = stuck.next().or_else(|| jobs.first().filter(is_news));
+            told.cloned()
         })
     });
     let here = StoredValue::new(here);
@@ -225,7 +226,7 @@ fn FailedJob(job: Job) -> impl IntoView {
     let live: Live = expect_context();
     let ended = job.completed_at.as_deref().and_then(clock::parse);
     let was_cancelled = job.failure.as_deref() == Some("cancelled");
-    let is_stuck = job.failure.as_deref() == Some("stuck");
+    let is_stuck = job.is_stuck();
     let title = match (job.job_type, job.failure.as_deref()) {
         (JobType::Backup, Some("cancelled")) => "The backup was cancelled",
         (JobType::Backup, _) => "The backup failed",

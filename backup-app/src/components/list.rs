@@ -57,13 +57,16 @@ pub fn Choices() -> impl IntoView {
 #[component]
 pub fn WhyOff() -> impl IntoView {
     let live: Live = expect_context();
-    let reason = Memo::new(move |_| live.active.with(|job| job.as_ref().map(why_off)));
+    let reason = Memo::new(move |_| live.open.with(|job| job.as_ref().map(why_off)));
     view! { <p id="why-off" class="why-off">{reason}</p> }
 }
 
-/// Why nothing can be started while this job has not ended.
+/// Why nothing can be started while this job has no true end.
 pub fn why_off(job: &Job) -> &'static str {
     match job.job_type {
+        _ if job.is_stuck() => {
+            "Our team is still looking after your last restore. You can start the next thing when your shop is open again."
+        }
         JobType::Backup => "A backup is running. You can start the next thing when it is done.",
         JobType::Restore => "A restore is running. You can start the next thing when it is done.",
     }
@@ -133,7 +136,7 @@ fn About(time: i64) -> impl IntoView {
     }
 }
 
-/// Opens the question whether to restore; off while a job is active.
+/// Opens the question whether to restore; off while a job has no true end.
 #[component]
 pub fn RestoreLink(
     id: String,

@@ -99,7 +99,7 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
             </dl>
             <div class="details-actions">
                 <RestoreLink id=backup.id.clone() page=here.clone() time />
-                {delete.map(|delete| move || if live.is_busy.get() {
+                {delete.map(|delete| move || if live.active.with(Option::is_some) {
                     Either::Left(view! { <button class="button quiet" disabled aria-describedby="why-off">"Delete …"</button> })
                 } else {
                     Either::Right(view! { <a class="button quiet" href=delete.clone() data-noscroll>"Delete …"</a> })

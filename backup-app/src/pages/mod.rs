@@ -26,16 +26,16 @@ pub fn answer_with(status: axum::http::StatusCode) {
     }
 }
 
-/// In the address of a page that refreshes itself: the job that was active when it was shown last.
+/// In the address of a page that refreshes itself: the job that had no true end when it was shown last.
 const WATCHED: &str = "watched";
 
 /// For how long the end of a job is news.
 const NEWS: i64 = 60_000;
 
-/// Without JavaScript a page refreshes itself while a job is active and nobody is filling in a form on it.
+/// Without JavaScript a page refreshes itself while a job has no true end and nobody is filling in a form on it.
 fn refresh_without_script(live: Live, here: &str, asks: bool) -> impl IntoView + use<> {
     let job = live
-        .active
+        .open
         .with_untracked(|job| job.as_ref().map(|job| job.id));
     job.filter(|_| !asks).map(|job| {
         let refresh = [
@@ -60,7 +60,7 @@ fn told_of_end(mut viewer: Viewer, jobs: &[Job]) -> Viewer {
             && job.status == JobStatus::Completed
             && ended.is_some_and(|ended| viewer.now - ended < NEWS)
     };
-    let done = jobs.first().filter(is_news).map(words::done);
+    let done = jobs.iter().find(is_news).map(words::done);
     viewer.flash = viewer.flash.or(done);
     viewer
 }

@@ -137,6 +137,55 @@ fn a_restore_that_did_not_end_well_is_told_as_it_ended() {
 }
 
 #[test]
+fn a_stuck_restore_stays_in_sight_whatever_came_after_it_and_lets_nothing_begin_but_a_deletion() {
+    const WHY: &str = "Our team is still looking after your last restore.";
+    let mut page = page();
+    page.manual = vec![backup("a1", Source::Manual, Part::Both, 30)];
+    let newer = Job {
+        id: 9,
+        status: JobStatus::Completed,
+        ..running()
+    };
+    page.jobs = vec![newer, ended_restore(Some("stuck"))];
+    for address in [
+        "/backups",
+        "/backups?ask=restore&id=a1",
+        "/backups?ask=backup",
+    ] {
+        let html = backups_html(page.clone(), address);
+        let alert = html.split("role=\"alert\"").nth(1).unwrap_or_default();
+        assert!(alert.contains("The restore needs our help"), "{html}");
+        assert!(text(&html).contains(WHY), "{html}");
+        for action in ["/backups/create", "/backups/a1/restore"] {
+            assert!(!html.contains(&format!("action=\"{action}\"")), "{html}");
+        }
+    }
+    // Its end is told at once, without JavaScript too.
+    let html = backups_html(page.clone(), "/backups");
+    assert!(
+        html.contains("content=\"5; url=/backups?watched=7\""),
+        "{html}"
+    );
+    page.jobs[1] = ended_restore(None);
+    let html = backups_html(page.clone(), "/backups?watched=7");
+    assert!(
+        html.contains("Your shop is restored and open again."),
+        "{html}"
+    );
+
+    page.jobs[1] = ended_restore(Some("stuck"));
+    let details = BackupPage {
+        viewer: viewer(),
+        backup: Some(page.manual[0].clone()),
+        replaced_kept: 3,
+        jobs: page.jobs,
+    };
+    let html = details_html(details, "/backups/a1?ask=delete");
+    assert!(html.contains("action=\"/backups/a1/delete\""), "{html}");
+    assert!(!html.contains("ask=restore"), "{html}");
+}
+
+#[test]
 fn a_restore_that_was_interrupted_and_finished_later_says_so() {
     const WORDS: &str = "It was interrupted and finished on its own.";
     for recovered in [true, false] {

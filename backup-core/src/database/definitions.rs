@@ -86,6 +86,10 @@ mod hex_bytes {
 }
 
 impl Definition {
+    pub(super) fn is_called(&self, kind: Kind, name: &str) -> bool {
+        self.kind == kind && self.name == name
+    }
+
     fn definer(&self) -> Option<Definer> {
         let at = definer_in_create(&self.text)?;
         parse_definer(self.text.get(at..)?).map(|(definer, _)| definer)
@@ -502,7 +506,7 @@ pub(super) fn missing(
         .filter(|wanted| {
             !there
                 .iter()
-                .any(|(kind, name)| *kind == wanted.kind && *name == wanted.name)
+                .any(|(kind, name)| wanted.is_called(*kind, name))
         })
         .cloned()
         .collect())

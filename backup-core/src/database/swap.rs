@@ -3,8 +3,9 @@
 //! One `RENAME TABLE` of all tables is the commit. Before it, what had to be dropped of the live schema (triggers: tables that
 //! have some do not move) is put back on any failure; after it, what is not a table is made anew in the live schema, and the whole is reversed if that fails.
 //! The replaced schema holds a record of both sides from before the first change on, in a table whose name, changed by the
-//! commit itself and again once all is done, says where a crash left us. Never: a live schema between the two; what was created in it
-//! since a completed swap dropped by completing that swap again.
+//! commit itself and again once all is done, says where a crash left us. Whoever creates or changes views, routines, triggers or events while it is
+//! under way makes it fail: what the record lacks is found before the commit and once more after it. Never: a live schema between the two; what was
+//! created in it since a completed swap dropped by completing that swap again; anything dropped on the way that no record has.
 
 use std::fmt;
 use std::thread;
@@ -127,7 +128,7 @@ impl ReplacedState {
 }
 
 /// What has to be known to finish a swap or to undo it.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Record {
     live: String,
     shadow: String,
@@ -138,12 +139,30 @@ pub(super) struct Record {
     new: Vec<Definition>,
 }
 
+impl Record {
+    /// Whether something of this name was in the live schema when that was looked at.
+    fn has_old(&self, kind: Kind, name: &str) -> bool {
+        self.old.iter().any(|one| one.is_called(kind, name))
+    }
+
+    fn has(&self, kind: Kind, name: &str) -> bool {
+        self.has_old(kind, name) || self.new.iter().any(|one| one.is_called(kind, name))
+    }
+
+    /// Whether it was there just as it is now.
+    fn has_unchanged(&self, now: &Definition) -> bool {
+        let is_it = |one: &Definition| one.is_called(now.kind, &now.name) && one.text == now.text;
+        self.old.iter().any(is_it)
+    }
+}
+
 /// Put what is in the shadow schema in the place of what is in the live one. Afterwards the live schema has exactly the tables,
 /// views, routines, triggers and events of the shadow, which is empty and to be discarded; on an error the live schema is as it was.
 /// Cancelling works up to the commit.
 ///
 /// # Errors
-/// [`ErrorKind::Busy`] when a transaction keeps a table in use for longer than some seconds; [`ErrorKind::Refused`] when a table of
+/// [`ErrorKind::Busy`] when a transaction keeps a table in use for longer than some seconds, and when something that is no table is created or
+/// changed in the live schema meanwhile; [`ErrorKind::Refused`] when a table of
 /// another schema has a foreign key into the live one, or a right is missing.
 pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Replaced> {
     let failed = |error: Error| match error.kind() {
@@ -165,10 +184,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
     if let Err(error) = swap.up_to_commit(cancel) {
         return Err(failed(swap.after_undo(error, swap.undo())));
     }
-    // From here on there is no way out but to the end or back.
-    if let Err(error) = swap.complete() {
-        return Err(failed(swap.after_undo(error, swap.reverse())));
-    }
+    swap.after_commit().map_err(failed)?;
     Ok(Replaced {
         live: record.live,
         schema: record.replaced,
@@ -261,10 +277,12 @@ impl Swap<'_> {
                 |kind, _| kind == Kind::Trigger,
                 cancel,
             )?;
-            // A view in the way of a table has to go before it, too.
+            // A view in the way of a table has to go before it, too. A trigger or view that came since makes the commit fail.
+            self.require_recorded(cancel)?;
             let in_the_way = |kind, name: &str| {
-                kind == Kind::Trigger
-                    || kind == Kind::View && tables.iter().any(|table| table == name)
+                let is_in_the_way = kind == Kind::Trigger
+                    || kind == Kind::View && tables.iter().any(|table| table == name);
+                is_in_the_way && record.has_old(kind, name)
             };
             drop_where(self.server, &record.live, options, in_the_way, cancel)
         })?;
@@ -280,11 +298,81 @@ impl Swap<'_> {
         )
     }
 
+    /// That nothing would be lost which was created or changed in the live schema since it was recorded.
+    fn require_recorded(&self, cancel: &Cancel) -> Result<()> {
+        let now = collect(self.server, &self.record.live, cancel)?;
+        match now.iter().find(|one| !self.record.has_unchanged(one)) {
+            None => Ok(()),
+            Some(one) => Err(changed_meanwhile(one)),
+        }
+    }
+
+    /// From the commit on there is no way out but to the end or back.
+    fn after_commit(&self) -> Result<()> {
+        let latecomers = self.latecomers(|now| match now.kind {
+            // It is told otherwise once its tables are gone.
+            Kind::View => self.record.has_old(now.kind, &now.name),
+            _ => self.record.has_unchanged(now),
+        });
+        let taken_in = latecomers.and_then(|latecomers| {
+            let first = latecomers.first().map(changed_meanwhile);
+            Ok((self.take_in(latecomers)?, first))
+        });
+        let (record, changed) = match taken_in {
+            Ok(taken_in) => taken_in,
+            Err(error) => {
+                let message = "what was created in it meanwhile cannot be looked at";
+                let unknown = Error::new(ErrorKind::Failed, message);
+                return Err(self.after_undo(error, Err(unknown)));
+            }
+        };
+        let this = Swap {
+            record: &record,
+            ..*self
+        };
+        let done = match changed {
+            Some(changed) => Err(changed),
+            None => this.complete(),
+        };
+        done.map_err(|error| this.after_undo(error, this.reverse()))
+    }
+
+    /// What is in the live schema since the commit, is no table, and is not known. It was there before the commit: a trigger would not have let
+    /// that pass, and came later.
+    fn latecomers(&self, is_known: impl Fn(&Definition) -> bool) -> Result<Vec<Definition>> {
+        let mut found = collect(self.server, &self.record.live, &Cancel::new())?;
+        found.retain(|now| now.kind != Kind::Trigger && !is_known(now));
+        Ok(found)
+    }
+
+    /// The record with these in it, also where it is kept.
+    fn take_in(&self, latecomers: Vec<Definition>) -> Result<Record> {
+        let mut record = self.record.clone();
+        if latecomers.is_empty() {
+            return Ok(record);
+        }
+        for one in latecomers {
+            record
+                .old
+                .retain(|known| !known.is_called(one.kind, &one.name));
+            record.old.push(one);
+        }
+        record.old.sort_by_key(|one| one.kind);
+        self.server.change(
+            &format!(
+                "UPDATE {}.{} SET record = {};",
+                identifier(&record.replaced),
+                identifier(COMMITTED),
+                hex_literal(&in_bytes(&record)?)
+            ),
+            &Cancel::new(),
+        )?;
+        Ok(record)
+    }
+
     /// The record, in the new replaced schema, before anything else.
     fn write_record(&self, cancel: &Cancel) -> Result<()> {
-        let record = serde_json::to_vec(self.record).map_err(|error| {
-            Error::caused(ErrorKind::Failed, "the swap cannot be recorded", error)
-        })?;
+        let record = in_bytes(self.record)?;
         let schema = identifier(&self.record.replaced);
         let like = match &self.record.charset {
             Some((charset, collation)) => format!("CHARACTER SET {charset} COLLATE {collation}"),
@@ -406,7 +494,8 @@ impl Swap<'_> {
     fn complete(&self) -> Result<()> {
         let cancel = &Cancel::new();
         let record = self.record;
-        drop_where(self.server, &record.live, "", |_, _| true, cancel)?;
+        let is_recorded = |kind, name: &str| record.has(kind, name);
+        drop_where(self.server, &record.live, "", is_recorded, cancel)?;
         self.open_live(cancel)?;
         let by = As::Tenant(&self.tenant.account, &self.tenant.definer);
         create(
@@ -542,6 +631,22 @@ impl Swap<'_> {
             ),
         }
     }
+}
+
+fn in_bytes(record: &Record) -> Result<Vec<u8>> {
+    serde_json::to_vec(record)
+        .map_err(|error| Error::caused(ErrorKind::Failed, "the swap cannot be recorded", error))
+}
+
+fn changed_meanwhile(what: &Definition) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!(
+            "the {} {} was created or changed while the database was being replaced, so that it would be lost; try again when nobody does that",
+            what.kind.sql().to_lowercase(),
+            what.name
+        ),
+    )
 }
 
 /// Tables and sequences.
@@ -690,12 +795,19 @@ fn with_record<T>(
         }
     };
     let tenant = open_tenant(server, &replaced.live, account, cancel)?;
-    let swap = Swap {
+    let mut swap = Swap {
         server,
         record: &record,
         tenant: &tenant,
         warn: &warn,
     };
+    let taken_in;
+    if state == ReplacedState::Committed {
+        // Of what is recorded nobody knows here whether it is the old one or was made anew already.
+        let latecomers = swap.latecomers(|now| record.has(now.kind, &now.name))?;
+        taken_in = swap.take_in(latecomers)?;
+        swap.record = &taken_in;
+    }
     let result = act(&swap, state);
     let settled = settle_account(server, &replaced.live);
     result.and_then(|value| settled.map(|()| value))
@@ -1133,6 +1245,114 @@ mod tests {
             }
             bed.assert_nothing_left();
         }
+    }
+
+    /// Statements that create or change something which is no table, each with the way back from it.
+    fn changes(now: u32, before: u32) -> [[String; 2]; 7] {
+        let create = "CREATE OR REPLACE DEFINER = customer_7@'%'";
+        let created = |what: &str, rest: &str| {
+            [
+                format!("{create} {what} late_{now} {rest}"),
+                format!("DROP {what} late_{now}"),
+            ]
+        };
+        let changed = |what: &str| [now, before].map(|number| format!("{create} {what} {number}"));
+        // Triggers of one table and one time would be in another order.
+        let time = if before == 1 { "BEFORE" } else { "AFTER" };
+        let daily = "ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DO SET @a = 1";
+        [
+            created("VIEW", "AS SELECT * FROM a"),
+            created("PROCEDURE", "() SELECT 1"),
+            created("EVENT", daily),
+            created(
+                "TRIGGER",
+                &format!("{time} DELETE ON a FOR EACH ROW SET @a = 1"),
+            ),
+            changed("PROCEDURE p() SELECT"),
+            changed("VIEW b AS SELECT 1 AS x,"),
+            changed("TRIGGER tb AFTER INSERT ON a FOR EACH ROW SET @b ="),
+        ]
+    }
+
+    #[test]
+    fn what_is_created_or_changed_during_a_swap_makes_it_fail_and_is_not_lost() {
+        let (bed, backup) = Bed::new();
+        let cancel = Cancel::new();
+        let sql = |text: &str| bed.mariadb.sql(&format!("USE customer_7; {text}")).unwrap();
+        sql("CREATE OR REPLACE DEFINER = customer_7@'%' VIEW b AS SELECT 1 AS x, 1");
+        // Just before it is looked for, and just after that.
+        for (before, now, is_after) in [(1, 10, false), (10, 20, true)] {
+            for [change, back] in changes(now, before) {
+                let at_first = bed.dump();
+                sql(&change);
+                let expected = bed.dump();
+                assert_ne!(expected, at_first, "{change}");
+                sql(&back);
+                bed.assert_live(&at_first);
+
+                let shadow = bed.staged(&backup);
+                let record = plan(&bed.server, &shadow, &cancel).unwrap();
+                let swap = Swap {
+                    server: &bed.server,
+                    record: &record,
+                    tenant: &shadow.tenant,
+                    warn: &|text| panic!("{text}"),
+                };
+                if is_after {
+                    swap.write_record(&cancel).unwrap();
+                    let drop = |schema: &str, which: fn(Kind, &str) -> bool| {
+                        drop_where(&bed.server, schema, "", which, &cancel).unwrap();
+                    };
+                    drop(&record.shadow, |kind, _| kind == Kind::Trigger);
+                    drop(LIVE, |kind, name| kind == Kind::Trigger || name == "b");
+                    sql(&change);
+                    let (shadow, replaced) = (&record.shadow, &record.replaced);
+                    let mark = (PENDING, COMMITTED);
+                    match swap.rename(LIVE, replaced, shadow, LIVE, mark, &cancel) {
+                        Ok(()) => {
+                            let error = swap.after_commit().unwrap_err();
+                            assert_eq!(error.kind(), ErrorKind::Busy, "{change}: {error:?}");
+                        }
+                        Err(_) => swap.undo().unwrap(),
+                    }
+                } else {
+                    sql(&change);
+                    let error = swap.up_to_commit(&cancel).unwrap_err();
+                    assert_eq!(error.kind(), ErrorKind::Busy, "{change}: {error:?}");
+                    swap.undo().unwrap();
+                }
+                bed.assert_live(&expected);
+                bed.assert_nothing_left();
+            }
+        }
+        let shadow = bed.staged(&backup);
+        let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+        bed.assert_live(&backup);
+        drop_replaced(&bed.server, &replaced, &bed.control).unwrap();
+        bed.assert_nothing_left();
+    }
+
+    #[test]
+    fn what_was_created_just_before_a_commit_after_which_all_died_belongs_to_what_was_replaced() {
+        let (bed, backup) = Bed::new();
+        let cancel = Cancel::new();
+        let [[view, _], [procedure, _], [event, _], ..] = changes(10, 1);
+        let late = format!("USE customer_7; {view}; {procedure}; {event};");
+        bed.mariadb.sql(&late).unwrap();
+        let expected = bed.dump();
+        bed.mariadb
+            .sql("USE customer_7; DROP VIEW late_10; DROP PROCEDURE late_10; DROP EVENT late_10;")
+            .unwrap();
+        let (replaced, state) = bed.interrupted(&backup, |swap| {
+            swap.up_to_commit(&cancel).unwrap();
+            bed.mariadb.sql(&late).unwrap();
+        });
+        assert_eq!(state, ReplacedState::Committed);
+        bed.resume(&replaced);
+        bed.assert_live(&backup);
+        bed.resume_or_reverse(&replaced);
+        bed.assert_live(&expected);
+        bed.assert_nothing_left();
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Jobs: what customers asked for, who runs it, how far it is, and how it ended.
 //!
 //! The SQL table is the truth. One active job per customer is a unique index; who may write to a running job is decided by its attempt number in every
-//! statement (a lease with fencing). Never: a job that ends twice, a state that an owner without the lease has written, a sentence for the
-//! customer with a path, a host or SQL in it.
+//! statement (a lease with fencing). Never: a job that ends twice, but for a stuck restore, which gets its true end; a job created beside
+//! one of the same customer that has no true end; a state that an owner without the lease has written; a sentence for the customer with a path, a host
+//! or SQL in it.
 
 mod deletion;
 mod figures;
@@ -155,6 +156,18 @@ impl JobStatus {
     /// Whether the job still waits or runs.
     pub fn is_active(self) -> bool {
         matches!(self, Self::Pending | Self::Running)
+    }
+}
+
+impl Job {
+    /// Whether it has no true end yet: it waits, runs, or is a restore that is stuck.
+    pub fn is_open(&self) -> bool {
+        self.status.is_active() || self.is_stuck()
+    }
+
+    /// Whether it is a restore that could be neither finished nor undone.
+    pub fn is_stuck(&self) -> bool {
+        self.status == JobStatus::Failed && self.failure == Some(Failure::Stuck)
     }
 }
 

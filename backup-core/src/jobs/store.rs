@@ -50,7 +50,7 @@ pub struct NewJob {
 pub enum Created {
     /// The new job.
     Job(Box<Job>),
-    /// There is none, because this one of the customer's has not ended yet.
+    /// There is none, because this one of the customer's has not ended yet, or is a stuck restore.
     InTheWay(Box<Job>),
 }
 
@@ -132,6 +132,13 @@ const PENDING_ON: &str = "WHERE server = ? AND status = 'pending' AND customer_b
     ORDER BY customer_backup_jobs.id LIMIT ?";
 
 const IS_RUNNING_ON: &str = "WHERE server = ? AND status = 'running'";
+const STUCK_ON: &str = "WHERE server = ? AND status = 'failed' AND failure = 'stuck'";
+
+/// The customer's job that has no true end yet: one at most, unless the table is from a time when others could be made beside a stuck one.
+const OPEN_OF_CUSTOMER: &str = "WHERE customer_id = ? AND (status IN ('pending', 'running') OR (status = 'failed' AND failure = 'stuck'))
+    ORDER BY customer_backup_jobs.id DESC LIMIT 1";
+const STUCK_OF_CUSTOMER: &str = "WHERE customer_id = ? AND status = 'failed' AND failure = 'stuck'
+    ORDER BY customer_backup_jobs.id DESC LIMIT 1";
 
 /// What a lease writes under. The status as an expression: MariaDB would go through the index of all that run, and lock what lies beside.
 const IS_HELD: &str = "id = ? AND attempts = ? AND COALESCE(status, '') = 'running'";
@@ -233,8 +240,8 @@ impl JobStore {
         // Between looking for the job in the way and inserting, one may come, and it may have ended when it is looked for again.
         const TRIES: usize = 5;
         for _ in 0..TRIES {
-            // The index decides. This spares it the most of the wishes that it would refuse, each of which costs locks and a number.
-            if let Some(job) = self.active(new.customer).await? {
+            // The transaction decides. This spares it the most of the wishes that it would refuse, each of which costs locks and a number.
+            if let Some(job) = self.open(new.customer).await? {
                 return Ok(Created::InTheWay(Box::new(job)));
             }
             let inserted = match owner {
@@ -245,7 +252,7 @@ impl JobStore {
                     self.insert_row(new, INSERT_CLAIMED, &values).await?
                 }
             };
-            if let Inserted::Done(id) = inserted {
+            if let Some(id) = inserted {
                 let job = self.require(JobId(id)).await?;
                 return Ok(Created::Job(Box::new(job)));
             }
@@ -256,36 +263,35 @@ impl JobStore {
         ))
     }
 
-    async fn insert_row(&self, new: &NewJob, sql: &str, values: &[Value]) -> Result<Inserted> {
-        let Some((source, snapshot)) = new.snapshot else {
-            return self.store.insert(sql, values).await;
-        };
+    /// The number of the new row; none where another job is in the way.
+    async fn insert_row(&self, new: &NewJob, sql: &str, values: &[Value]) -> Result<Option<u64>> {
         let mut tries = Tries::default();
         loop {
-            let inserted = self
-                .try_insert_restore(new.customer, source, &snapshot, sql, values)
-                .await;
+            let inserted = self.try_insert(new, sql, values).await;
             if !tries.is_to_repeat(&inserted).await {
                 return inserted;
             }
         }
     }
 
-    async fn try_insert_restore(
-        &self,
-        customer: CustomerId,
-        source: Source,
-        snapshot: &SnapshotId,
-        sql: &str,
-        values: &[Value],
-    ) -> Result<Inserted> {
+    async fn try_insert(&self, new: &NewJob, sql: &str, values: &[Value]) -> Result<Option<u64>> {
+        let customer = new.customer;
         let mut transaction = self.store.begin().await?;
-        if !Catalog::hold(&mut transaction, customer, source, snapshot).await? {
+        if let Some((source, snapshot)) = &new.snapshot
+            && !Catalog::hold(&mut transaction, customer, *source, snapshot).await?
+        {
             return Err(no_such_backup(customer, &snapshot.to_string()));
         }
-        let inserted = transaction.insert(sql, values).await?;
+        let Inserted::Done(id) = transaction.insert(sql, values).await? else {
+            return Ok(None);
+        };
+        // Only now: what was active until the index let the row in may have ended as a stuck one, and is seen; from here on none can become that.
+        let stuck = Self::one_in(&mut transaction, STUCK_OF_CUSTOMER, customer).await?;
+        if stuck.is_some() {
+            return Ok(None);
+        }
         transaction.commit().await?;
-        Ok(inserted)
+        Ok(Some(id))
     }
 
     /// Take a backup whose owner died, else the oldest job of a hosting server that waits. `owner` is the caller, as
@@ -627,9 +633,27 @@ impl JobStore {
         transaction: &mut Transaction,
         customer: CustomerId,
     ) -> Result<Option<Job>> {
-        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs WHERE active_customer = ?");
+        Self::one_in(transaction, "WHERE active_customer = ?", customer).await
+    }
+
+    async fn one_in(
+        transaction: &mut Transaction,
+        which: &str,
+        customer: CustomerId,
+    ) -> Result<Option<Job>> {
+        let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
         let row: Option<Row> = transaction.row(&query, values![customer.get()]).await?;
         Ok(row.map(|row| row.seen).transpose()?.map(|seen| seen.job))
+    }
+
+    /// The customer's job that has no true end yet: one that has not ended, or a restore that is stuck. No other can be created meanwhile.
+    pub async fn open(&self, customer: CustomerId) -> Result<Option<Job>> {
+        self.one(OPEN_OF_CUSTOMER, values![customer.get()]).await
+    }
+
+    /// The restores of a hosting server that are stuck.
+    pub(crate) async fn stuck_on(&self, server: &str) -> Result<Vec<Job>> {
+        self.list(STUCK_ON, values![server]).await
     }
 
     /// The newest jobs of a customer, newest first. Rows that make no sense are left out, and logged.
@@ -917,7 +941,7 @@ mod tests {
     async fn what_lists_jobs_on_sqlite_sorts_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let jobs = jobs(&dir, Duration::ZERO).await;
-        for which in [RECENT, OF_CUSTOMER, PENDING_ON] {
+        for which in [RECENT, OF_CUSTOMER, OPEN_OF_CUSTOMER, PENDING_ON] {
             let explain =
                 format!("EXPLAIN QUERY PLAN SELECT {COLUMNS} FROM customer_backup_jobs {which}");
             let values = vec![Value::from(1_i64); which.matches('?').count()];

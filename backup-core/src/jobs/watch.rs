@@ -29,7 +29,8 @@ struct Watched {
     is_asking: bool,
 }
 
-/// The states of a job, as they come; the last one is its end. A state that nobody looked at in time is left out.
+/// The states of a job, as they come; the last one is its end, which of a stuck restore is the true one. A state that nobody looked at in time is
+/// left out.
 pub struct JobStream {
     inner: Pin<Box<dyn Stream<Item = Job> + Send>>,
 }
@@ -58,7 +59,7 @@ impl Watcher {
 
     /// The states of a job from `now` on.
     pub(crate) fn watch(&self, now: Job) -> JobStream {
-        if !now.status.is_active() {
+        if !now.is_open() {
             return JobStream {
                 inner: Box::pin(futures_util::stream::iter([now])),
             };
@@ -71,7 +72,7 @@ impl Watcher {
                 receiver.changed().await.ok()?;
             }
             let job = receiver.borrow_and_update().clone();
-            let goes_on = job.status.is_active();
+            let goes_on = job.is_open();
             Some((job, goes_on.then_some((receiver, false))))
         });
         JobStream {

@@ -95,7 +95,7 @@ pub enum RunHere<T> {
         /// What was done.
         report: T,
     },
-    /// It was not begun: this job of the customer's has not ended yet.
+    /// It was not begun: this job of the customer's has not ended yet, or is a stuck restore.
     InTheWay(Box<Job>),
 }
 
@@ -258,6 +258,11 @@ impl BackupService {
         }
     }
 
+    /// The customer's job that has no true end yet: one that has not ended, or a restore that is stuck. No other can be created meanwhile.
+    pub async fn open_job(&self, customer: CustomerId) -> Result<Option<Job>> {
+        self.jobs.open(customer).await
+    }
+
     /// The customer's job that has not ended.
     pub async fn active_job(&self, customer: CustomerId) -> Result<Option<Job>> {
         self.jobs.active(customer).await
@@ -347,7 +352,7 @@ impl BackupService {
     }
 
     /// Finish or undo the restores of this server that were interrupted, and end their jobs. Each with what became of it; of one that cannot be
-    /// recovered now, why.
+    /// recovered now, or never because its journal is gone, why.
     pub async fn recover(
         &self,
         engine: &Arc<Engine>,
@@ -364,6 +369,8 @@ impl BackupService {
                 Err(error) => (None, Err(error)),
             });
         }
+        let lost = runner.end_lost().await?.into_iter();
+        recovered.extend(lost.map(|error| (None, Err(error))));
         Ok(recovered)
     }
 
@@ -462,12 +469,15 @@ impl BackupService {
         let runner = self.runner(engine);
         let mut created = self.jobs.create_claimed(new, &owner).await?;
         if let Err(job) = &created
-            && job.status == JobStatus::Running
+            && (job.status == JobStatus::Running || job.is_stuck())
         {
-            // There may be no worker that would find that its process is dead.
-            match runner.end_abandoned(job, &owner).await {
-                Err(error) if error.kind() != ErrorKind::Busy => return Err(error),
-                _ => created = self.jobs.create_claimed(new, &owner).await?,
+            // There may be no worker that would find that its process is dead, or that its cause is mended.
+            let ended = runner.end_abandoned(job, &owner).await;
+            created = self.jobs.create_claimed(new, &owner).await?;
+            if let (Err(error), Err(_)) = (ended, &created)
+                && error.kind() != ErrorKind::Busy
+            {
+                return Err(error);
             }
         }
         let claimed = match created {

@@ -315,6 +315,21 @@ impl Staging {
             .then_some(path))
     }
 
+    /// Put what a swap replaced, which is no directory and so cannot be a backup, into the customer's directory, under a name that this gives.
+    pub fn set_aside(&self, site: &Site, staged: &Staged) -> Result<String> {
+        let path = self.place_path(&staged.site_dir);
+        let io = |e: Errno| Error::io(format!("cannot set {} aside", path.display()), e.into());
+        let slot = self.open_slot_parent(&staged.site_dir, false).map_err(io)?;
+        let name = dirs::last_name(&staged.site_dir).map_err(io)?;
+        let flat = staged.site_dir.to_string_lossy().replace('/', "-");
+        let aside = format!("{flat}.replaced-{:08x}", rand::random::<u32>());
+        rustix::fs::renameat_with(&slot, name, site.dir(), &aside, RenameFlags::NOREPLACE)
+            .and_then(|()| rustix::fs::fsync(site.dir()))
+            .and_then(|()| rustix::fs::fsync(&slot))
+            .map_err(io)?;
+        Ok(aside)
+    }
+
     /// Destroy it with all that is in it: what was staged before a swap, what was replaced after one.
     pub fn remove(self) -> Result<()> {
         remove::remove_tree(&self.base, OsStr::new(&self.name))

@@ -62,7 +62,12 @@ impl Runner {
     pub(super) async fn recover_all(self, owner: String, mut stopping: watch::Receiver<Stopping>) {
         let mut failed = HashMap::new();
         let mut is_told = false;
+        let mut looked_for_lost: Option<Instant> = None;
         while *stopping.borrow_and_update() == Stopping::No {
+            if looked_for_lost.is_none_or(|at| at.elapsed() >= PATIENCE) {
+                // Where the table cannot be asked, the next look comes as soon.
+                looked_for_lost = self.end_lost().await.is_ok().then(Instant::now);
+            }
             match self.blocking(|engine| engine.interrupted()).await {
                 Ok(mut found) => {
                     // First those that visitors see.
@@ -130,6 +135,51 @@ impl Runner {
         }
     }
 
+    /// End the stuck restores of this server that have no journal any more, so that nothing can bring them to their true end and their customers could start
+    /// nothing for ever; what is to be said of each.
+    pub(crate) async fn end_lost(&self) -> Result<Vec<Error>> {
+        let mut ended = Vec::new();
+        for job in self
+            .jobs
+            .stuck_on(&self.engine.config().worker.server)
+            .await?
+        {
+            match self.end_if_lost(&job).await {
+                Ok(told) => ended.extend(told),
+                // It is looked at again.
+                Err(error) => tracing::debug!(job = %job.id, "{}", error.chain()),
+            }
+        }
+        Ok(ended)
+    }
+
+    /// The same with one; None where it has a journal, or its end was told meanwhile.
+    pub(super) async fn end_if_lost(&self, job: &Job) -> Result<Option<Error>> {
+        if self.has_journal(job).await {
+            return Ok(None);
+        }
+        let _claim = self.claim_customer(job).await?;
+        // As it is now that nobody else writes it.
+        if self.has_journal(job).await
+            || !self
+                .jobs
+                .fail_stuck(job.id, Failure::Error, sentence::LOST)
+                .await?
+        {
+            return Ok(None);
+        }
+        let error = Error::new(
+            ErrorKind::Failed,
+            format!(
+                "the restore of customer {} (job {}) was stuck, and its journal is gone: its job has failed, and nothing is done to his site; look at it, \
+                 for it may be closed or half-way, and at schemas and directories beside it that may hold what it was",
+                job.customer_id, job.id
+            ),
+        );
+        tracing::error!(job = %job.id, "no longer stuck: {}", error.chain());
+        Ok(Some(error))
+    }
+
     /// Whether its job has no owner that lives, as far as the table tells.
     async fn is_abandoned(&self, interrupted: &Interrupted) -> bool {
         let server = &self.engine.config().worker.server;
@@ -155,17 +205,14 @@ impl Runner {
                 let told = self.tell_restored(interrupted, &report, owner).await;
                 (Ok(Recovery::Restored), told)
             }
+            Ok(Recovered::Untold(error)) => return Err(error),
             Ok(Recovered::Undone(error)) => {
-                let failure = match error.kind() {
-                    ErrorKind::RolledBack => Failure::RolledBack,
-                    _ => Failure::Interrupted,
-                };
-                let told = self.tell_failed(interrupted, failure, error, owner).await;
+                let told = self.tell_failed(interrupted, error, owner).await;
                 (Ok(Recovery::Undone), told)
             }
             Err(error) => {
                 let told = Error::new(ErrorKind::Stuck, error.chain());
-                let told = self.tell_failed(interrupted, Failure::Stuck, told, owner);
+                let told = self.tell_failed(interrupted, told, owner);
                 (Err(error), told.await)
             }
         };
@@ -257,7 +304,6 @@ impl Runner {
     async fn tell_failed(
         &self,
         interrupted: &Interrupted,
-        failure: Failure,
         error: Error,
         owner: &str,
     ) -> Result<bool> {
@@ -268,10 +314,24 @@ impl Runner {
             Ending::Open => return Ok(false),
             Ending::Ours(claimed) => {
                 tracing::error!(job = %job.id, "failed: {}", error.chain());
+                let failure = match error.kind() {
+                    ErrorKind::Stuck => Failure::Stuck,
+                    ErrorKind::RolledBack => Failure::RolledBack,
+                    // Whatever else it failed of, its process died before it was undone.
+                    _ => Failure::Interrupted,
+                };
                 let ended = self.fail(&job, claimed.lease, failure, error).await;
                 return Ok(matches!(ended, Ended::Failed(_)));
             }
-            Ending::Stuck if failure != Failure::Stuck => {
+            Ending::Stuck if error.kind() != ErrorKind::Stuck => {
+                // It got stuck on its way back: what it failed of before that is what there is to tell.
+                let failure = match error.kind() {
+                    ErrorKind::RolledBack => Failure::RolledBack,
+                    ErrorKind::Timeout => Failure::Timeout,
+                    ErrorKind::Cancelled if job.cancel_requested => Failure::Cancelled,
+                    ErrorKind::Cancelled | ErrorKind::Interrupted => Failure::Interrupted,
+                    _ => Failure::Error,
+                };
                 let sentence = sentence::of(job.job_type, failure, &error);
                 self.jobs.fail_stuck(job.id, failure, &sentence).await?;
                 tracing::info!(job = %job.id, "no longer stuck: {}", error.chain());

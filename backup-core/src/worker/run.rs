@@ -237,8 +237,8 @@ impl Runner {
         }
     }
 
-    /// End a job whose process died, without running it again: a backup that is there after all is completed, all else has failed.
-    /// [`ErrorKind::Busy`] where the process may still be at it.
+    /// End a job whose process died, without running it again: a backup that is there after all is completed, all else has failed. Of a restore that is stuck, the
+    /// same once more. [`ErrorKind::Busy`] where the process may still be at it.
     pub(crate) async fn end_abandoned(&self, job: &Job, owner: &str) -> Result<()> {
         if job.server != self.engine.config().worker.server {
             return Err(Error::new(
@@ -257,6 +257,9 @@ impl Runner {
                     )),
                     Recovery::Restored | Recovery::Undone => Ok(()),
                 };
+            }
+            if job.is_stuck() {
+                return self.end_if_lost(job).await.map(drop);
             }
         }
         let _claim = match job.job_type {
@@ -316,7 +319,7 @@ impl Runner {
     }
 
     /// None where the customer has no directory any more, so that nobody can be at it.
-    async fn claim_customer(&self, job: &Job) -> Result<Option<Claim>> {
+    pub(super) async fn claim_customer(&self, job: &Job) -> Result<Option<Claim>> {
         let customer = match self.customers.get(job.customer_id).await {
             Ok(customer) => customer,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),

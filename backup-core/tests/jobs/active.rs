@@ -17,6 +17,7 @@ on_both!(
     of_fifty_processes_never_two_have_an_active_job_of_one_customer,
     a_second_job_of_a_customer_is_told_which_one_is_in_the_way,
     a_job_in_the_way_gives_no_lease,
+    beside_a_stuck_restore_no_job_is_created_until_it_has_its_true_end,
 );
 
 async fn of_fifty_processes_never_two_have_an_active_job_of_one_customer(database: &Database) {
@@ -131,4 +132,30 @@ async fn a_job_in_the_way_gives_no_lease(database: &Database) {
     assert_eq!(theirs.unwrap_err().id, mine.job.id);
     let ended = jobs.fail(mine.lease, Failure::Error, "It failed.").await;
     assert!(ended.unwrap());
+}
+
+async fn beside_a_stuck_restore_no_job_is_created_until_it_has_its_true_end(database: &Database) {
+    let jobs = database.jobs(LONG).await;
+    let stuck = create_claimed(&jobs, 1).await;
+    let failed = jobs.fail(stuck.lease, Failure::Stuck, "It is stuck.").await;
+    assert!(failed.unwrap());
+    // One of before there was this rule, which is over.
+    database
+        .run("INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status) VALUES (1, 'backup', 'db', 'completed')")
+        .await;
+    let Created::InTheWay(other) = jobs.create(&backup_of(1)).await.unwrap() else {
+        panic!("a job beside a stuck restore");
+    };
+    assert!(other.id == stuck.job.id && other.is_stuck() && other.is_open());
+    let claimed = jobs.create_claimed(&backup_of(1), "me").await.unwrap();
+    assert_eq!(claimed.unwrap_err().id, stuck.job.id);
+    assert_eq!(jobs.open(customer(1)).await.unwrap(), Some(*other));
+    assert_eq!(jobs.active(customer(1)).await.unwrap(), None);
+    // Others are not in its way.
+    create(&jobs, 11).await;
+    database
+        .run("UPDATE customer_backup_jobs SET failure = 'rolled_back' WHERE failure = 'stuck'")
+        .await;
+    let next = create(&jobs, 1).await;
+    assert_eq!(jobs.open(customer(1)).await.unwrap(), Some(next));
 }

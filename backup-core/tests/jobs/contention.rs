@@ -101,6 +101,45 @@ async fn a_job_that_is_given_back_while_it_is_cancelled_is_cancelled() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_is_about_to_be_created_while_another_gets_stuck_is_refused() {
+    let database = Database::empty(Kind::MariaDb);
+    let jobs = database.jobs(LONG).await;
+    // Of one that comes and gets stuck after the look for such.
+    let mut other = begin(&database).await;
+    other
+        .execute("INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status) VALUES (1, 'restore', 'both', 'running')")
+        .await
+        .unwrap();
+    for is_claimed in [false, true] {
+        let wish = {
+            let jobs = jobs.clone();
+            tokio::spawn(async move {
+                match is_claimed {
+                    false => match jobs.create(&backup_of(1)).await.unwrap() {
+                        Created::Job(job) => panic!("{job:?} beside a stuck restore"),
+                        Created::InTheWay(job) => job,
+                    },
+                    true => {
+                        let created = jobs.create_claimed(&backup_of(1), "me").await;
+                        created.unwrap().unwrap_err()
+                    }
+                }
+            })
+        };
+        if !is_claimed {
+            wait_for_waiting(&database, 1).await;
+            other
+                .execute("UPDATE customer_backup_jobs SET status = 'failed', failure = 'stuck'")
+                .await
+                .unwrap();
+            other.execute("COMMIT").await.unwrap();
+        }
+        assert!(wish.await.unwrap().is_stuck());
+    }
+    assert_eq!(database.count("customer_backup_jobs").await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_waits_too_long_for_a_row_tries_again() {
     let database = Database::empty(Kind::MariaDb);
     let jobs = database.jobs(LONG).await;

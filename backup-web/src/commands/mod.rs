@@ -100,6 +100,15 @@ fn done<T>(run: RunHere<T>) -> Result<(u64, T)> {
 }
 
 fn in_the_way(job: &Job) -> Error {
+    if job.is_stuck() {
+        return Error::new(
+            ErrorKind::Busy,
+            format!(
+                "the restore of customer {} that is job {} is stuck: mend its cause, which the log names, and run `recover`",
+                job.customer_id, job.id
+            ),
+        );
+    }
     Error::new(
         ErrorKind::Busy,
         format!(

@@ -64,6 +64,7 @@ fn without_database(engine: &Engine) -> Result<Vec<Outcome>> {
             Ok(Recovered::Restored(_)) => Ok(Recovery::Restored),
             Ok(Recovered::Undone(_)) => Ok(Recovery::Undone),
             Ok(Recovered::Gone) => Ok(Recovery::InUse),
+            Ok(Recovered::Untold(error)) => Err(error),
             Err(error) if error.kind() == ErrorKind::Busy => Ok(Recovery::InUse),
             Err(error) => Err(error),
         };

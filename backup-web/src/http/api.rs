@@ -107,7 +107,7 @@ enum Status {
     Idle {
         /// `false`
         has_active_job: bool,
-        /// The newest job, if it failed and was not dismissed.
+        /// The restore that is stuck; else the newest job, if it failed and was not dismissed.
         last_failed: Option<Box<JobDocument>>,
     },
 }
@@ -182,7 +182,10 @@ async fn status(
     State(service): State<BackupService>,
     Extension(visit): Extension<Visit>,
 ) -> Result<Json<Status>, Refusal> {
-    let newest = newest_job(&service, visit.customer).await?;
+    let newest = match service.open_job(visit.customer).await? {
+        Some(open) => Some(open),
+        None => newest_job(&service, visit.customer).await?,
+    };
     let is_active = newest.as_ref().is_some_and(|job| job.status.is_active());
     Ok(Json(match newest {
         Some(job) if is_active => Status::Active {
@@ -198,13 +201,13 @@ async fn status(
     }))
 }
 
-/// Progress, as server-sent events named `job`: the job as it is now, then at each change, until it has ended. It ends earlier with a
-/// logout, and at the latest after five minutes: come back then. A session that ended otherwise is found out by then.
+/// Progress, as server-sent events named `job`: the job as it is now, then at each change, until it has ended; of a restore that is stuck, until it has
+/// its true end. It ends earlier with a logout, and at the latest after five minutes: come back then. A session that ended otherwise is found out by then.
 #[utoipa::path(get, path = "/api/backups/events", tag = "jobs",
     responses(
         (status = 503, body = Outcome, description = "The database is away: try again."),
         (status = 200, body = JobDocument, content_type = "text/event-stream"),
-        (status = 204, description = "No job waits or runs."),
+        (status = 204, description = "No job waits or runs, and no restore is stuck."),
         (status = 401, body = Outcome, description = "Nobody is logged in."),
         (status = 429, body = Outcome, description = "Too many streams are open."),
     ))]
@@ -214,8 +217,7 @@ async fn events(
     Extension(visit): Extension<Visit>,
     Extension(token): Extension<SessionToken>,
 ) -> Result<Response, Refusal> {
-    let newest = newest_job(&service, visit.customer).await?;
-    let Some(active) = newest.filter(|job| job.status.is_active()) else {
+    let Some(open) = service.open_job(visit.customer).await? else {
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
     let place = streams.take_place(visit.customer)?;
@@ -226,7 +228,7 @@ async fn events(
         .find(&token, Presence::Background)
         .await?;
     session.ok_or_else(Refusal::logged_out)?;
-    let jobs = service.progress(Some(visit.customer), active.id).await?;
+    let jobs = service.progress(Some(visit.customer), open.id).await?;
     let events = events_of(jobs, place).take_until(end);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
     Ok(Sse::new(events).keep_alive(keep_alive).into_response())
@@ -247,7 +249,6 @@ fn events_of(
     })
 }
 
-/// One that has not ended is always the newest: the next cannot be created before.
 async fn newest_job(service: &BackupService, customer: CustomerId) -> Result<Option<Job>, Refusal> {
     Ok(service.jobs(Some(customer), 1).await?.into_iter().next())
 }

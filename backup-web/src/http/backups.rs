@@ -86,7 +86,7 @@ struct Nothing {}
         (status = 200, body = Outcome, description = "It is queued."),
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 400, body = Outcome, description = "The request makes no sense."),
-        (status = 409, body = Outcome, description = "Another job has not ended yet."),
+        (status = 409, body = Outcome, description = "Another job has not ended yet, or our team is still looking after a restore that is stuck."),
     ))]
 async fn create(
     State(service): State<BackupService>,
@@ -125,7 +125,7 @@ async fn queue_backup(
         (status = 303, description = "The same for a browser, which is sent back to the page."),
         (status = 400, body = Outcome, description = "The request makes no sense, is not confirmed, or the backup does not hold that."),
         (status = 404, body = Outcome, description = "There is no such backup of this customer."),
-        (status = 409, body = Outcome, description = "Another job has not ended yet."),
+        (status = 409, body = Outcome, description = "Another job has not ended yet, or our team is still looking after a restore that is stuck."),
     ))]
 async fn restore(
     State(service): State<BackupService>,
@@ -396,6 +396,9 @@ fn queued(created: Created, message: &str) -> Result<Outcome, Refusal> {
 
 fn in_the_way(job: &Job) -> Refusal {
     Refusal::conflict(match job.job_type {
+        JobType::Restore if job.is_stuck() => {
+            "Our team is still looking after your last restore. Please wait until your shop is open again."
+        }
         JobType::Backup => "A backup is running already. Please wait until it has ended.",
         JobType::Restore => "A restore is running already. Please wait until it has ended.",
     })

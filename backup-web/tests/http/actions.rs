@@ -177,6 +177,53 @@ fn a_failed_job_is_shown_until_it_is_dismissed() {
     world.stop(server);
 }
 
+/// A restore of customer 1 that is stuck, and a job that somebody made since when that was possible.
+fn get_stuck(world: &World) {
+    world.sql(
+        "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status, failure, error_message, completed_at)
+             VALUES (1, 'restore', 'both', 'failed', 'stuck', 'Something went wrong.', NOW());
+         INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status, completed_at) VALUES (1, 'backup', 'db', 'completed', NOW())",
+    );
+}
+
+#[test]
+fn while_a_restore_is_stuck_nothing_else_can_be_started_and_the_page_says_so() {
+    let world = World::new([1, 2]);
+    let snapshot = world.back_up(1);
+    get_stuck(&world);
+    let server = world.serve();
+    let client = server.customer(1);
+    let restore = format!("/backups/{snapshot}/restore");
+    let wishes = [
+        ("/backups/create", "backup_type=both"),
+        (&restore, "confirmation=RESTORE&restore_type=files"),
+    ];
+    let looking = "Our team is still looking after your last restore.";
+    for (address, form) in wishes {
+        let sentence = client.post(address, form).refusal(409);
+        assert!(sentence.starts_with(looking), "{sentence}");
+    }
+    let page = client.browser().get("/backups");
+    for words in ["The restore needs our help", looking] {
+        assert!(page.is(200).text().contains(words), "{words}");
+    }
+    let status = client.get("/api/backups/status").json();
+    assert_eq!(status["last_failed"]["failure"], "stuck");
+    let id = &status["last_failed"]["id"];
+    client
+        .post(&format!("/backups/jobs/{id}/dismiss"), "")
+        .refusal(409);
+    // It is nobody else's, and what he has he can delete.
+    let other = server.customer(2);
+    other.post("/backups/create", "backup_type=files").is(200);
+    let deletion = format!("/backups/{snapshot}/delete");
+    client.post(&deletion, "confirmation=DELETE").is(200);
+
+    world.sql("UPDATE customer_backup_jobs SET failure = 'rolled_back' WHERE failure = 'stuck'");
+    client.post("/backups/create", "backup_type=db").is(200);
+    world.stop(server);
+}
+
 #[test]
 fn nothing_that_is_sent_is_believed_or_breaks_anything() {
     let world = World::new([1]);

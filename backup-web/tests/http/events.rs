@@ -35,6 +35,24 @@ fn the_events_of_a_job_begin_with_what_is_and_end_with_its_end() {
 }
 
 #[test]
+fn the_true_end_of_a_stuck_restore_is_told_as_it_comes() {
+    let world = World::new([1]);
+    world.sql(
+        "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status, failure, completed_at)
+         VALUES (1, 'restore', 'both', 'failed', 'stuck', NOW())",
+    );
+    let server = world.serve();
+    let client = server.customer(1);
+    let mut events = client.events("/api/backups/events");
+    assert_eq!(events.next().unwrap()["failure"], "stuck");
+    world.sql("UPDATE customer_backup_jobs SET status = 'completed', failure = NULL");
+    assert_eq!(events.next().unwrap()["status"], "completed");
+    assert_eq!(events.next(), None);
+    client.get("/api/backups/events").is(204);
+    world.stop(server);
+}
+
+#[test]
 fn events_end_with_the_session() {
     let world = World::new([1]);
     let server = world.serve();

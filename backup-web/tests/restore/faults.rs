@@ -412,9 +412,107 @@ fn a_restore_that_gets_stuck_stays_closed_and_names_the_way_out_which_leads_out(
     let document = shop.world.run("recover").good();
     assert_eq!(document["restores"][0]["recovery"], "undone");
     assert_eq!(shop.state(), State::Old);
+    assert_eq!(told(&shop, "rolled_back"), ROLLED_BACK);
     shop.assert_nothing_left();
     shop.restore("").good();
     assert_eq!(shop.state(), State::New);
+}
+
+const ROLLED_BACK: &str = "Your shop did not start with what was restored, so everything was put back. Your shop is as it was before.";
+
+#[test]
+fn a_command_ends_a_stuck_restore_whose_cause_is_mended_before_it_begins() {
+    let shop = Shop::new();
+    let broken = get_stuck(&shop);
+    // A journal of an earlier version does not say why it went back.
+    let [journal] = shop.journals().try_into().unwrap();
+    let mut record: Value = serde_json::from_slice(&fs::read(&journal).unwrap()).unwrap();
+    record.as_object_mut().unwrap().remove("reason").unwrap();
+    fs::write(&journal, record.to_string()).unwrap();
+    fs::remove_file(&broken).unwrap();
+    shop.restore("").good();
+    assert_eq!(shop.state(), State::New);
+    shop.assert_nothing_left();
+    let ends = "SELECT COALESCE(failure, status) FROM shophosting_db.customer_backup_jobs WHERE job_type = 'restore' ORDER BY id DESC LIMIT 2";
+    assert_eq!(shop.world.sql(ends), "completed\ninterrupted\n");
+}
+
+#[test]
+fn a_stuck_restore_whose_journal_is_lost_is_in_nobodys_way_once_somebody_saw_that() {
+    let shop = Shop::new();
+    for by_worker in [false, true] {
+        let broken = get_stuck(&shop);
+        for journal in shop.journals() {
+            fs::remove_file(journal).unwrap();
+        }
+        if by_worker {
+            let worker = shop.world.command("worker").spawn().unwrap();
+            eventually("the worker sees it", || {
+                shop.newest_job()["failure"] == "error"
+            });
+            signal(&worker, Signal::TERM);
+            shop.world.finish(worker);
+        } else {
+            let ended = shop.world.run("recover");
+            assert_eq!(ended.status, Some(1), "{ended:?}");
+            let error = ended.document["restores"][0]["error"].to_string();
+            assert!(error.contains("its journal is gone"), "{error}");
+        }
+        let sentence = told(&shop, "error");
+        assert!(sentence.contains("we cannot tell any more"), "{sentence}");
+        assert!(shop.world.in_maintenance(shop.world.customer(1)));
+        // Once.
+        let document = shop.world.run("recover").good();
+        assert_eq!(document["restores"], Value::Array(Vec::new()));
+        fs::remove_file(&broken).unwrap();
+        let warnings = shop.restore("").good()["warnings"].to_string();
+        assert!(warnings.contains("its journal is gone"), "{warnings}");
+        assert!(!shop.world.in_maintenance(shop.world.customer(1)));
+        for schema in shop.world.schemas_beside() {
+            shop.world.sql(&format!("DROP DATABASE `{schema}`"));
+        }
+        assert_eq!(shop.state(), State::New);
+        let _ = fs::remove_file(format!("{}-stopped", broken.display()));
+        shop.reset();
+    }
+}
+
+#[test]
+fn a_stop_that_outlives_its_process_does_not_stop_the_site_after_it_was_put_back() {
+    let shop = Shop::new();
+    let place = shop.world.bed.scratch().join("containers");
+    fs::create_dir(&place).unwrap();
+    let file = |name: &str| place.join(name);
+    for online in ["", "--online"] {
+        for name in ["stops", "go", "state"] {
+            let _ = fs::remove_file(file(name));
+        }
+        // As with real containers: who stops them when somebody else is at it ends after him.
+        let slow = |line: &str| {
+            let mut command = shop.world.command(line);
+            let stop = format!(
+                "cd '{}'; echo stop >> stops; exec 9> lock; flock 9; while [ ! -e go ]; do sleep 0.02; done; echo down > state",
+                place.display()
+            );
+            hook(&shop.world, &mut command, "stop", &stop);
+            let start = format!("echo up > '{}'", file("state").display());
+            hook(&shop.world, &mut command, "start", &start);
+            command
+        };
+        let stops = || fs::read_to_string(file("stops")).unwrap_or_default();
+        let mut child = slow(&line(&shop, online)).spawn().unwrap();
+        eventually("the site is being stopped", || stops() == "stop\n");
+        child.kill().unwrap();
+        shop.world.finish(child);
+        let recovery = slow("recover").spawn().unwrap();
+        eventually("it is stopped once more", || stops() == "stop\nstop\n");
+        fs::write(file("go"), "").unwrap();
+        let document = shop.world.finish(recovery).good();
+        assert_eq!(document["restores"][0]["recovery"], "undone");
+        assert_eq!(fs::read_to_string(file("state")).unwrap(), "up\n");
+        assert_eq!(shop.state(), State::Old);
+        shop.assert_nothing_left();
+    }
 }
 
 #[test]
@@ -444,9 +542,10 @@ fn a_worker_goes_on_with_a_stuck_restore_once_its_cause_is_mended() {
     let job = shop.newest_job();
     assert_eq!(
         (&job["id"], &job["failure"]),
-        (&stuck, &"interrupted".into()),
+        (&stuck, &"rolled_back".into()),
         "{job}"
     );
+    assert_eq!(told(&shop, "rolled_back"), ROLLED_BACK);
     shop.assert_nothing_left();
 }
 
@@ -501,6 +600,16 @@ fn a_journal_that_can_be_written_no_more_is_gone_by_as_it_is() {
             } else {
                 assert!(!is_closed);
                 assert!(told(&shop, "error").ends_with(" Your shop is as it was before."));
+            }
+            // What cannot be written down is not done again and again to a site that may be up.
+            shop.world.stops_and_starts();
+            for _ in 0..2 {
+                let ended = shop.world.run("recover");
+                assert_eq!(ended.status, Some(1), "{ended:?}");
+                let error = ended.document["restores"][0]["error"].to_string();
+                assert!(error.contains("the site is left as it is"), "{error}");
+                assert_eq!(shop.world.stops_and_starts(), [] as [&str; 0]);
+                assert_eq!(shop.world.in_maintenance(shop.world.customer(1)), is_closed);
             }
             mount.remount("rw").unwrap();
             let document = shop.world.run("recover").good();

@@ -168,7 +168,7 @@ fn links_that_come_and_go_during_the_exchange_gain_nothing() {
         world.run("recover");
         for path in names(&customer.directory) {
             let name = path.file_name().unwrap().to_string_lossy().into_owned();
-            let is_his = ["bait", "other", ".maintenance"]
+            let is_his = ["bait", "other", ".maintenance", "wordpress.replaced-"]
                 .iter()
                 .any(|begin| name.starts_with(begin));
             if is_his {

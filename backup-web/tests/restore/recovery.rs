@@ -5,6 +5,7 @@ use std::process::{Child, Command};
 use rustix::process::Signal;
 
 use crate::crash::{Shop, State};
+use crate::faults::Held;
 use crate::world::{eventually, signal};
 
 /// Nobody listens there.
@@ -74,4 +75,54 @@ fn a_worker_recovers_what_was_interrupted_before_it_started_and_while_it_runs() 
             shop.reset();
         }
     }
+}
+
+#[test]
+fn a_restore_that_somebody_is_at_work_on_is_left_to_him_and_nothing_is_left_to_recover() {
+    let shop = Shop::new();
+    let line = format!("restore 1 {} --yes", shop.backup);
+    let mut command = shop.world.command(&line);
+    let held = Held::at(&shop.world, &mut command, "stop");
+    let child = command.spawn().unwrap();
+    held.wait();
+    for is_away in [false, true] {
+        let mut command = shop.world.command("recover");
+        if is_away {
+            without_database(&mut command);
+        }
+        let document = shop.world.run_command(&mut command).good();
+        assert_eq!(document["restores"][0]["recovery"], "in_use", "{document}");
+        assert_eq!(shop.newest_job()["status"], "running");
+    }
+    held.let_go();
+    shop.world.finish(child).good();
+    assert_eq!(shop.state(), State::New);
+    shop.assert_nothing_left();
+}
+
+#[test]
+fn what_recover_could_not_do_is_no_success_with_and_without_the_platforms_database() {
+    let mut shop = Shop::new();
+    shop.die("", "", "at start");
+    let mut command = shop.world.command("recover");
+    shop.world
+        .run_command(without_database(&mut command))
+        .good();
+    assert_eq!(shop.state(), State::New);
+    // The site is whole, but what was kept of it is not known without the repository.
+    shop.world.bed.sshd_mut().stop();
+    for is_away in [false, true] {
+        let mut command = shop.world.command("recover");
+        command.env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "1s");
+        if is_away {
+            without_database(&mut command);
+        }
+        let ended = shop.world.run_command(&mut command);
+        assert_eq!(ended.status, Some(1), "{ended:?}");
+        let error = ended.document["restores"][0]["error"].to_string();
+        assert!(error.contains("cannot be looked for now"), "{error}");
+        assert_eq!(shop.newest_job()["status"], "running");
+    }
+    shop.world.bed.sshd_mut().restart().unwrap();
+    assert_eq!(shop.recover(), State::New);
 }

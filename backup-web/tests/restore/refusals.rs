@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags};
 use xtask::mount::Mount;
+use xtask::testbed::Customer;
 
-use crate::world::{World, chown};
+use crate::world::{World, chown, names};
 
 #[test]
 fn what_cannot_be_restored_is_refused_in_one_sentence() {
@@ -121,6 +122,13 @@ fn without_room_nothing_is_begun_and_a_disk_that_fills_meanwhile_changes_nothing
     assert_eq!(world.stops_and_starts(), [] as [&str; 0]);
 }
 
+/// What was no directory in the place of his site directory when that was replaced.
+fn set_aside(customer: &Customer) -> Vec<PathBuf> {
+    let mut names = names(&customer.directory);
+    names.retain(|path| path.display().to_string().contains("/wordpress.replaced-"));
+    names
+}
+
 #[test]
 fn links_in_the_place_of_directories_lead_a_restore_nowhere() {
     let world = World::new(&[1, 12]);
@@ -132,7 +140,7 @@ fn links_in_the_place_of_directories_lead_a_restore_nowhere() {
     fs::write(victim.join("precious"), "precious").unwrap();
     let etc = fs::metadata("/etc").unwrap().modified().unwrap();
 
-    // His site directory is a link: the link goes, what it leads to stays.
+    // His site directory is a link: the link goes aside, what it leads to stays.
     for target in [
         other.site().as_path(),
         Path::new("/etc"),
@@ -142,9 +150,25 @@ fn links_in_the_place_of_directories_lead_a_restore_nowhere() {
     ] {
         fs::remove_dir_all(customer.site()).unwrap();
         symlink(target, customer.site()).unwrap();
-        world.run(&format!("restore 1 {snapshot} --yes")).good();
+        let document = world.run(&format!("restore 1 {snapshot} --yes")).good();
+        let [aside] = set_aside(customer).try_into().unwrap();
+        assert_eq!(fs::read_link(&aside).unwrap(), target);
+        let name = aside.file_name().unwrap().to_string_lossy();
+        let warnings = document["warnings"].to_string();
+        assert!(warnings.contains(&*name), "{warnings}");
+        fs::remove_file(&aside).unwrap();
         world.assert_unchanged(&goal);
     }
+    // Or a file.
+    fs::remove_dir_all(customer.site()).unwrap();
+    fs::write(customer.site(), "mine").unwrap();
+    world
+        .run(&format!("restore 1 {snapshot} --type files --yes"))
+        .good();
+    let [aside] = set_aside(customer).try_into().unwrap();
+    assert_eq!(fs::read(&aside).unwrap(), b"mine");
+    fs::remove_file(&aside).unwrap();
+    world.assert_nothing_left();
     assert_eq!(fs::metadata("/etc").unwrap().modified().unwrap(), etc);
     assert_eq!(fs::read(victim.join("precious")).unwrap(), b"precious");
 
@@ -196,6 +220,9 @@ fn links_in_the_place_of_directories_lead_a_restore_nowhere() {
     assert_eq!(before.differences(&after), [] as [&str; 0]);
     goal.assert_others_same(&world.evidence(), customer);
     let _ = fs::remove_file(&bait).or_else(|_| fs::remove_dir_all(&bait));
+    for aside in set_aside(customer) {
+        fs::remove_file(aside).unwrap();
+    }
     world.run(&format!("restore 1 {snapshot} --yes")).good();
     world.assert_unchanged(&goal);
 }

@@ -130,6 +130,9 @@ pub(super) struct Record {
     begun: Vec<Step>,
     /// Whether it goes back.
     pub(super) undoing: bool,
+    /// Why, for it may come to its end much later. Journals of earlier versions do not say.
+    #[serde(default)]
+    pub(super) reason: Option<Reason>,
     /// How it ended; there may be something left to tidy up.
     pub(super) ending: Option<Ending>,
     /// The schema that what is exchanged of the database goes to.
@@ -148,6 +151,30 @@ pub(super) struct Record {
     pub(super) files: u64,
     pub(super) bytes: u64,
     pub(super) tables: u64,
+}
+
+/// The error for which a restore goes back.
+#[derive(Clone, Serialize, Deserialize)]
+pub(super) struct Reason {
+    kind: ErrorKind,
+    text: String,
+}
+
+impl Reason {
+    pub(super) fn of(error: &Error) -> Self {
+        Self {
+            kind: match error.kind() {
+                // It says of a part what is not true of the whole.
+                ErrorKind::Stuck => ErrorKind::Failed,
+                kind => kind,
+            },
+            text: error.chain(),
+        }
+    }
+
+    pub(super) fn error(&self) -> Error {
+        Error::new(self.kind, self.text.clone())
+    }
 }
 
 /// What has to be known of the customer.
@@ -191,6 +218,7 @@ impl Record {
             began: Timestamp::now(),
             begun: Vec::new(),
             undoing: false,
+            reason: None,
             ending: None,
             staging: None,
             replaced: None,
@@ -351,6 +379,11 @@ impl Journal {
     /// Write down how it ended, and that nothing is left of it.
     pub(super) fn tidied(&mut self) -> Result<()> {
         self.note(|record| record.begun.clear())
+    }
+
+    /// Find out whether it can be written.
+    pub(super) fn probe(&mut self) -> Result<()> {
+        self.note(|_| {})
     }
 
     /// Change it, on the disk first.

@@ -3,7 +3,6 @@
 //! It is a picture of the moment of the exchange: the former directories, which nobody writes to any more, and the former tables with all that belonged to
 //! them. The commit point is the snapshot file, whose id the journal has before it is written. Never: the replaced state removed before that.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::tz::TimeZone;
@@ -80,8 +79,8 @@ impl Restore<'_> {
         let staged = self.journal.record().staged.clone();
         let site = self.site.path().to_owned();
         let mut trees = Vec::new();
-        let mut others: Vec<PathBuf> = Vec::new();
-        if let Some(staging) = self.staging()? {
+        self.staging()?;
+        if let Some(staging) = &self.staging {
             for one in staged {
                 let Some(root) = staging.replaced(&one)? else {
                     continue;
@@ -95,15 +94,16 @@ impl Restore<'_> {
                         path: site.join(one.site_dir()),
                         exclude: Vec::new(),
                     }),
-                    false => others.push(one.site_dir().to_owned()),
+                    // A backup of it could not be restored.
+                    false => {
+                        let aside = staging.set_aside(&self.site, &one)?;
+                        self.warn(&format!(
+                            "in the place of {} was no directory but a link or a file, which is called {aside} now",
+                            one.site_dir().display()
+                        ));
+                    }
                 }
             }
-        }
-        for other in others {
-            self.warn(&format!(
-                "in the place of {} was no directory but a link or a file, which is not kept",
-                other.display()
-            ));
         }
         Ok(trees)
     }

@@ -43,6 +43,8 @@ pub enum Recovered {
     Restored(Box<RestoreReport>),
     /// The site is as it was; why.
     Undone(Error),
+    /// The site came to its end earlier, but what there is to tell of it cannot be found out now; why.
+    Untold(Error),
     /// Somebody else was faster.
     Gone,
 }
@@ -198,26 +200,43 @@ impl Interrupted {
 
 fn recover(restore: &mut Restore<'_>, noting: &Noting) -> Result<Recovered> {
     let record = restore.journal.record();
-    let interrupted = Error::new(
-        ErrorKind::Interrupted,
-        format!(
-            "the restore of customer {} was interrupted at the step `{}` and is undone",
-            restore.customer.id,
-            record.at()
-        ),
+    let interrupted = format!(
+        "the restore of customer {} was interrupted at the step `{}`",
+        restore.customer.id,
+        record.at()
     );
+    let undone = format!("{interrupted} and is undone");
+    let reason = match &record.reason {
+        Some(reason) => reason.error().context(undone),
+        None => Error::new(ErrorKind::Interrupted, undone),
+    };
+    // What cannot be written down would be done once more by each who finds it, and a site that is up again be closed each time.
+    if record.ending.is_none()
+        && let Err(problem) = restore.journal.probe()
+    {
+        return Err(Error::caused(
+            ErrorKind::Stuck,
+            format!(
+                "{interrupted}, and its journal cannot be written: the site is left as it is; make room for {}, or make it writable, \
+                 then run `recover`, as a worker does every minute",
+                restore.journal.path().display()
+            ),
+            problem,
+        ));
+    }
+    let record = restore.journal.record();
     let done = match record.ending {
         Some(Ending::Restored) if record.is_tidy() => {
             // Whoever is told must be told of it, too.
-            restore.find_kept().map_err(|error| {
+            if let Err(error) = restore.find_kept() {
                 let message = "the backup of what was replaced cannot be looked for now";
-                Error::caused(ErrorKind::Busy, message, error)
-            })?;
+                return Ok(Recovered::Untold(error.context(message)));
+            }
             restore.carry_out()
         }
         Some(Ending::Restored) => restore.carry_out(),
         None if record.is_committed() => restore.carry_out(),
-        Some(Ending::Undone) | None => Err(restore.go_back(interrupted)),
+        Some(Ending::Undone) | None => Err(restore.go_back(reason)),
     };
     let warnings = noting.warnings();
     for warning in &warnings {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
 
-use super::journal::{Ending, Journal, Step};
+use super::journal::{Ending, Journal, Reason, Step};
 use super::{Found, RestoreReport, fault};
 use crate::catalog::BackupEntry;
 use crate::customer::Customer;
@@ -30,10 +30,12 @@ pub(super) struct Restore<'a> {
     pub(super) journal: Journal,
     /// The backup, until all of it is staged.
     pub(super) found: Option<Found>,
-    staging: Option<Staging>,
+    pub(super) staging: Option<Staging>,
     /// What this process staged.
     shadow: Option<Shadow>,
     kept: Option<BackupEntry>,
+    /// Whether this process saw the last program end that was to stop the site.
+    has_stopped: bool,
 }
 
 impl<'a> Restore<'a> {
@@ -54,6 +56,7 @@ impl<'a> Restore<'a> {
             staging: None,
             shadow: None,
             kept: None,
+            has_stopped: false,
         }
     }
 
@@ -80,7 +83,11 @@ impl<'a> Restore<'a> {
     /// Undo what the journal says was begun; the error is why.
     pub(super) fn go_back(&mut self, error: Error) -> Error {
         tracing::error!("the restore failed and is undone: {}", error.chain());
-        if let Err(problem) = self.journal.note(|record| record.undoing = true) {
+        let noted = self.journal.note(|record| {
+            record.undoing = true;
+            record.reason.get_or_insert_with(|| Reason::of(&error));
+        });
+        if let Err(problem) = noted {
             // Without that line whoever finds the journal would go forward.
             if self.journal.record().is_committed() {
                 return self.stuck(problem);
@@ -368,8 +375,29 @@ impl<'a> Restore<'a> {
         // While they run, the database in one of them can be exchanged.
         match self.database_is_in_site() {
             true => Ok(()),
-            false => self.site.stop(&self.control.cancel),
+            false => self.stop_site(&self.control.cancel),
         }
+    }
+
+    fn stop_site(&mut self, cancel: &Cancel) -> Result<()> {
+        let stopped = self.site.stop(cancel);
+        self.has_stopped = true;
+        stopped
+    }
+
+    /// The program of a process that died may still be stopping the site, and would end after a start. One that is run now ends after it.
+    fn start_stopped_site(&mut self) -> Result<()> {
+        if !self.has_stopped
+            && self.journal.record().has_begun(Step::Stop)
+            && let Err(problem) = self.stop_site(&Cancel::new())
+        {
+            // A site that does not stop may start all the same.
+            self.warn(&format!(
+                "the site was not stopped once more before it is started: {}",
+                problem.chain()
+            ));
+        }
+        self.site.start()
     }
 
     /// Before anything of the customer's is changed.
@@ -385,7 +413,7 @@ impl<'a> Restore<'a> {
         if self.database_is_in_site() {
             self.exchange_database()?;
             fault::point("in exchange")?;
-            self.site.stop(&Cancel::new())?;
+            self.stop_site(&Cancel::new())?;
             fault::point("in exchange, stopped")?;
             self.exchange_files()
         } else {
@@ -471,11 +499,11 @@ impl<'a> Restore<'a> {
     fn stop_again(&mut self) -> Result<()> {
         self.site.maintenance_on("a restore is being undone")?;
         fault::point("in undoing start")?;
-        self.site.stop(&Cancel::new())
+        self.stop_site(&Cancel::new())
     }
 
     fn start_again(&mut self) -> Result<()> {
-        self.site.start()?;
+        self.start_stopped_site()?;
         fault::point("in undoing stop")?;
         let before = self.journal.record().health_before;
         if let Health::Up(_) = before
@@ -493,13 +521,13 @@ impl<'a> Restore<'a> {
     fn exchange_back(&mut self) -> Result<()> {
         self.site.maintenance_on("a restore is being undone")?;
         if self.database_is_in_site() && self.has_database() {
-            self.site.start()?;
+            self.start_stopped_site()?;
         }
         fault::point("in undoing exchange, before the tables")?;
         self.exchange_database_back()?;
         fault::point("in undoing exchange")?;
         if self.database_is_in_site() {
-            self.site.stop(&Cancel::new())?;
+            self.stop_site(&Cancel::new())?;
         }
         fault::point("in undoing exchange, before the files")?;
         self.exchange_files_back()
