@@ -93,10 +93,13 @@ impl Bench {
                 })
                 .into_iter()
                 .collect(),
-            stream: stream.map(|reader| StreamSource {
-                path: DUMP.into(),
-                reader,
-            }),
+            streams: stream
+                .map(|reader| StreamSource {
+                    path: DUMP.into(),
+                    reader,
+                })
+                .into_iter()
+                .collect(),
             paths,
             tags,
             time: Zoned::now(),
@@ -112,7 +115,7 @@ impl Bench {
     fn archive_files(&self) -> Uncommitted<'_> {
         let request = ArchiveRequest {
             trees: vec![TreeSource::in_place(self.site(), Vec::new())],
-            stream: None,
+            streams: Vec::new(),
             paths: vec![self.site()],
             tags: vec!["customer-7".into()],
             time: Zoned::now(),
@@ -527,12 +530,13 @@ fn what_a_restore_replaced_is_saved_from_where_it_waits_as_if_it_were_in_its_pla
                 root: waiting[n].clone(),
                 path: bench.site().join(site_dirs[n]),
                 exclude: Vec::new(),
+                hold: None,
             })
             .into(),
-        stream: Some(StreamSource {
+        streams: vec![StreamSource {
             path: DUMP.into(),
             reader: dump(100_000),
-        }),
+        }],
         paths: vec![bench.site()],
         tags: ["customer-7", "pre-restore", "both"]
             .map(String::from)
@@ -588,13 +592,17 @@ fn trees_inside_each_other_or_behind_a_link_are_refused() {
             root: bench.site().join(root),
             path: path.into(),
             exclude: Vec::new(),
+            hold: None,
         });
         let request = ArchiveRequest {
             trees: trees.collect(),
-            stream: stream.map(|path| StreamSource {
-                path: path.into(),
-                reader: dump(1),
-            }),
+            streams: stream
+                .map(|path| StreamSource {
+                    path: path.into(),
+                    reader: dump(1),
+                })
+                .into_iter()
+                .collect(),
             paths: vec![bench.site()],
             tags: Vec::new(),
             time: Zoned::now(),

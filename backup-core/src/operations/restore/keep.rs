@@ -94,6 +94,7 @@ impl Restore<'_> {
                         root,
                         path: site.join(one.site_dir()),
                         exclude: Vec::new(),
+                        hold: None,
                     }),
                     false => others.push(one.site_dir().to_owned()),
                 }
