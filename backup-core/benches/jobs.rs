@@ -399,7 +399,7 @@ impl Bench {
         let customer = CustomerId::new(1 + number / 5)?;
         let request = ArchiveRequest {
             trees: vec![TreeSource::in_place(root.clone(), Vec::new())],
-            stream: None,
+            streams: Vec::new(),
             paths: vec![root],
             tags: vec![customer.tag(), "manual".into(), "files".into()],
             time: Zoned::now(),

@@ -159,10 +159,10 @@ fn archive(repository: &Path, site: &Path, dump: u64) -> Result<()> {
     let repository = Repository::init(storage, &PASSWORD.to_owned().into())?;
     let request = ArchiveRequest {
         trees: vec![TreeSource::in_place(site.to_owned(), Vec::new())],
-        stream: Some(StreamSource {
+        streams: vec![StreamSource {
             path: DUMP.into(),
             reader: Box::new(Content::new(1).take(dump)),
-        }),
+        }],
         paths: vec![site.to_owned()],
         tags: Vec::new(),
         time: Zoned::now(),

@@ -189,10 +189,10 @@ fn without_jobs(engine: &Engine, dir: &Path, command: Vec<OsString>) -> Result<(
         paths: vec![dump_path.clone(), invoices.clone()],
         trees: vec![TreeSource::in_place(invoices.clone(), Vec::new())],
         // Read as it comes: on no disk is a copy of the dump.
-        stream: Some(StreamSource {
+        streams: vec![StreamSource {
             path: dump_path.clone(),
             reader: Box::new(output),
-        }),
+        }],
         // A snapshot without a customer's tag is nobody's: no customer ever sees it.
         tags: vec!["invoices".into()],
         time: Zoned::now(),

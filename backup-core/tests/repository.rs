@@ -11,8 +11,8 @@ use std::sync::{Arc, Mutex};
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::progress::{Cancel, Control, Gate, Monitor};
 use backup_core::repository::{
-    ArchiveRequest, Archived, BackupType, Origin, OwnerRule, Repository, RestoreRules, Snapshot,
-    StreamSource, TreeSource, Uncommitted,
+    ArchiveRequest, Archived, BackupType, Hold, Origin, OwnerRule, Repository, RestoreRules,
+    Snapshot, StreamSource, TreeSource, Uncommitted,
 };
 use backup_core::storage::{self, FileId, FileKind, Location, Storage};
 use bytes::Bytes;
@@ -102,10 +102,13 @@ impl Bench {
                 })
                 .into_iter()
                 .collect(),
-            stream: stream.map(|reader| StreamSource {
-                path: DUMP.into(),
-                reader,
-            }),
+            streams: stream
+                .map(|reader| StreamSource {
+                    path: DUMP.into(),
+                    reader,
+                })
+                .into_iter()
+                .collect(),
             paths,
             tags,
             time: Zoned::now(),
@@ -121,7 +124,7 @@ impl Bench {
     fn archive_files(&self) -> Uncommitted<'_> {
         let request = ArchiveRequest {
             trees: vec![TreeSource::in_place(self.site(), Vec::new())],
-            stream: None,
+            streams: Vec::new(),
             paths: vec![self.site()],
             tags: vec!["customer-7".into()],
             time: Zoned::now(),
@@ -536,12 +539,13 @@ fn what_a_restore_replaced_is_saved_from_where_it_waits_as_if_it_were_in_its_pla
                 root: waiting[n].clone(),
                 path: bench.site().join(site_dirs[n]),
                 exclude: Vec::new(),
+                hold: None,
             })
             .into(),
-        stream: Some(StreamSource {
+        streams: vec![StreamSource {
             path: DUMP.into(),
             reader: dump(100_000),
-        }),
+        }],
         paths: vec![bench.site()],
         tags: ["customer-7", "pre-restore", "both"]
             .map(String::from)
@@ -597,13 +601,17 @@ fn trees_inside_each_other_or_behind_a_link_are_refused() {
             root: bench.site().join(root),
             path: path.into(),
             exclude: Vec::new(),
+            hold: None,
         });
         let request = ArchiveRequest {
             trees: trees.collect(),
-            stream: stream.map(|path| StreamSource {
-                path: path.into(),
-                reader: dump(1),
-            }),
+            streams: stream
+                .map(|path| StreamSource {
+                    path: path.into(),
+                    reader: dump(1),
+                })
+                .into_iter()
+                .collect(),
             paths: vec![bench.site()],
             tags: Vec::new(),
             time: Zoned::now(),
@@ -655,6 +663,205 @@ impl Read for Dying {
         self.0 -= count;
         Ok(count)
     }
+}
+
+#[test]
+fn restics_snapshots_and_ours_spare_each_other_the_reading_of_what_is_unchanged() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    for number in 0..5 {
+        let file = bench.site().join(format!("picture-{number}"));
+        std::fs::write(file, noise(100_000, number)).unwrap();
+    }
+    let theirs = bench.restic.backup([bench.site()], &["daily"]).unwrap();
+    let reads = Reads::watch(&[bench.site()]);
+    let request = ArchiveRequest {
+        trees: vec![TreeSource::in_place(bench.site(), Vec::new())],
+        streams: Vec::new(),
+        paths: vec![bench.site()],
+        tags: vec!["daily".into()],
+        time: Zoned::now(),
+        note: None,
+        parent: Some(theirs.parse().unwrap()),
+    };
+    let lock = bench.repository.lock_shared().unwrap();
+    let control = Control::default();
+    let archived = bench.repository.archive(lock, request, &control).unwrap();
+    let ours = archived.commit(&control).unwrap().snapshot.to_string();
+    assert_eq!(reads.take(), 0, "ours after theirs");
+
+    let again = bench.restic.backup([bench.site()], &["daily"]).unwrap();
+    assert_eq!(reads.take(), 0, "theirs after ours");
+    std::fs::read(bench.site().join("picture-0")).unwrap();
+    assert!(reads.take() > 0, "a read is seen");
+    let described = bench.restic.snapshots().unwrap();
+    let parent = |id: &str| {
+        let of_id = described.iter().find(|snapshot| snapshot["id"] == id);
+        of_id.unwrap()["parent"].clone()
+    };
+    assert_eq!(parent(&ours), theirs.as_str());
+    assert_eq!(parent(&again), ours.as_str());
+    bench.restic.check_read_data().unwrap();
+}
+
+/// Says an error of ours after so many bytes.
+struct Refused(usize);
+
+impl Read for Refused {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.0 == 0 {
+            let refused = Error::new(ErrorKind::Refused, "the server does not let us in");
+            return Err(std::io::Error::other(refused));
+        }
+        let count = buffer.len().min(self.0);
+        buffer[..count].fill(b'y');
+        self.0 -= count;
+        Ok(count)
+    }
+}
+
+/// A lock that is held as long as a tree is read.
+struct Held(Arc<AtomicU64>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Notes how many are held when the last of it is read.
+struct Observing(Box<dyn Read + Send>, Arc<AtomicU64>, Arc<AtomicU64>);
+
+impl Read for Observing {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.0.read(buffer)?;
+        if count == 0 {
+            self.2
+                .fetch_max(self.1.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        Ok(count)
+    }
+}
+
+#[test]
+fn what_fails_is_left_out_whole_and_everything_else_is_saved() {
+    const TREES: usize = 5;
+    let bench = Bench::new();
+    let root = bench.scratch.path().join("shops");
+    for number in 0..TREES {
+        let shop = root.join(number.to_string());
+        std::fs::create_dir_all(shop.join("sub")).unwrap();
+        std::fs::write(shop.join("sub/file"), noise(50_000, number as u64 + 1)).unwrap();
+    }
+    // Its files are read before it comes to light that it goes too deep.
+    let mut deep = OwnedFd::from(std::fs::File::open(root.join("3/sub")).unwrap());
+    for _ in 0..4200 {
+        rustix::fs::mkdirat(&deep, "z", rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::DIRECTORY;
+        deep = rustix::fs::openat(&deep, "z", flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let held = Arc::new(AtomicU64::new(0));
+    let held_beside_streams = Arc::new(AtomicU64::new(0));
+    let hold = |number: usize| {
+        let held = Arc::clone(&held);
+        Hold::new(move || {
+            if number == 1 {
+                return Err(Error::new(ErrorKind::Busy, "somebody is at it"));
+            }
+            held.fetch_add(1, Ordering::SeqCst);
+            Ok(Held(held))
+        })
+    };
+    let trees = (0..TREES).map(|number| TreeSource {
+        hold: Some(hold(number)),
+        ..TreeSource::in_place(root.join(number.to_string()), Vec::new())
+    });
+    let whole = |seed| -> Box<dyn Read + Send> {
+        let content = Box::new(std::io::Cursor::new(noise(3_000_000, seed)));
+        let observed = Arc::clone(&held_beside_streams);
+        Box::new(Observing(content, Arc::clone(&held), observed))
+    };
+    // By their names in path order before the trees.
+    let streams: Vec<(PathBuf, Box<dyn Read + Send>)> = vec![
+        ("/0/a.sql".into(), whole(90)),
+        ("/0/b.sql".into(), Box::new(Dying(3_000_000))),
+        ("/0/c.sql".into(), whole(91)),
+        ("/0/d.sql".into(), Box::new(Refused(0))),
+        ("/0/e.sql".into(), whole(92)),
+    ];
+    let request = ArchiveRequest {
+        trees: trees.collect(),
+        streams: streams
+            .into_iter()
+            .map(|(path, reader)| StreamSource { path, reader })
+            .collect(),
+        paths: vec!["/0".into(), root.clone()],
+        tags: vec!["daily".into()],
+        time: Zoned::now(),
+        note: None,
+        parent: None,
+    };
+    let lock = bench.repository.lock_shared().unwrap();
+    let control = Control::default();
+    let (uncommitted, left_out) = bench
+        .repository
+        .archive_what_can_be(lock, request, &control)
+        .unwrap();
+    let told: Vec<(PathBuf, ErrorKind)> = left_out
+        .iter()
+        .map(|(path, error)| (path.clone(), error.kind()))
+        .collect();
+    let expected = [
+        ("/0/b.sql".into(), ErrorKind::Failed),
+        ("/0/d.sql".into(), ErrorKind::Refused),
+        (root.join("1"), ErrorKind::Busy),
+        (root.join("3"), ErrorKind::Failed),
+    ];
+    assert_eq!(told, expected);
+    assert_eq!(held.load(Ordering::SeqCst), 0, "all is given back");
+    assert_eq!(held_beside_streams.load(Ordering::SeqCst), 0);
+    assert_eq!(uncommitted.stream_bytes(), 9_000_000);
+    let archived = uncommitted.commit(&control).unwrap();
+    assert_eq!((archived.files, archived.bytes), (3, 9_000_000 + 150_000));
+    assert_eq!(bench.last().files, Some(6));
+    assert_eq!(bench.last().bytes, Some(archived.bytes));
+
+    bench.restic.check_read_data().unwrap();
+    let target = bench.scratch.path().join("restic");
+    bench
+        .restic
+        .restore(&archived.snapshot.to_string(), &target)
+        .unwrap();
+    for (name, seed) in [("a", 90), ("c", 91), ("e", 92)] {
+        let restored = target.join(format!("0/{name}.sql"));
+        assert!(std::fs::read(restored).unwrap() == noise(3_000_000, seed));
+    }
+    let names = |directory: PathBuf| -> BTreeSet<String> {
+        let entries = std::fs::read_dir(directory).unwrap();
+        entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    };
+    assert_eq!(
+        names(target.join("0")),
+        ["a.sql", "c.sql", "e.sql"].map(String::from).into()
+    );
+    let restored = target.join(root.strip_prefix("/").unwrap());
+    assert_eq!(
+        names(restored.clone()),
+        ["0", "2", "4"].map(String::from).into()
+    );
+    for number in [0, 2, 4] {
+        assert_same_tree(
+            root.join(number.to_string()),
+            restored.join(number.to_string()),
+        );
+    }
+    let removed = std::process::Command::new("rm")
+        .arg("-rf")
+        .arg(&root)
+        .status();
+    assert!(removed.unwrap().success());
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub enum Command {
     Init,
     /// Back up a customer's files and database
     Backup(BackupArgs),
+    /// Back up all customers of this server as one daily snapshot, and forget the daily ones that are too old; exit status 1 if
+    /// something could not be saved
+    Daily,
     /// Put a customer's site back to what a backup holds
     Restore(RestoreArgs),
     /// List a customer's backups
@@ -68,7 +71,7 @@ pub enum Command {
     Sync,
     /// Finish or undo restores that a crash interrupted; a worker does so by itself
     Recover,
-    /// Free the space of backups that were forgotten; nothing else may use the repository meanwhile
+    /// Free the space of backups that were forgotten, in the repositories that are ours; nothing else may use them meanwhile
     Prune,
     /// Check that the repositories are whole
     Check {
@@ -225,6 +228,8 @@ mod tests {
             "jobs 7",
             "cancel 12",
             "sync",
+            "daily",
+            "daily --json",
             "backup 7",
             "backup 7 --type db --note x",
             "--config /etc/x.toml --json list 7",
@@ -265,6 +270,7 @@ mod tests {
             "customer add --web-port 0",
             "customer add --db-name a/b",
             "jobs all",
+            "daily 7",
             "cancel",
             "cancel x",
             "cancel -1",

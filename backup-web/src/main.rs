@@ -49,6 +49,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Migrate => commands::migrate::run(&config, output, &runtime),
         Command::Init => commands::init::run(&config, output, &cancel),
         Command::Backup(args) => commands::backup::run(config, args, output, &runtime, &cancel),
+        Command::Daily => commands::daily::run(config, output, &runtime, &cancel),
         Command::Restore(args) => commands::restore::run(config, args, output, &runtime, &cancel),
         Command::List { customer } => {
             commands::list::run(config, customer, output, &runtime, &cancel)
@@ -76,7 +77,9 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
 /// Those that look at the flag between their steps cancel.
 fn answer_to_signals(command: &Command) -> Answer {
     match command {
-        Command::Backup(_) | Command::Restore(_) | Command::Doctor => Answer::Cancels,
+        Command::Backup(_) | Command::Daily | Command::Restore(_) | Command::Doctor => {
+            Answer::Cancels
+        }
         Command::Serve { .. } | Command::Worker => Answer::Finishes,
         Command::Migrate
         | Command::Init

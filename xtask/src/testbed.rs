@@ -184,19 +184,33 @@ impl TestBed {
 
     /// Let a command reach the manual repository through a proxy, and give up an outage after two seconds.
     pub fn through(&self, proxy: &Proxy, command: &mut Command) -> Result<()> {
+        self.reroute("MANUAL", &self.manual_repository(), proxy, command)
+    }
+
+    /// The same for the repository of the daily backups.
+    pub fn daily_through(&self, proxy: &Proxy, command: &mut Command) -> Result<()> {
+        self.reroute("DAILY", &self.daily_repository(), proxy, command)
+    }
+
+    fn reroute(
+        &self,
+        name: &str,
+        repository: &Path,
+        proxy: &Proxy,
+        command: &mut Command,
+    ) -> Result<()> {
         let known_hosts = self
             .scratch
             .path()
             .join(format!("known_hosts-{}", proxy.port()));
         let line = format!("[127.0.0.1]:{} {}", proxy.port(), self.sshd.host_key()?);
         fs::write(&known_hosts, line)?;
-        let location = self
-            .sshd
-            .location_at(proxy.port(), &self.manual_repository());
+        let location = self.sshd.location_at(proxy.port(), repository);
+        let key = |key: &str| format!("BACKUP__REPOSITORIES__{name}__{key}");
         command
-            .env("BACKUP__REPOSITORIES__MANUAL__LOCATION", location)
-            .env("BACKUP__REPOSITORIES__MANUAL__KNOWN_HOSTS", known_hosts)
-            .env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "2s");
+            .env(key("LOCATION"), location)
+            .env(key("KNOWN_HOSTS"), known_hosts)
+            .env(key("RETRY_FOR"), "2s");
         Ok(())
     }
 

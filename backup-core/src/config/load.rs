@@ -224,6 +224,7 @@ impl Config {
         self.judge_repositories()?;
         self.judge_customers()?;
         self.judge_customer_database()?;
+        self.judge_daily()?;
         self.judge_site()
     }
 
@@ -374,6 +375,35 @@ impl Config {
             let sample = template.sample();
             values::plain_absolute(&sample).map_err(|reason| wrong(key, &reason))?;
             require(!sample.ends_with('/'), key, "must be the path of a file")?;
+        }
+        Ok(())
+    }
+
+    fn judge_daily(&self) -> std::result::Result<(), Wrong> {
+        let Some(daily) = &self.daily else {
+            return Ok(());
+        };
+        require(
+            self.repositories.daily.is_some(),
+            "daily",
+            "needs a repository: set repositories.daily",
+        )?;
+        require(daily.keep >= 1, "daily.keep", "must be at least 1")?;
+        let dump = self.customer_database.daily_dump_path.sample();
+        let elsewhere = [self.customers.root.as_path(), Path::new(&dump)];
+        for (n, path) in daily.paths.iter().enumerate() {
+            let others = daily.paths.iter().skip(n + 1).map(PathBuf::as_path);
+            if let Some(other) = others
+                .chain(elsewhere)
+                .find(|other| path.starts_with(other) || other.starts_with(path))
+            {
+                let reason = format!(
+                    "`{}` and `{}` lie inside each other, and both are saved",
+                    path.display(),
+                    other.display()
+                );
+                return Err(wrong("daily.paths", &reason));
+            }
         }
         Ok(())
     }
@@ -590,6 +620,8 @@ fn embedded(figment: &Figment) -> Result<Layer> {
             )
             .into(),
         ),
+        // There is no platform whose script would make them.
+        ("daily".to_owned(), toml::Table::new().into()),
         (
             "repositories".to_owned(),
             toml::Table::from_iter([
@@ -1001,6 +1033,51 @@ password_file = "/root/.password"
         assert!(text.contains("database is missing"), "{text}");
     }
 
+    /// A section `[daily]` with its repository.
+    macro_rules! daily {
+        ($lines:literal) => {
+            concat!(
+                "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\n[daily]\n",
+                $lines
+            )
+        };
+    }
+
+    #[test]
+    fn the_daily_backups_are_ours_if_the_section_is_there() {
+        let daily = |text: &str| read(&format!("{SMALLEST}{text}"), &[]).unwrap().daily;
+        let absent = "[repositories.daily]\nlocation = '/d'\npassword_file = '/p'\n";
+        assert!(daily(absent).is_none());
+        let empty = daily(daily!("")).unwrap();
+        assert_eq!((empty.keep, empty.platform_database), (30, true));
+        assert!(empty.paths.is_empty());
+        let set = daily(daily!("keep = 7\npaths = ['/etc/nginx/sites-available']")).unwrap();
+        assert_eq!(set.keep, 7);
+        assert_eq!(set.paths, [Path::new("/etc/nginx/sites-available")]);
+    }
+
+    #[test]
+    fn the_platforms_database_is_where_its_address_says() {
+        let config = read(EXAMPLE, &[("DB_PASSWORD", "s3cret")]).unwrap();
+        let platform = config.database.mysql().unwrap();
+        assert_eq!(
+            (
+                platform.host.as_str(),
+                platform.port,
+                platform.user.as_str()
+            ),
+            ("localhost", None, "shophosting_app")
+        );
+        assert_eq!(platform.schema, "shophosting_db");
+        assert_eq!(platform.password.unwrap().expose_secret(), "s3cret");
+        let path = config
+            .customer_database
+            .daily_dump_path_of_platform("shophosting_db");
+        let expected = Path::new("/tmp/shophosting-db-dumps/shophosting_db.sql");
+        assert_eq!(path.unwrap().unwrap(), expected);
+        assert!(read(SMALLEST, &[]).unwrap().database.mysql().is_none());
+    }
+
     #[test]
     fn every_refusal_names_the_key_and_where_it_came_from() {
         let cases = [
@@ -1198,6 +1275,18 @@ password_file = "/root/.password"
                 "retention.daily_shown",
                 "[retention]\ndaily_shown = 'always'",
             ),
+            ("daily", "[daily]"),
+            ("daily.keep", daily!("keep = 0")),
+            ("daily.path", daily!("path = ['/etc']")),
+            ("daily.paths", daily!("paths = ['etc']")),
+            ("daily.paths", daily!("paths = ['/etc', '/etc/nginx']")),
+            ("daily.paths", daily!("paths = ['/var']")),
+            (
+                "daily.paths",
+                daily!("paths = ['/var/customers/customer-1']"),
+            ),
+            ("daily.paths", daily!("paths = ['/tmp']")),
+            ("daily.wait", daily!("wait = 'long'")),
         ];
         for (key, lines) in cases {
             let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);

@@ -61,6 +61,8 @@ pub struct Config {
     /// `[retention]`: how many backups are kept.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// `[daily]`: that the daily backups are ours to make, and how. Absent where the platform's own script makes them, or nobody.
+    pub daily: Option<DailyConfig>,
 }
 
 /// `[server]`: the dashboard.
@@ -134,8 +136,8 @@ pub struct WorkerConfig {
     /// How often the catalogue is brought in step with the repositories, at least `1s`. Default `5m`.
     #[serde(deserialize_with = "values::duration")]
     pub sync_every: Duration,
-    /// The local time of day, such as `03:30`, from which on, for an hour, the worker prunes the manual repository,
-    /// once a day. Default: never.
+    /// The local time of day, such as `03:30`, from which on, for an hour, the worker prunes the manual repository, and
+    /// with a section `[daily]` the daily one, once a day. Default: never.
     #[serde(deserialize_with = "values::optional_time_of_day")]
     pub prune_at: Option<Time>,
 }
@@ -147,7 +149,8 @@ pub struct WorkerConfig {
 pub struct RepositoriesConfig {
     /// Backups that customers make, and those made before a restore. Ours to write.
     pub manual: RepositoryConfig,
-    /// Backups that the platform's own script makes. Only read; absent where there are none.
+    /// The daily backups of everybody. Only read while the platform's own script makes them; with a section `[daily]` ours to write. Absent where
+    /// there are none.
     pub daily: Option<RepositoryConfig>,
 }
 
@@ -304,6 +307,25 @@ pub struct RetentionConfig {
     pub daily_shown: Duration,
 }
 
+/// `[daily]`: the daily backup of everybody. That the section is there, were it empty, says that the daily backups are ours: `daily` makes them and
+/// forgets the old ones, and pruning includes their repository.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct DailyConfig {
+    /// The days of which the newest backup is kept, at least 1: the newest days that have one. Default 30.
+    pub keep: u32,
+    /// Directories of the server that are saved besides what is the customers', such as `/etc/nginx/sites-available`. Default none.
+    #[serde(deserialize_with = "values::absolute_paths")]
+    pub paths: Vec<PathBuf>,
+    /// Whether the platform's own database is saved as well, where it is a MySQL or MariaDB server. Default yes.
+    pub platform_database: bool,
+    /// How long it is waited for a repository that somebody else has locked, and for a customer who is being restored: after that
+    /// the backup is made without him. Default `5m`.
+    #[serde(deserialize_with = "values::duration")]
+    pub wait: Duration,
+}
+
 impl Config {
     /// How long a dump may take.
     pub fn dump_timeout(&self) -> Duration {
@@ -318,6 +340,43 @@ impl Config {
             .import_timeout
             .unwrap_or(self.worker.restore_timeout)
     }
+}
+
+impl DatabaseConfig {
+    /// The server of the platform's database and the name of its schema; `None` where it is a file.
+    pub fn mysql(&self) -> Option<PlatformDatabase> {
+        let DatabaseUrl::MySql(url) = &self.url else {
+            return None;
+        };
+        let shown = url.shown();
+        Some(PlatformDatabase {
+            // An address of IPv6 stands in brackets there.
+            host: shown
+                .host_str()
+                .unwrap_or("localhost")
+                .trim_matches(['[', ']'])
+                .to_owned(),
+            port: shown.port(),
+            user: url.user(),
+            password: url.password().or_else(|| self.password.clone()),
+            schema: values::decoded(shown.path().trim_matches('/')),
+        })
+    }
+}
+
+/// What the address of the platform's database says.
+#[derive(Debug, Clone)]
+pub struct PlatformDatabase {
+    /// The server.
+    pub host: String,
+    /// Its port, where one is given.
+    pub port: Option<u16>,
+    /// The account; empty where none is given.
+    pub user: String,
+    /// Its password, where there is one.
+    pub password: Option<SecretString>,
+    /// The schema.
+    pub schema: String,
 }
 
 impl ServerConfig {
@@ -395,6 +454,18 @@ impl CustomerDatabaseConfig {
         database: &DatabaseName,
     ) -> Result<PathBuf> {
         path_inside_snapshots(&self.daily_dump_path, customer, database)
+    }
+
+    /// Where the dump of the platform's own database is inside daily snapshots: where that of a customer with a database of that name would be. None
+    /// where customers' numbers are part of the path.
+    pub fn daily_dump_path_of_platform(&self, schema: &str) -> Result<Option<PathBuf>> {
+        if self.daily_dump_path.has(Placeholder::Id) {
+            return Ok(None);
+        }
+        let path = self.daily_dump_path.fill(|_| Ok(schema.to_owned()))?;
+        let path = values::plain_absolute(&path)
+            .map_err(|reason| Error::new(ErrorKind::Configuration, reason))?;
+        Ok(Some(path))
     }
 }
 
@@ -538,6 +609,17 @@ impl Default for RestoreConfig {
             owners: OwnersConfig::Only(Vec::new()),
             max_files: 5_000_000,
             max_bytes: 0,
+        }
+    }
+}
+
+impl Default for DailyConfig {
+    fn default() -> Self {
+        Self {
+            keep: 30,
+            paths: Vec::new(),
+            platform_database: true,
+            wait: Duration::from_secs(5 * 60),
         }
     }
 }

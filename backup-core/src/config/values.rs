@@ -63,6 +63,17 @@ impl SecretUrl {
         &self.whole
     }
 
+    /// The user that it names; empty where it names none.
+    pub(super) fn user(&self) -> String {
+        decoded(self.shown.username())
+    }
+
+    /// The password before the host.
+    pub(super) fn password(&self) -> Option<SecretString> {
+        let whole = Url::parse(self.whole.expose_secret()).ok()?;
+        whole.password().map(|password| decoded(password).into())
+    }
+
     /// Whether it holds a password.
     pub fn has_password(&self) -> bool {
         self.has_password
@@ -84,6 +95,27 @@ impl fmt::Debug for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}`", self.shown)
     }
+}
+
+/// What a part of an address stands for: the text with its `%xx` taken back.
+pub(super) fn decoded(part: &str) -> String {
+    let bytes = part.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(byte) = bytes.get(at) {
+        let digits = part.get(at + 1..at + 3).filter(|_| *byte == b'%');
+        match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
+            Some(escaped) => {
+                plain.push(escaped);
+                at += 3;
+            }
+            None => {
+                plain.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&plain).into_owned()
 }
 
 /// A Redis address (`redis://`, `unix://`).
@@ -300,6 +332,16 @@ pub(super) fn optional_absolute_path<'de, D: Deserializer<'de>>(
     absolute_path(deserializer).map(Some)
 }
 
+/// A list of such paths.
+pub(super) fn absolute_paths<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Vec<PathBuf>, D::Error> {
+    let list: Vec<String> = Vec::deserialize(deserializer)?;
+    list.iter()
+        .map(|text| plain_absolute(text).map_err(de::Error::custom))
+        .collect()
+}
+
 /// A path below a customer's directory: no leading `/`, no `..`.
 pub(super) fn relative_path<'de, D: Deserializer<'de>>(
     deserializer: D,
@@ -451,6 +493,24 @@ mod tests {
             let error = DatabaseUrl::try_from(bad.to_owned()).unwrap_err();
             assert!(!error.contains("s3cret"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_address_says_user_and_password_as_they_are() {
+        let url = SecretUrl::parse(
+            "mysql://a%40b:p%2Bs+%26%25x%C3%BC&=z@h/s".to_owned(),
+            &["mysql"],
+        );
+        let url = url.unwrap();
+        assert_eq!(url.user(), "a@b");
+        assert_eq!(url.password().unwrap().expose_secret(), "p+s+&%xü&=z");
+        assert_eq!(decoded("100%"), "100%");
+        assert_eq!(decoded("%zz%4"), "%zz%4");
+        let url = SecretUrl::parse("mysql://h/s".to_owned(), &["mysql"]).unwrap();
+        assert_eq!(
+            (url.user(), url.password().is_none()),
+            (String::new(), true)
+        );
     }
 
     #[test]

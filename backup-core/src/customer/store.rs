@@ -1,5 +1,7 @@
 //! The table of customers: the platform's, or a small one of our own where there is no platform.
 
+use std::collections::BTreeMap;
+
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
@@ -86,6 +88,39 @@ impl CustomerStore {
             })
         };
         Ok(raw.into_iter().filter_map(summary).collect())
+    }
+
+    /// All customers of a hosting server, by number, whatever their state. Of whom it cannot be told where he is, or what he has, the error is given:
+    /// he may be one of them.
+    pub async fn of_server(&self, server: &str) -> Result<Vec<(CustomerId, Result<Customer>)>> {
+        const QUERY: &str = "SELECT * FROM customers ORDER BY id";
+        let raw: Vec<RawCustomer> = self.store.rows(QUERY, &[]).await?;
+        let mut names: BTreeMap<i64, String> = BTreeMap::new();
+        let mut found = Vec::new();
+        for raw in raw {
+            let Some(id) = raw.id() else {
+                continue;
+            };
+            let name = match raw.server_id {
+                None => Ok(DEFAULT_SERVER.to_owned()),
+                Some(number) => match names.get(&number) {
+                    Some(name) => Ok(name.clone()),
+                    None => self.server_name(id, number).await.inspect(|name| {
+                        names.insert(number, name.clone());
+                    }),
+                },
+            };
+            match name {
+                Ok(name) if name == server => {
+                    found.push((id, self.understand(id, raw, name)));
+                }
+                Ok(_) => {}
+                // The database is away, or the row makes no sense.
+                Err(error) if error.kind() != ErrorKind::Configuration => return Err(error),
+                Err(error) => found.push((id, Err(error))),
+            }
+        }
+        Ok(found)
     }
 
     /// The database schema of every customer, by number. Whose name cannot be used is left out: he can have no backup of it.
@@ -382,6 +417,26 @@ mod tests {
             .map(|line| line.id.get())
             .collect();
         assert_eq!(listed, [1, 12]);
+        connected.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_customers_of_a_server_are_all_of_them_also_those_that_make_no_sense() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("backup.db");
+        let (connected, store) = open(&config(&format!("sqlite://{}", file.display()))).await;
+        for _ in 0..3 {
+            store.add(&NewCustomer::default()).await.unwrap();
+        }
+        let spoil = "UPDATE customers SET db_name = '../x', status = 'suspended' WHERE id = 2";
+        connected.execute(spoil, &[]).await.unwrap();
+        let found = store.of_server(DEFAULT_SERVER).await.unwrap();
+        let usable: Vec<_> = found
+            .iter()
+            .map(|(id, one)| (id.get(), one.is_ok()))
+            .collect();
+        assert_eq!(usable, [(1, true), (2, false), (3, true)]);
+        assert!(store.of_server("elsewhere").await.unwrap().is_empty());
         connected.close().await;
     }
 

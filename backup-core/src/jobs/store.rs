@@ -3,6 +3,7 @@
 //! Each change of state is one statement that names the state it starts from, so of two that want it one gets it. Commit points: a job exists with its
 //! row; it is a worker's when the claim matched a row; it ended when the last UPDATE matched.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -654,6 +655,15 @@ impl JobStore {
     /// The restores of a hosting server that are stuck.
     pub(crate) async fn stuck_on(&self, server: &str) -> Result<Vec<Job>> {
         self.list(STUCK_ON, values![server]).await
+    }
+
+    /// The snapshots that restores want which have not ended.
+    pub(crate) async fn snapshots_to_restore(&self) -> Result<BTreeSet<SnapshotId>> {
+        const QUERY: &str = "SELECT CAST(snapshot_id AS CHAR) FROM customer_backup_jobs
+            WHERE active_customer IS NOT NULL AND job_type = 'restore' AND snapshot_id IS NOT NULL";
+        let ids: Vec<(String,)> = self.store.rows(QUERY, &[]).await?;
+        // What is no id is no snapshot's.
+        Ok(ids.iter().filter_map(|(id,)| id.parse().ok()).collect())
     }
 
     /// The newest jobs of a customer, newest first. Rows that make no sense are left out, and logged.

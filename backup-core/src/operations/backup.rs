@@ -241,7 +241,7 @@ impl Engine {
         self.server(customer)?.write_timeout()
     }
 
-    fn start_dump(&self, customer: &Customer, control: &Control) -> Result<Dump> {
+    pub(super) fn start_dump(&self, customer: &Customer, control: &Control) -> Result<Dump> {
         let server = self.server(customer)?;
         let limit = self.config.dump_timeout();
         database::dump(&server, customer.db_name.as_str(), limit, control)
@@ -264,7 +264,10 @@ impl Engine {
         let reader = dump.as_mut().and_then(Dump::take_reader);
         let request = ArchiveRequest {
             trees: saving.trees,
-            stream: reader.map(|reader| StreamSource { path, reader }),
+            streams: reader
+                .map(|reader| StreamSource { path, reader })
+                .into_iter()
+                .collect(),
             paths,
             tags: vec![
                 customer.id.tag(),

@@ -1,9 +1,10 @@
-//! What the product does, as procedures that read as their steps: back up a customer, forget his backups, restore a customer.
+//! What the product does, as procedures that read as their steps: back up a customer, back up everybody, forget backups, restore a customer.
 //!
 //! Each procedure names its commit point. Before it a failure leaves no trace; whatever the way out, maintenance is off, what was
 //! stopped is started, and what was staged is gone.
 
 mod backup;
+mod daily;
 mod forget;
 mod restore;
 
@@ -21,6 +22,7 @@ use crate::storage::{self, Location, SftpOptions, Storage};
 
 pub use crate::catalog::{BackupEntry, BackupList, Source};
 pub use backup::{BackupReport, BackupRequest};
+pub use daily::{DailyFailure, DailyPart, DailyReport};
 pub use forget::Forgetting;
 pub use restore::{Interrupted, Recovered, RestoreReport, RestoreRequest};
 

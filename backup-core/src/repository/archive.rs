@@ -1,8 +1,9 @@
-//! Saving: trees and a stream into one snapshot, with the commit as a step of its own.
+//! Saving: trees and streams into one snapshot, with the commit as a step of its own.
 //!
 //! [`Repository::archive`] writes packs and index files that nothing refers to; [`Uncommitted::commit`] writes the snapshot file, and
 //! that is the commit point. Whatever happens before it leaves garbage that `prune` collects, and no snapshot. Never: a snapshot
-//! that lacks a file which was there, or that says a size which is not the true one.
+//! that lacks a file which was there, or that says a size which is not the true one. [`Repository::archive_what_can_be`] may leave out a tree or a
+//! stream, but only the whole of it.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -20,7 +21,7 @@ use serde_json::json;
 use super::bridge::{IndexWatch, from_rustic};
 use super::index::{ExtendedIndex, Index};
 use super::locks::Lock;
-use super::source::{Findings, MixedSource, StreamSource, TreeSource};
+use super::source::{Findings, MixedSource, OnFailure, StreamSource, TreeSource};
 use super::{Repository, SnapshotId};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
@@ -35,8 +36,8 @@ const CANCEL_POLL: Duration = Duration::from_millis(50);
 pub struct ArchiveRequest {
     /// The directory trees, none inside another.
     pub trees: Vec<TreeSource>,
-    /// The stream, if any.
-    pub stream: Option<StreamSource>,
+    /// The streams. One inside a tree is refused.
+    pub streams: Vec<StreamSource>,
     /// What the snapshot says it holds; see [`super::Snapshot::paths`].
     pub paths: Vec<PathBuf>,
     /// The snapshot's tags.
@@ -66,22 +67,22 @@ pub struct Uncommitted<'a> {
 pub struct Archived {
     /// The new snapshot.
     pub snapshot: SnapshotId,
-    /// Regular files in it, the stream not counted.
+    /// Regular files in it, streams not counted.
     pub files: u64,
-    /// Plain bytes of all files and of the stream.
+    /// Plain bytes of all files and streams.
     pub bytes: u64,
     /// Bytes that the repository grew by.
     pub bytes_added: u64,
-    /// Plain bytes of the stream.
+    /// Plain bytes of the streams.
     pub stream_bytes: u64,
     /// What did not fail the backup but should be known.
     pub warnings: Vec<String>,
 }
 
 impl Repository {
-    /// Save trees and a stream, but not yet the snapshot.
+    /// Save trees and streams, but not yet the snapshot.
     ///
-    /// Blocks until all is read. Fails when anything could not be read (a file that vanished meanwhile is a warning), when the
+    /// Blocks until all is read. Fails when anything could not be read (a file that vanished meanwhile is a warning), when a
     /// stream's reader fails, when the storage fails, and on cancellation.
     pub fn archive(
         &self,
@@ -89,13 +90,41 @@ impl Repository {
         request: ArchiveRequest,
         control: &Control,
     ) -> Result<Uncommitted<'_>> {
+        let (uncommitted, _) = self.archive_parts(lock, request, OnFailure::Fail, control)?;
+        Ok(uncommitted)
+    }
+
+    /// The same, but a tree or a stream that could not be read does not fail the others: the whole of it is left out of the snapshot, and told with
+    /// the cause by its path.
+    pub fn archive_what_can_be(
+        &self,
+        lock: Lock,
+        request: ArchiveRequest,
+        control: &Control,
+    ) -> Result<(Uncommitted<'_>, BTreeMap<PathBuf, Error>)> {
+        self.archive_parts(lock, request, OnFailure::LeaveOut, control)
+    }
+
+    fn archive_parts(
+        &self,
+        lock: Lock,
+        request: ArchiveRequest,
+        on_failure: OnFailure,
+        control: &Control,
+    ) -> Result<(Uncommitted<'_>, BTreeMap<PathBuf, Error>)> {
         control.cancel.check()?;
         let index = self.fresh_index()?;
         let draft = draft(&request)?;
         let options = options(request.parent.as_ref());
+        let streams: Vec<PathBuf> = request
+            .streams
+            .iter()
+            .map(|stream| stream.path.clone())
+            .collect();
         let source = Arc::new(MixedSource::new(
             request.trees,
-            request.stream,
+            request.streams,
+            on_failure,
             control.clone(),
         )?);
 
@@ -105,24 +134,26 @@ impl Repository {
             move || run_rustic(&index, &options, &source, draft, &request.paths)
         };
         let (result, lock) = self.run_apart(lock, run, &control.cancel)?;
-        let findings = source.take_findings();
+        let mut findings = source.take_findings();
         let mut snapshot = judge(result, &findings, control)?;
+        require_read_to_the_end(&streams, &mut findings, on_failure)?;
         if let Some(summary) = &mut snapshot.summary {
-            // As restic counts; rustic counts links and pipes, too.
+            // As restic counts; rustic counts links and pipes, too, and what is left out.
             summary.total_files_processed = findings.files + findings.streams;
+            summary.total_bytes_processed = findings.bytes;
         }
 
         control.monitor.phase(Phase::Committing);
-        let warnings = warnings(&findings);
-        let snapshot = self.with_true_sizes(&index, &watch, snapshot, findings.true_sizes)?;
-        Ok(Uncommitted {
+        let snapshot = self.corrected(&index, &watch, snapshot, &findings)?;
+        let uncommitted = Uncommitted {
             repository: self,
             lock,
             snapshot,
             stream_bytes: findings.stream_bytes,
             files: findings.files,
-            warnings,
-        })
+            warnings: warnings(&findings),
+        };
+        Ok((uncommitted, findings.left_out))
     }
 
     /// Run the archiver on a thread of its own. All archive runs share the index, and with it the storage that does not know of this run's
@@ -163,16 +194,17 @@ impl Repository {
         }
     }
 
-    /// rustic stores a stream with the size 0, which the restic program would restore as an empty file. So the trees on the way to
-    /// it are written again with the true size, in a pack of their own.
-    fn with_true_sizes(
+    /// rustic stores a stream with the size 0, which the restic program would restore as an empty file, and of a tree that broke off what it
+    /// had until then. So the trees on the way there are written again with the true size, or without what is left out, in a pack of their own.
+    fn corrected(
         &self,
         index: &Index,
         watch: &IndexWatch<'_>,
         mut snapshot: SnapshotFile,
-        true_sizes: BTreeMap<PathBuf, u64>,
+        findings: &Findings,
     ) -> Result<SnapshotFile> {
-        if true_sizes.is_empty() {
+        let changes = changes(findings);
+        if changes.is_empty() {
             return Ok(snapshot);
         }
         let index = ExtendedIndex::new(index, &self.shared.sealer, &watch.written())?;
@@ -181,7 +213,7 @@ impl Repository {
             index: &index,
             trees: Vec::new(),
         };
-        snapshot.tree = correction.tree(snapshot.tree, &Change::by_directory(true_sizes))?;
+        snapshot.tree = correction.tree(snapshot.tree, &changes)?;
         self.write_tree_pack(&correction.trees)?;
         Ok(snapshot)
     }
@@ -213,7 +245,7 @@ impl Repository {
 }
 
 impl Uncommitted<'_> {
-    /// Plain bytes of the stream, as they were read and stored.
+    /// Plain bytes of the streams, as they were read and stored.
     pub fn stream_bytes(&self) -> u64 {
         self.stream_bytes
     }
@@ -336,31 +368,73 @@ fn warnings(findings: &Findings) -> Vec<String> {
     warnings
 }
 
+/// A stream is there with all that it gave, or not at all.
+fn require_read_to_the_end(
+    streams: &[PathBuf],
+    findings: &mut Findings,
+    on_failure: OnFailure,
+) -> Result<()> {
+    for path in streams {
+        if findings.true_sizes.contains_key(path) || findings.left_out.contains_key(path) {
+            continue;
+        }
+        let error = Error::new(
+            ErrorKind::Failed,
+            format!("{} was not read to its end", path.display()),
+        );
+        match on_failure {
+            OnFailure::Fail => return Err(error),
+            OnFailure::LeaveOut => findings.left_out.insert(path.clone(), error),
+        };
+    }
+    Ok(())
+}
+
+/// What is to change in the root directory, and below it.
+fn changes(findings: &Findings) -> BTreeMap<OsString, Change> {
+    let mut root = BTreeMap::new();
+    for path in findings.left_out.keys() {
+        Change::note(&mut root, path, Change::Remove);
+    }
+    for (path, size) in &findings.true_sizes {
+        Change::note(&mut root, path, Change::Size(*size));
+    }
+    root
+}
+
 /// What is to change below one directory.
+#[derive(Debug, PartialEq, Eq)]
 enum Change {
     Size(u64),
+    Remove,
     Below(BTreeMap<OsString, Change>),
 }
 
 impl Change {
-    fn by_directory(true_sizes: BTreeMap<PathBuf, u64>) -> BTreeMap<OsString, Self> {
-        let mut root = BTreeMap::new();
-        for (path, size) in true_sizes {
-            let names: Vec<&OsStr> = names(&path).collect();
-            let mut below = &mut root;
-            for (depth, name) in names.iter().enumerate() {
-                let entry = below.entry((*name).to_owned());
-                if depth + 1 == names.len() {
-                    entry.or_insert(Self::Size(size));
-                    break;
-                }
-                match entry.or_insert_with(|| Self::Below(BTreeMap::new())) {
-                    Self::Below(next) => below = next,
-                    Self::Size(_) => break,
-                }
+    /// What is noted first counts: nothing changes any more below what is removed.
+    fn note(root: &mut BTreeMap<OsString, Self>, path: &Path, change: Self) {
+        let mut names = names(path).peekable();
+        let mut below = root;
+        while let Some(name) = names.next() {
+            let entry = below.entry(name.to_owned());
+            if names.peek().is_none() {
+                entry.or_insert(change);
+                return;
+            }
+            match entry.or_insert_with(|| Self::Below(BTreeMap::new())) {
+                Self::Below(next) => below = next,
+                Self::Size(_) | Self::Remove => return,
             }
         }
-        root
+    }
+
+    /// What is not there need not be removed.
+    fn only_removes(&self) -> bool {
+        match self {
+            Self::Size(_) => false,
+            Self::Remove => true,
+            Self::Below(changes) => changes.values().all(Self::only_removes),
+        }
     }
 }
 
@@ -411,11 +485,15 @@ impl Correction<'_> {
                 ),
             )
         };
-        let node = tree
-            .nodes
-            .iter_mut()
-            .find(|node| node.name() == name)
-            .ok_or_else(lost)?;
+        if *change == Change::Remove {
+            tree.nodes.retain(|node| node.name() != name);
+            return Ok(());
+        }
+        let node = match tree.nodes.iter_mut().find(|node| node.name() == name) {
+            Some(node) => node,
+            None if change.only_removes() => return Ok(()),
+            None => return Err(lost()),
+        };
         match change {
             Change::Size(size) => {
                 let mut stored = 0;
@@ -427,6 +505,7 @@ impl Correction<'_> {
                 }
                 node.meta.size = *size;
             }
+            Change::Remove => {}
             Change::Below(changes) => {
                 let below = node.subtree.ok_or_else(lost)?;
                 node.subtree = Some(self.tree(below, changes)?);
@@ -442,19 +521,47 @@ mod tests {
 
     #[test]
     fn changes_meet_in_common_directories() {
-        let sizes = BTreeMap::from([
-            (PathBuf::from("/tmp/a/x.sql"), 1),
-            (PathBuf::from("/tmp/a/y.log"), 2),
-            (PathBuf::from("/var/z"), 3),
+        let failed = || Error::new(ErrorKind::Failed, "failed");
+        let findings = Findings {
+            true_sizes: [
+                ("/tmp/a/x.sql", 1),
+                ("/tmp/a/y.log", 2),
+                ("/var/z/short", 3),
+            ]
+            .map(|(path, size)| (PathBuf::from(path), size))
+            .into(),
+            left_out: ["/tmp/a/w.sql", "/var/z"]
+                .map(|path| (PathBuf::from(path), failed()))
+                .into(),
+            ..Findings::default()
+        };
+        let below = |changes: Vec<(&str, Change)>| {
+            let changes = changes.into_iter();
+            Change::Below(
+                changes
+                    .map(|(name, change)| (name.into(), change))
+                    .collect(),
+            )
+        };
+        let dumps = vec![
+            ("w.sql", Change::Remove),
+            ("x.sql", Change::Size(1)),
+            ("y.log", Change::Size(2)),
+        ];
+        let expected = below(vec![
+            ("tmp", below(vec![("a", below(dumps))])),
+            ("var", below(vec![("z", Change::Remove)])),
         ]);
-        let root = Change::by_directory(sizes);
-        assert_eq!(root.len(), 2);
-        let Some(Change::Below(tmp)) = root.get(OsStr::new("tmp")) else {
-            panic!("tmp is a directory");
-        };
-        let Some(Change::Below(a)) = tmp.get(OsStr::new("a")) else {
-            panic!("a is a directory");
-        };
-        assert_eq!(a.len(), 2);
+        assert_eq!(Change::Below(changes(&findings)), expected);
+    }
+
+    #[test]
+    fn a_stream_that_nobody_read_to_its_end_is_left_out_or_fails_all() {
+        let paths = [PathBuf::from("/tmp/a/x.sql")];
+        let mut findings = Findings::default();
+        let strict = require_read_to_the_end(&paths, &mut findings, OnFailure::Fail);
+        assert!(strict.unwrap_err().to_string().contains("x.sql"));
+        require_read_to_the_end(&paths, &mut findings, OnFailure::LeaveOut).unwrap();
+        assert!(findings.left_out.contains_key(&paths[0]));
     }
 }

@@ -37,7 +37,7 @@ pub use locks::{Lock, LockInfo};
 pub use maintenance::{CheckReport, PruneReport};
 pub use restore::{Owner, OwnerRule, RestorePlan, RestoreRules};
 pub use snapshot::{BackupType, Origin, Snapshot, SnapshotId};
-pub use source::{StreamSource, TreeSource};
+pub use source::{Hold, StreamSource, TreeSource};
 pub use tree::EntryKind;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -463,7 +463,7 @@ fn guarded<T>(run: impl FnOnce() -> T) -> Result<T> {
 }
 
 /// This machine's name, as restic would write it.
-fn hostname() -> String {
+pub(crate) fn hostname() -> String {
     rustix::system::uname()
         .nodename()
         .to_string_lossy()

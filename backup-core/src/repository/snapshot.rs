@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use jiff::Timestamp;
+use jiff::civil::Date;
 use rustic_core::repofile::SnapshotFile;
 use serde::{Deserialize, Serialize};
 
@@ -141,6 +142,8 @@ pub struct Snapshot {
     pub id: SnapshotId,
     /// When it was made.
     pub time: Timestamp,
+    /// The day that it was then where it was made.
+    pub date: Date,
     /// The machine it was made on.
     pub hostname: String,
     /// Its tags.
@@ -165,6 +168,7 @@ impl Snapshot {
         let mut snapshot = Self {
             id: SnapshotId(id),
             time: file.time.timestamp(),
+            date: file.time.date(),
             hostname: file.hostname,
             tags: file.tags.iter().cloned().collect(),
             paths: file.paths.iter().map(PathBuf::from).collect(),
@@ -218,10 +222,11 @@ impl Snapshot {
 
 #[cfg(test)]
 impl Snapshot {
-    pub(super) fn of_nobody() -> Self {
+    pub(crate) fn of_nobody() -> Self {
         Self {
             id: SnapshotId(FileId::default()),
             time: Timestamp::UNIX_EPOCH,
+            date: Date::ZERO,
             hostname: String::new(),
             tags: Vec::new(),
             paths: Vec::new(),

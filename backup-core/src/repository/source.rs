@@ -1,10 +1,11 @@
-//! What a backup reads: directory trees and a stream, as one sequence of entries in path order.
+//! What a backup reads: directory trees and streams, as one sequence of entries in path order.
 //!
 //! A tree belongs to a tenant who may change it while we read it as root. So no path is ever looked up twice: every directory is
 //! opened relative to the one above it, no link is followed, and what an entry says of a file comes from the descriptor that its
 //! content is read from. rustic drops what fails and goes on; therefore nothing fails towards rustic: every finding is written down here and
-//! judged by [`super::archive`] before the commit.
+//! judged by [`super::archive`] before the commit. Each tree and each stream is a part of its own, so that it can be told which one failed.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
@@ -12,7 +13,9 @@ use std::io::{BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use base64::Engine;
 use jiff::Timestamp;
@@ -41,7 +44,7 @@ const LOOKS_MAX: usize = 1000;
 const BUFFER_BYTES: usize = 256 * 1024;
 
 /// A directory tree to read.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct TreeSource {
     /// The directory that is read, absolute, with everything below it. It may not be a link.
     pub root: PathBuf,
@@ -49,6 +52,8 @@ pub struct TreeSource {
     pub path: PathBuf,
     /// Paths relative to `root` that are left out, with everything below them.
     pub exclude: Vec<PathBuf>,
+    /// What has to be held while the tree is read.
+    pub hold: Option<Hold>,
 }
 
 impl TreeSource {
@@ -58,7 +63,29 @@ impl TreeSource {
             path: root.clone(),
             root,
             exclude,
+            hold: None,
         }
+    }
+}
+
+/// What is taken just before a tree is read, and given back when all of it was: as a rule a lock. If it cannot be had, the tree cannot be read. The
+/// streams that come before the tree were read to their ends by then.
+pub struct Hold(Box<dyn FnOnce() -> Result<Held> + Send>);
+
+type Held = Box<dyn Any + Send + Sync>;
+
+impl Hold {
+    /// What `take` gives is dropped when it is no longer needed. It may wait, but has to look at the flag that cancels meanwhile.
+    pub fn new<T: Send + Sync + 'static>(
+        take: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Self {
+        Self(Box::new(|| Ok(Box::new(take()?) as Held)))
+    }
+}
+
+impl std::fmt::Debug for Hold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Hold")
     }
 }
 
@@ -66,7 +93,8 @@ impl TreeSource {
 pub struct StreamSource {
     /// The absolute path it gets in the snapshot. Nothing needs to be there on disk.
     pub path: PathBuf,
-    /// The content, read once to its end. An error of the reader fails the backup.
+    /// The content, read once to its end, one stream after the other or several at once. An error of the reader fails the part; where that is
+    /// an [`Error`] of ours in an [`std::io::Error`], it is the one that is told.
     pub reader: Box<dyn Read + Send>,
 }
 
@@ -78,28 +106,44 @@ impl std::fmt::Debug for StreamSource {
     }
 }
 
+/// What becomes of a part that cannot be read as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OnFailure {
+    /// Nothing is saved.
+    Fail,
+    /// It is not in the snapshot at all; the others are.
+    LeaveOut,
+}
+
 /// What was noticed while reading.
 #[derive(Debug, Default)]
 pub(super) struct Findings {
     /// The first thing that makes the backup worthless.
     pub failure: Option<Error>,
+    /// The parts that are to be left out, by their paths in the snapshot, each with the first thing that makes it worthless.
+    pub left_out: BTreeMap<PathBuf, Error>,
     /// Files that were there when their directory was listed, and not when they were read.
     pub vanished: Vec<PathBuf>,
-    /// Entries whose stored size differs from what was read: the stream, and files that were cut short meanwhile.
+    /// Entries whose stored size differs from what was read: streams that were read to their ends, and files that were cut short meanwhile.
     pub true_sizes: BTreeMap<PathBuf, u64>,
     /// Other things worth telling.
     pub warnings: Vec<String>,
-    /// Bytes of the stream.
+    /// Bytes of the streams that are in the snapshot.
     pub stream_bytes: u64,
-    /// Regular files, the stream not counted.
+    /// Regular files that are in it, streams not counted.
     pub files: u64,
-    /// Streams: one at most.
+    /// Streams that are in it.
     pub streams: u64,
+    /// Bytes of all files and streams that are in it.
+    pub bytes: u64,
 }
 
 struct Shared {
     control: Control,
+    on_failure: OnFailure,
     findings: Mutex<Findings>,
+    /// Streams that were handed out and not read to their ends yet.
+    open_streams: AtomicUsize,
 }
 
 impl Shared {
@@ -107,12 +151,88 @@ impl Shared {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn must_stop(&self) -> bool {
+        self.control.cancel.is_cancelled() || self.findings().failure.is_some()
+    }
+}
+
+/// A part that is being read. It is dropped when the last of it was.
+struct Reading {
+    shared: Arc<Shared>,
+    /// The part's path in the snapshot.
+    path: PathBuf,
+    is_stream: bool,
+    has_failed: AtomicBool,
+    counts: Counts,
+    _held: Option<Held>,
+}
+
+/// What there is in a part.
+#[derive(Default)]
+struct Counts {
+    files: AtomicU64,
+    streams: AtomicU64,
+    bytes: AtomicU64,
+    stream_bytes: AtomicU64,
+}
+
+impl Reading {
+    fn tree(shared: &Arc<Shared>, path: &Path, held: Option<Held>) -> Arc<Self> {
+        Self::begin(shared, path, held, false)
+    }
+
+    fn stream(shared: &Arc<Shared>, path: &Path) -> Arc<Self> {
+        shared.open_streams.fetch_add(1, Ordering::AcqRel);
+        Self::begin(shared, path, None, true)
+    }
+
+    fn begin(shared: &Arc<Shared>, path: &Path, held: Option<Held>, is_stream: bool) -> Arc<Self> {
+        Arc::new(Self {
+            shared: Arc::clone(shared),
+            path: path.to_owned(),
+            is_stream,
+            has_failed: AtomicBool::new(false),
+            counts: Counts::default(),
+            _held: held,
+        })
+    }
+
+    fn findings(&self) -> MutexGuard<'_, Findings> {
+        self.shared.findings()
+    }
+
     fn fail(&self, error: Error) {
-        self.findings().failure.get_or_insert(error);
+        self.has_failed.store(true, Ordering::Release);
+        let mut findings = self.findings();
+        match self.shared.on_failure {
+            OnFailure::Fail => {
+                findings.failure.get_or_insert(error);
+            }
+            OnFailure::LeaveOut => {
+                findings.left_out.entry(self.path.clone()).or_insert(error);
+            }
+        }
     }
 
     fn must_stop(&self) -> bool {
-        self.control.cancel.is_cancelled() || self.findings().failure.is_some()
+        self.has_failed.load(Ordering::Acquire) || self.shared.must_stop()
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        if self.is_stream {
+            self.shared.open_streams.fetch_sub(1, Ordering::AcqRel);
+        }
+        if self.has_failed.load(Ordering::Acquire) {
+            return;
+        }
+        let count = |count: &AtomicU64| count.load(Ordering::Acquire);
+        let mut findings = self.findings();
+        findings.files += count(&self.counts.files);
+        findings.streams += count(&self.counts.streams);
+        findings.bytes += count(&self.counts.bytes);
+        findings.stream_bytes += count(&self.counts.stream_bytes);
     }
 }
 
@@ -157,14 +277,13 @@ impl Part {
 impl MixedSource {
     pub(super) fn new(
         trees: Vec<TreeSource>,
-        stream: Option<StreamSource>,
+        streams: Vec<StreamSource>,
+        on_failure: OnFailure,
         control: Control,
     ) -> Result<Self> {
-        let mut parts: Vec<Part> = trees
-            .into_iter()
-            .map(Part::Tree)
-            .chain(stream.map(Part::Stream))
-            .collect();
+        let trees = trees.into_iter().map(Part::Tree);
+        let streams = streams.into_iter().map(Part::Stream);
+        let mut parts: Vec<Part> = trees.chain(streams).collect();
         for part in &parts {
             require_plain_absolute(part.path())?;
         }
@@ -177,7 +296,9 @@ impl MixedSource {
             parts: Mutex::new(parts),
             shared: Arc::new(Shared {
                 control,
+                on_failure,
                 findings: Mutex::default(),
+                open_streams: AtomicUsize::new(0),
             }),
         })
     }
@@ -205,6 +326,7 @@ impl ReadSource for MixedSource {
             last_ancestor: PathBuf::from("/"),
             part: None,
             walk: None,
+            is_behind_stream: false,
         }
     }
 }
@@ -218,6 +340,8 @@ pub(super) struct Entries {
     last_ancestor: PathBuf,
     part: Option<Part>,
     walk: Option<Walk>,
+    /// The last entry was a stream's.
+    is_behind_stream: bool,
 }
 
 type Entry = ReadSourceEntry<Open>;
@@ -233,18 +357,21 @@ impl Iterator for Entries {
             if let Some(directory) = self.ancestors.next() {
                 let entry = ancestor_entry(&directory);
                 self.last_ancestor = directory;
+                self.is_behind_stream = false;
                 return Some(Ok(entry));
             }
             if let Some(part) = self.part.take() {
                 match part {
-                    Part::Stream(stream) => return Some(Ok(stream_entry(stream, &self.shared))),
-                    Part::Tree(tree) => match Walk::start(&tree, Arc::clone(&self.shared)) {
-                        Ok((walk, root)) => {
-                            self.walk = Some(walk);
+                    Part::Stream(stream) => {
+                        self.is_behind_stream = true;
+                        return Some(Ok(stream_entry(stream, &self.shared)));
+                    }
+                    Part::Tree(tree) => {
+                        if let Some(root) = self.start_walk(tree) {
+                            self.is_behind_stream = false;
                             return Some(Ok(root));
                         }
-                        Err(error) => self.shared.fail(error),
-                    },
+                    }
                 }
             } else if let Some(entry) = self.walk.as_mut().and_then(Walk::next) {
                 return Some(Ok(entry));
@@ -254,6 +381,45 @@ impl Iterator for Entries {
                 self.ancestors = ancestors_of(part.path(), &self.last_ancestor).into_iter();
                 self.part = Some(part);
             }
+        }
+    }
+}
+
+impl Entries {
+    /// The root's entry; None where the tree cannot be read, which is noted.
+    fn start_walk(&mut self, mut tree: TreeSource) -> Option<Entry> {
+        if tree.hold.is_some() {
+            self.wait_for_streams();
+        }
+        let held = match tree.hold.take().map(|hold| (hold.0)()).transpose() {
+            Ok(held) => held,
+            Err(error) => {
+                Reading::tree(&self.shared, &tree.path, None).fail(error);
+                return None;
+            }
+        };
+        let reading = Reading::tree(&self.shared, &tree.path, held);
+        match Walk::start(tree, Arc::clone(&reading)) {
+            Ok((walk, root)) => {
+                self.walk = Some(walk);
+                Some(root)
+            }
+            Err(error) => {
+                reading.fail(error);
+                None
+            }
+        }
+    }
+
+    /// rustic asks for entries far ahead of what it has read: what is held would be held all the time that streams take. It passes an entry on only
+    /// with the next one in hand, so one that comes right before is not waited for.
+    fn wait_for_streams(&self) {
+        const POLL: Duration = Duration::from_millis(20);
+        let not_waited_for = usize::from(self.is_behind_stream);
+        while self.shared.open_streams.load(Ordering::Acquire) > not_waited_for
+            && !self.shared.must_stop()
+        {
+            std::thread::sleep(POLL);
         }
     }
 }
@@ -311,9 +477,8 @@ fn stream_entry(stream: StreamSource, shared: &Arc<Shared>) -> Entry {
             meta,
         ),
         open: Some(Open(Opening::Stream {
-            path: stream.path.clone(),
+            reading: Reading::stream(shared, &stream.path),
             reader: stream.reader,
-            shared: Arc::clone(shared),
         })),
         path: stream.path,
     }
@@ -321,7 +486,7 @@ fn stream_entry(stream: StreamSource, shared: &Arc<Shared>) -> Entry {
 
 /// A depth-first walk in name order that holds every directory it is in by a descriptor.
 struct Walk {
-    shared: Arc<Shared>,
+    reading: Arc<Reading>,
     /// The root's path in the snapshot.
     top: PathBuf,
     exclude: Vec<PathBuf>,
@@ -338,7 +503,7 @@ struct OpenDirectory {
 
 impl Walk {
     /// Opens the root, whose entry comes first.
-    fn start(tree: &TreeSource, shared: Arc<Shared>) -> Result<(Self, Entry)> {
+    fn start(tree: TreeSource, reading: Arc<Reading>) -> Result<(Self, Entry)> {
         let unreadable = |error: Errno| {
             Error::io(
                 format!("cannot read the directory {}", tree.root.display()),
@@ -349,18 +514,18 @@ impl Walk {
         let descriptor = open(&tree.root, flags, Mode::empty()).map_err(unreadable)?;
         let stat = fstat(&descriptor).map_err(unreadable)?;
         let mut walk = Self {
-            shared,
+            reading,
             top: tree.path.clone(),
-            exclude: tree.exclude.clone(),
+            exclude: tree.exclude,
             stack: Vec::new(),
         };
-        let entry = walk.enter(descriptor, tree.path.clone(), &stat)?;
+        let entry = walk.enter(descriptor, tree.path, &stat)?;
         Ok((walk, entry))
     }
 
     fn next(&mut self) -> Option<Entry> {
         loop {
-            if self.shared.must_stop() {
+            if self.reading.must_stop() {
                 return None;
             }
             let directory = self.stack.last_mut()?;
@@ -376,7 +541,7 @@ impl Walk {
             match self.look_at(&above, &name, &path) {
                 Ok(Some(entry)) => return Some(entry),
                 Ok(None) => {}
-                Err(error) => self.shared.fail(error),
+                Err(error) => self.reading.fail(error),
             }
         }
     }
@@ -395,7 +560,7 @@ impl Walk {
             let stat = match statat(above, name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 Err(Errno::NOENT) => {
-                    self.shared.findings().vanished.push(path.to_owned());
+                    self.reading.findings().vanished.push(path.to_owned());
                     return Ok(None);
                 }
                 Err(error) => return Err(unreadable(path, error)),
@@ -452,15 +617,18 @@ impl Walk {
         }
         let handle = File::from(descriptor);
         let xattrs = self.extended_attributes(&Place::Open(&handle), path)?;
-        self.shared.findings().files += 1;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        let counts = &self.reading.counts;
+        counts.files.fetch_add(1, Ordering::AcqRel);
+        counts.bytes.fetch_add(size, Ordering::AcqRel);
         Ok(Entry {
             path: path.to_owned(),
             node: Node::new_node(name, NodeType::File, metadata(&stat, &xattrs)),
             open: Some(Open(Opening::File(FileOpening {
                 handle: Some(handle),
                 path: path.to_owned(),
-                size: u64::try_from(stat.st_size).unwrap_or(0),
-                shared: Arc::clone(&self.shared),
+                size,
+                reading: Arc::clone(&self.reading),
             }))),
         })
     }
@@ -501,7 +669,7 @@ impl Walk {
             FileType::CharacterDevice => NodeType::Chardev { device },
             FileType::BlockDevice => NodeType::Dev { device },
             _ => {
-                self.shared.findings().warnings.push(format!(
+                self.reading.findings().warnings.push(format!(
                     "{} is of an unknown type and was left out",
                     path.display()
                 ));
@@ -581,7 +749,7 @@ impl Walk {
             };
             match name.into_string() {
                 Ok(name) => attributes.push(Xattr { name, value }),
-                Err(name) => self.shared.findings().warnings.push(format!(
+                Err(name) => self.reading.findings().warnings.push(format!(
                     "the extended attribute {name:?} of {} has a name that the format cannot hold and was left out",
                     path.display()
                 )),
@@ -705,9 +873,8 @@ pub(super) struct Open(Opening);
 enum Opening {
     File(FileOpening),
     Stream {
-        path: PathBuf,
+        reading: Arc<Reading>,
         reader: Box<dyn Read + Send>,
-        shared: Arc<Shared>,
     },
 }
 
@@ -717,15 +884,16 @@ struct FileOpening {
     handle: Option<File>,
     path: PathBuf,
     size: u64,
-    shared: Arc<Shared>,
+    reading: Arc<Reading>,
 }
 
 impl Drop for FileOpening {
     fn drop(&mut self) {
         // Not read: unchanged since the parent snapshot, and so done.
         if self.handle.is_some() {
-            self.shared.control.monitor.bytes_done(self.size);
-            self.shared.control.monitor.files_done(1);
+            let monitor = &self.reading.shared.control.monitor;
+            monitor.bytes_done(self.size);
+            monitor.files_done(1);
         }
     }
 }
@@ -749,15 +917,11 @@ impl ReadSourceOpen for Open {
 impl Open {
     fn into_reader(self) -> RusticResult<SourceReader> {
         match self.0 {
-            Opening::Stream {
-                path,
-                reader,
-                shared,
-            } => Ok(SourceReader {
+            Opening::Stream { reading, reader } => Ok(SourceReader {
                 content: Content::Stream(reader),
-                path,
+                path: reading.path.clone(),
                 read: 0,
-                shared,
+                reading,
             }),
             Opening::File(mut file) => match file.handle.take() {
                 Some(handle) => Ok(SourceReader {
@@ -768,7 +932,7 @@ impl Open {
                     },
                     path: file.path.clone(),
                     read: 0,
-                    shared: Arc::clone(&file.shared),
+                    reading: Arc::clone(&file.reading),
                 }),
                 None => Err(RusticError::new(
                     RusticKind::Internal,
@@ -784,7 +948,7 @@ pub(super) struct SourceReader {
     content: Content,
     path: PathBuf,
     read: u64,
-    shared: Arc<Shared>,
+    reading: Arc<Reading>,
 }
 
 enum Content {
@@ -797,7 +961,7 @@ enum Content {
 
 impl Read for SourceReader {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        if self.shared.must_stop() {
+        if self.reading.must_stop() {
             return Err(std::io::Error::other("the backup was stopped"));
         }
         let result = match &mut self.content {
@@ -811,16 +975,18 @@ impl Read for SourceReader {
             }
             Ok(count) => {
                 self.read += count as u64;
-                self.shared.control.monitor.bytes_done(count as u64);
+                let monitor = &self.reading.shared.control.monitor;
+                monitor.bytes_done(count as u64);
                 Ok(count)
             }
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
                 let text = error.to_string();
-                self.shared.fail(Error::io(
-                    format!("cannot read {} to its end", self.path.display()),
-                    error,
-                ));
+                let failure = error.downcast::<Error>().unwrap_or_else(|error| {
+                    let message = format!("cannot read {} to its end", self.path.display());
+                    Error::io(message, error)
+                });
+                self.reading.fail(failure);
                 Err(std::io::Error::other(text))
             }
         }
@@ -830,18 +996,20 @@ impl Read for SourceReader {
 impl Drop for SourceReader {
     fn drop(&mut self) {
         if matches!(self.content, Content::File { .. }) {
-            self.shared.control.monitor.files_done(1);
+            self.reading.shared.control.monitor.files_done(1);
         }
     }
 }
 
 impl SourceReader {
     fn note_true_size(&self) {
-        let mut findings = self.shared.findings();
+        let counts = &self.reading.counts;
+        let mut findings = self.reading.findings();
         match self.content {
             Content::Stream(_) => {
-                findings.stream_bytes = self.read;
-                findings.streams = 1;
+                counts.streams.store(1, Ordering::Release);
+                counts.stream_bytes.store(self.read, Ordering::Release);
+                counts.bytes.store(self.read, Ordering::Release);
                 findings.true_sizes.insert(self.path.clone(), self.read);
             }
             Content::File { size, .. } if self.read < size => {
@@ -849,7 +1017,10 @@ impl SourceReader {
                     "{} became shorter while it was read",
                     self.path.display()
                 ));
-                findings.true_sizes.insert(self.path.clone(), self.read);
+                let known = findings.true_sizes.insert(self.path.clone(), self.read);
+                if known.is_none() {
+                    counts.bytes.fetch_sub(size - self.read, Ordering::AcqRel);
+                }
             }
             Content::File { .. } => {}
         }

@@ -261,7 +261,7 @@ mod tests {
             fill(&site, 4, &mut 1);
             let request = ArchiveRequest {
                 trees: vec![TreeSource::in_place(site.clone(), Vec::new())],
-                stream: None,
+                streams: Vec::new(),
                 paths: vec![site],
                 tags: Vec::new(),
                 time: Zoned::now(),

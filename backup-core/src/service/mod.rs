@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
 
 use crate::catalog::{
     BackupEntry, BackupList, Catalog, Missing, Source, SyncReport, Synced, no_such_backup,
@@ -41,7 +42,8 @@ use crate::jobs::{
 };
 use crate::login::Login;
 use crate::operations::{
-    BackupReport, BackupRequest, Engine, Interrupted, RestoreReport, RestoreRequest, require_note,
+    BackupReport, BackupRequest, DailyReport, Engine, Interrupted, RestoreReport, RestoreRequest,
+    require_note,
 };
 use crate::progress::Control;
 use crate::repository::{Origin, PruneReport, SnapshotId};
@@ -383,10 +385,39 @@ impl BackupService {
         self.upkeep(engine).sync(missing).await
     }
 
-    /// Free the space of backups that were forgotten, in the manual repository. [`ErrorKind::Busy`] while anybody uses it, and
-    /// [`ErrorKind::Damaged`] where the catalogue knows backups that the repository does not list.
-    pub async fn prune(&self, engine: &Arc<Engine>) -> Result<PruneReport> {
+    /// Free the space of backups that were forgotten, in the manual repository and, where the daily backups are ours, in the daily one: what became of
+    /// each. [`ErrorKind::Busy`] while anybody uses it, and [`ErrorKind::Damaged`] where the catalogue knows backups that the repository does not list.
+    pub async fn prune(&self, engine: &Arc<Engine>) -> Vec<(Source, Result<PruneReport>)> {
         self.upkeep(engine).prune().await
+    }
+
+    /// Make the daily backup of all customers of the hosting server that the engine's configuration names, show it to them, and forget the oldest ones.
+    ///
+    /// An error means that there is no new backup; what of single customers could not be saved is in the report. Cancelling works up to the commit.
+    pub async fn back_up_daily(
+        &self,
+        engine: &Arc<Engine>,
+        control: &Control,
+    ) -> Result<DailyReport> {
+        let server = &engine.config().worker.server;
+        let customers = self.customers.of_server(server).await?;
+        let mut report = {
+            let (engine, control) = (Arc::clone(engine), control.clone());
+            let backup = spawn_blocking(move || engine.back_up_daily(customers, &control));
+            backup.await.unwrap_or_else(|error| {
+                Err(Error::caused(
+                    ErrorKind::Failed,
+                    "the daily backup broke off inside the program",
+                    error,
+                ))
+            })?
+        };
+        let known = report.warnings.len();
+        self.upkeep(engine).after_daily(&mut report).await;
+        for warning in report.warnings.iter().skip(known) {
+            control.monitor.warning(warning);
+        }
+        Ok(report)
     }
 
     async fn enqueue(&self, new: &NewJob) -> Result<Created> {
@@ -505,6 +536,7 @@ impl BackupService {
         Upkeep {
             engine: Arc::clone(engine),
             catalog: self.catalog.clone(),
+            jobs: self.jobs.clone(),
             requested: Arc::new(Notify::new()),
             woken: Arc::default(),
             running: Arc::default(),

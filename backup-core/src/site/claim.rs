@@ -5,7 +5,7 @@
 
 use std::os::fd::OwnedFd;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{FlockOperation, Mode, OFlags, Timespec, Timestamps, UTIME_NOW};
 use rustix::io::Errno;
 
 use super::{Site, staging};
@@ -15,8 +15,12 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug)]
 #[must_use = "the customer is given up when this is dropped"]
 pub struct Claim {
-    _lock: OwnedFd,
+    lock: OwnedFd,
 }
+
+/// Which exclusive claim of a customer was the last one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastExclusive(i64, i64);
 
 impl Claim {
     pub(super) fn take(site: &Site, exclusive: bool) -> Result<Self> {
@@ -39,7 +43,12 @@ impl Claim {
             false => (FlockOperation::NonBlockingLockShared, "a restore"),
         };
         match rustix::fs::flock(&lock, operation) {
-            Ok(()) => Ok(Self { _lock: lock }),
+            Ok(()) => {
+                if exclusive {
+                    note_exclusive(&lock).map_err(failed)?;
+                }
+                Ok(Self { lock })
+            }
             Err(Errno::WOULDBLOCK) => Err(Error::new(
                 ErrorKind::Busy,
                 format!("{others} of customer {} is running", site.customer),
@@ -47,4 +56,25 @@ impl Claim {
             Err(other) => Err(failed(other)),
         }
     }
+
+    /// Which exclusive claim was the last one before this, or is this: two shared ones that say the same had no restore between them.
+    pub fn last_exclusive(&self) -> Result<LastExclusive> {
+        let stat = rustix::fs::fstat(&self.lock)
+            .map_err(|e| Error::io("cannot look at the lock of a customer", e.into()))?;
+        let nanoseconds = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
+        Ok(LastExclusive(stat.st_mtime, nanoseconds))
+    }
+}
+
+/// The time of the file is that of the last exclusive claim.
+fn note_exclusive(lock: &OwnedFd) -> Result<(), Errno> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
+    rustix::fs::futimens(lock, &times)
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::process::Program;
 use crate::progress::Cancel;
 
-pub use claim::Claim;
+pub use claim::{Claim, LastExclusive};
 pub use health::Health;
 pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
 

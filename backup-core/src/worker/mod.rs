@@ -85,6 +85,7 @@ impl Worker {
             upkeep: Upkeep {
                 engine: Arc::clone(&engine),
                 catalog: catalog.clone(),
+                jobs: jobs.clone(),
                 requested: Arc::clone(&after_job),
                 woken: Arc::default(),
                 running: Arc::clone(&running),

@@ -1,4 +1,5 @@
-//! What a worker does beside its jobs: forget what customers deleted, bring the catalogue in step with the repositories, and prune in a quiet hour.
+//! What a worker does beside its jobs: forget what customers deleted, bring the catalogue in step with the repositories, and prune those that are
+//! ours in a quiet hour.
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
@@ -13,7 +14,8 @@ use tokio::task::JoinSet;
 use super::{Stopping, delete};
 use crate::catalog::{Catalog, Missing, Source, SyncReport};
 use crate::error::{Error, ErrorKind, Result};
-use crate::operations::Engine;
+use crate::jobs::JobStore;
+use crate::operations::{DailyReport, Engine};
 use crate::repository::{PruneReport, Repository};
 
 /// For how long after `worker.prune_at` a prune is tried.
@@ -27,6 +29,7 @@ const AFTER_FAULT: Duration = Duration::from_secs(60);
 pub(crate) struct Upkeep {
     pub(crate) engine: Arc<Engine>,
     pub(crate) catalog: Catalog,
+    pub(crate) jobs: JobStore,
     /// Told when a job has ended.
     pub(crate) requested: Arc<Notify>,
     /// Told when a customer may have deleted something.
@@ -73,7 +76,7 @@ impl Upkeep {
     /// Bring the catalogue in step with all repositories, and forget what was deleted. The first failure is given, after all were tried.
     pub(crate) async fn sync(&self, missing: Missing) -> Result<Vec<(&'static str, SyncReport)>> {
         let manual = self.sync_manual(missing).await;
-        let daily = self.sync_daily().await;
+        let daily = self.sync_daily(missing).await;
         let mut reports = vec![("manual", manual?)];
         reports.extend(daily?.map(|report| ("daily", report)));
         Ok(reports)
@@ -88,18 +91,53 @@ impl Upkeep {
         deleted.map(|()| report)
     }
 
-    /// What is missing there is of no interest to anybody: its own script forgets and prunes.
-    async fn sync_daily(&self) -> Result<Option<SyncReport>> {
+    async fn sync_daily(&self, missing: Missing) -> Result<Option<SyncReport>> {
         let engine = Arc::clone(&self.engine);
         let Some(repository) = blocking(move || engine.daily()).await? else {
             return Ok(None);
         };
         self.note_use(Source::Daily, &repository).await?;
         let config = self.engine.config();
+        let missing = match config.daily {
+            Some(_) => missing,
+            // Of no interest to anybody: the platform's own script forgets and prunes there.
+            None => Missing::Accept,
+        };
         self.catalog
-            .sync_daily(&repository, config, Missing::Accept)
+            .sync_daily(&repository, config, missing)
             .await
             .map(Some)
+    }
+
+    /// What follows a daily backup: customers see it, and the oldest ones are forgotten. It was made, whatever fails here: that is a warning.
+    pub(crate) async fn after_daily(&self, report: &mut DailyReport) {
+        if let Err(error) = self.sync_daily(Missing::Remember).await {
+            report.warnings.push(format!(
+                "the new backup is not in the catalogue yet, the next sync takes it in: {}",
+                error.chain()
+            ));
+        }
+        if let Err(error) = self.forget_old_daily(report).await {
+            report.warnings.push(format!(
+                "old daily backups are not all forgotten yet, the next run does it: {}",
+                error.chain()
+            ));
+        }
+    }
+
+    async fn forget_old_daily(&self, report: &mut DailyReport) -> Result<()> {
+        let made = report.snapshot_id;
+        let engine = Arc::clone(&self.engine);
+        let mut old = blocking(move || engine.beyond_daily_retention(made)).await?;
+        let wanted = self.jobs.snapshots_to_restore().await?;
+        old.retain(|id| !wanted.contains(id));
+        for id in old {
+            let engine = Arc::clone(&self.engine);
+            let repository_id = blocking(move || engine.forget_daily(&id)).await?;
+            self.catalog.remove(&repository_id, &[id]).await?;
+            report.forgotten.push(id);
+        }
+        Ok(())
     }
 
     async fn note_use(&self, source: Source, repository: &Repository) -> Result<()> {
@@ -109,15 +147,47 @@ impl Upkeep {
             .await
     }
 
-    /// Remove what no snapshot needs from the manual repository.
-    pub(crate) async fn prune(&self) -> Result<PruneReport> {
+    /// Remove what no snapshot needs from the repositories that are ours. Each is tried, whatever becomes of the others.
+    pub(crate) async fn prune(&self) -> Vec<(Source, Result<PruneReport>)> {
+        let mut reports = Vec::new();
+        for source in self.ours() {
+            let pruned = match self.repository(source).await {
+                Ok(repository) => self.prune_one(&repository).await,
+                Err(error) => Err(error),
+            };
+            reports.push((source, pruned));
+        }
+        reports
+    }
+
+    /// The repositories that nobody else prunes.
+    fn ours(&self) -> Vec<Source> {
+        let daily = self.engine.config().daily.as_ref();
+        std::iter::once(Source::Manual)
+            .chain(daily.map(|_| Source::Daily))
+            .collect()
+    }
+
+    async fn repository(&self, source: Source) -> Result<Arc<Repository>> {
         let engine = Arc::clone(&self.engine);
-        let repository = blocking(move || engine.manual()).await?;
+        blocking(move || match source {
+            Source::Manual | Source::PreRestore => engine.manual(),
+            Source::Daily => engine.daily()?.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Configuration,
+                    "there is no repository for daily backups: set repositories.daily",
+                )
+            }),
+        })
+        .await
+    }
+
+    async fn prune_one(&self, repository: &Arc<Repository>) -> Result<PruneReport> {
         let id = repository.id();
-        let pruned = match self.prune_knowing(&repository, &id).await {
+        let pruned = match self.prune_knowing(repository, &id).await {
             // Something may have been forgotten between the look at the catalogue and the one at the repository.
             Err(error) if error.kind() == ErrorKind::Damaged => {
-                self.prune_knowing(&repository, &id).await
+                self.prune_knowing(repository, &id).await
             }
             other => other,
         };
@@ -136,31 +206,37 @@ impl Upkeep {
         let Some(since) = self.prune_window() else {
             return;
         };
-        if self.running.load(Ordering::Acquire) > 0 {
-            return;
-        }
-        match self.try_prune(since).await {
-            Ok(None) => {}
-            Ok(Some(report)) => tracing::info!(
-                "pruned: {} packs removed, {} bytes freed",
-                report.packs_removed,
-                report.bytes_before.saturating_sub(report.bytes_after)
-            ),
-            Err(error) if error.kind() == ErrorKind::Busy => {
-                tracing::info!("not pruned now: {}", error.chain());
+        for source in self.ours() {
+            if self.running.load(Ordering::Acquire) > 0 {
+                return;
             }
-            Err(error) => tracing::error!("the repository is not pruned: {}", error.chain()),
+            match self.try_prune(source, since).await {
+                Ok(None) => {}
+                Ok(Some(report)) => tracing::info!(
+                    "the {source} repository is pruned: {} packs removed, {} bytes freed",
+                    report.packs_removed,
+                    report.bytes_before.saturating_sub(report.bytes_after)
+                ),
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    tracing::info!(
+                        "the {source} repository is not pruned now: {}",
+                        error.chain()
+                    );
+                }
+                Err(error) => {
+                    tracing::error!("the {source} repository is not pruned: {}", error.chain());
+                }
+            }
         }
     }
 
-    async fn try_prune(&self, since: Timestamp) -> Result<Option<PruneReport>> {
-        let engine = Arc::clone(&self.engine);
-        let repository = blocking(move || engine.manual()).await?;
+    async fn try_prune(&self, source: Source, since: Timestamp) -> Result<Option<PruneReport>> {
+        let repository = self.repository(source).await?;
         let id = repository.id();
         if !self.catalog.claim_prune(&id, since).await? {
             return Ok(None);
         }
-        let pruned = self.prune_after_the_dead().await;
+        let pruned = self.prune_after_the_dead(&repository).await;
         if pruned.is_err() {
             self.catalog.release_prune(&id).await?;
         }
@@ -168,12 +244,12 @@ impl Upkeep {
     }
 
     /// A process that was killed leaves its lock, and nobody is here at this hour to remove it.
-    async fn prune_after_the_dead(&self) -> Result<PruneReport> {
-        let engine = Arc::clone(&self.engine);
-        for lock in blocking(move || engine.manual()?.unlock()).await? {
+    async fn prune_after_the_dead(&self, repository: &Arc<Repository>) -> Result<PruneReport> {
+        let locked = Arc::clone(repository);
+        for lock in blocking(move || locked.unlock()).await? {
             tracing::warn!("a lock of a dead process is removed: {lock}");
         }
-        self.prune().await
+        self.prune_one(repository).await
     }
 
     /// When today's quiet hour began, if it is now.

@@ -4,6 +4,7 @@ pub mod backup;
 pub mod cancel;
 pub mod check;
 pub mod customer;
+pub mod daily;
 pub mod doctor;
 pub mod init;
 pub mod jobs;

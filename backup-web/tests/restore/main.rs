@@ -9,6 +9,7 @@ mod daily;
 mod failures;
 mod faults;
 mod links;
+mod our_daily;
 mod ownership;
 mod recovery;
 mod refusals;

@@ -93,6 +93,7 @@ impl Restore<'_> {
                         root,
                         path: site.join(one.site_dir()),
                         exclude: Vec::new(),
+                        hold: None,
                     }),
                     // A backup of it could not be restored.
                     false => {
