@@ -283,7 +283,9 @@ async fn a_deleted_backup_is_invisible_at_once_and_the_next_sync_forgets_it_and_
         assert_eq!(world.known().await, [stays, others].into());
         assert_eq!(world.shown(12).await, [others].into());
         // Its data can go, and nobody misses it.
-        world.service.prune(&world.engine).await.unwrap();
+        for (_, pruned) in world.service.prune(&world.engine).await {
+            pruned.unwrap();
+        }
         world.restic.check_read_data().unwrap();
         world.service.close().await;
     })
@@ -392,7 +394,9 @@ async fn whoever_dies_on_the_way_another_finishes_and_nothing_comes_back() {
             }
         }
         // Nobody waits for them before he frees space.
-        service.prune(&engine).await.unwrap();
+        for (_, pruned) in service.prune(&engine).await {
+            pruned.unwrap();
+        }
 
         fs::rename(&away, world.snapshot_file(&flickering)).unwrap();
         for _ in 0..2 {

@@ -136,7 +136,7 @@ fn a_prune_waits_for_backups_and_for_an_explanation_of_what_is_missing() {
         ("WORKER__SYNC_EVERY", "1s"),
     ];
     worker = world.worker(&quiet);
-    until_log(&mut worker, "the repository is not pruned");
+    until_log(&mut worker, "the manual repository is not pruned");
     world.end(worker);
 
     let synced = run("--json sync").document();
