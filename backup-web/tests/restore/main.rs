@@ -6,6 +6,7 @@ mod world;
 mod attacks;
 mod crash;
 mod daily;
+mod disaster;
 mod failures;
 mod faults;
 mod links;
