@@ -214,3 +214,82 @@ fn with_the_words_of_the_document_plain_restic_brings_files_and_tables_back() {
         b"shop 7\n"
     );
 }
+
+/// What docs/operations.md says of a damaged repository.
+#[test]
+fn a_damaged_repository_is_repaired_with_restic_and_the_next_backup() {
+    let world = World::new(&[7]);
+    let customer = world.customer(7);
+    let before = world.evidence();
+    let old = world.back_up("7");
+    let repository = world.bed.manual_repository();
+    let restic = world.bed.restic().unwrap();
+    let files = |directory: &str| {
+        let mut found = walk(&repository.join(directory));
+        found.sort_by_key(|path| fs::metadata(path).unwrap().len());
+        found
+    };
+    let check = |status: i32| {
+        let outcome = world.run("check --read-data");
+        assert_eq!(outcome.status, Some(status), "{outcome:?}");
+    };
+    check(0);
+
+    // A pack: what needs it cannot be restored, and nothing of the site changes.
+    let pack = files("data").pop().unwrap();
+    let mut bytes = fs::read(&pack).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes).unwrap();
+    check(1);
+    fs::remove_dir_all(customer.site().join("wp-content")).unwrap();
+    let wrecked = world.evidence();
+    let error = world.run(&format!("restore 7 {old} --yes")).failed(1);
+    assert!(!error.is_empty());
+    world.assert_unchanged(&wrecked);
+    // The site as it was is there to fill the gap.
+    for number in 0..5 {
+        let uploads = customer.site().join("wp-content/uploads");
+        fs::create_dir_all(&uploads).unwrap();
+        let picture = format!("7-{number} ").repeat(30_000);
+        fs::write(uploads.join(format!("{number}.jpg")), picture).unwrap();
+    }
+    fs::remove_file(&pack).unwrap();
+    restic.run(["rebuild-index"]).unwrap();
+    check(1);
+    world.back_up("7");
+    check(0);
+    restic.check_read_data().unwrap();
+
+    // An index file: nothing is stored while it is damaged, and nothing is lost.
+    let index = files("index").pop().unwrap();
+    fs::write(&index, "damaged").unwrap();
+    world.run("backup 7").failed(1);
+    fs::remove_file(&index).unwrap();
+    restic.run(["rebuild-index"]).unwrap();
+    check(0);
+
+    // `config`: no new one is made beside backups; a copy is all that it takes.
+    let config = fs::read(repository.join("config")).unwrap();
+    fs::remove_file(repository.join("config")).unwrap();
+    let error = world.run("init").failed(1);
+    assert!(error.contains("manual"), "{error}");
+    fs::write(repository.join("config"), config).unwrap();
+
+    // The old backup is whole again.
+    world.run(&format!("restore 7 {old} --yes")).good();
+    before.assert_same_but(&world.evidence(), &[]);
+}
+
+fn walk(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(walk(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
