@@ -10,6 +10,7 @@ mod disaster;
 mod failures;
 mod faults;
 mod links;
+mod migrating;
 mod ownership;
 mod recovery;
 mod refusals;
