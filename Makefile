@@ -23,10 +23,12 @@ deps: ## Install what building and testing need and this machine lacks (Debian, 
 programs: deps
 	cargo build --workspace --locked
 
-lint: ## Formatting and clippy, warnings are errors
+lint: ## Formatting, clippy and documentation, warnings are errors; that the library can be packed
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 	cargo clippy --package backup-app --lib --features hydrate --target wasm32-unknown-unknown --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+	cargo package --package backup-core --no-verify --allow-dirty --locked
 
 licences: ## Licences, advisories and sources of all dependencies
 	@if cargo deny --version >/dev/null 2>&1; then \

@@ -35,7 +35,8 @@
 //! ```
 //!
 //! `examples/quickstart.rs` goes from a configuration made in the program to a restored site, and shows the rooms below as well: a directory and
-//! the output of any dump command as one snapshot, without customers and jobs.
+//! the output of any dump command as one snapshot, without customers and jobs. The [`guide`] goes on from there: sources and storages of one's own,
+//! progress, cancelling, errors.
 //!
 //! # The rooms
 //!
@@ -51,6 +52,12 @@
 //! - [`config`], [`customer`], [`error`], [`progress`]: the ground floor. Every failure is an [`error::Error`], one sentence for an operator with its
 //!   cause; every operation is watched and stopped by a [`progress::Control`].
 #![deny(missing_docs)]
+
+#[doc = include_str!("../README.md")]
+pub mod guide {}
+
+// Part of this crate's interface: a caller needs them in the same versions.
+pub use {bytes, jiff, secrecy, url};
 
 pub mod catalog;
 pub mod config;

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
 use crate::config::ServerConfig;
-use crate::customer::Account;
+use crate::customer::{Account, AccountRow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Inserted, Store, values};
 
@@ -188,11 +188,11 @@ where
     String: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
     Option<String>: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
     i64: sqlx::Decode<'r, R::Database> + sqlx::Type<R::Database>,
-    Account: sqlx::FromRow<'r, R>,
+    AccountRow: sqlx::FromRow<'r, R>,
 {
     fn from_row(row: &'r R) -> sqlx::Result<Self> {
         Ok(Self {
-            account: Account::from_row(row)?,
+            account: AccountRow::from_row(row)?.0,
             credential: row.try_get("session_credential")?,
             flash: row.try_get("session_flash")?,
             is_stale: row.try_get("session_is_stale")?,

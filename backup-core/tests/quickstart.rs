@@ -1,10 +1,15 @@
-//! The example of the library does what it says, and the stock restic agrees.
+//! The examples of the library do what they say, and the stock restic agrees.
 
 #[path = "../examples/quickstart.rs"]
 #[allow(dead_code, reason = "its `main` is not ours")]
 mod quickstart;
 
+#[path = "../examples/own_storage.rs"]
+#[allow(dead_code, reason = "its `main` is not ours")]
+mod own_storage;
+
 use std::fs;
+use std::io::Read;
 
 use serde_json::json;
 use xtask::restic::Restic;
@@ -58,4 +63,25 @@ fn a_dump_command_that_fails_leaves_no_snapshot() {
     let snapshots = fs::read_dir(dir.path().join("repository/snapshots")).unwrap();
     // That of the files, and that of what the restore replaced.
     assert_eq!(snapshots.count(), 2);
+}
+
+#[test]
+fn a_storage_of_ones_own_keeps_what_a_source_of_ones_own_gave_and_restic_reads_it() {
+    let dir = tempfile::tempdir().unwrap();
+    // It loses the packs of the first directory and reads on.
+    own_storage::run(dir.path()).unwrap();
+
+    let restic = Restic::new(dir.path().join("second"), own_storage::PASSWORD).unwrap();
+    restic.check_read_data().unwrap();
+    let snapshots = restic.snapshots().unwrap();
+    let [orders] = snapshots.as_slice() else {
+        panic!("{snapshots:?}");
+    };
+    assert_eq!(orders["tags"], json!(["orders"]));
+    let mut expected = Vec::new();
+    own_storage::Orders::new(20_000)
+        .read_to_end(&mut expected)
+        .unwrap();
+    let id = orders["id"].as_str().unwrap();
+    assert_eq!(restic.dump(id, own_storage::PATH).unwrap(), expected);
 }

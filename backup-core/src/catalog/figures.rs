@@ -16,6 +16,7 @@ const SYNCS: &str = "SELECT u.server, u.source, r.synced_at FROM backup_reposito
 
 /// When a hosting server's repository was last looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Synced {
     /// The hosting server.
     pub server: String,

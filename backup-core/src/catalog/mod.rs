@@ -112,6 +112,7 @@ impl From<Origin> for Source {
 
 /// One backup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct BackupEntry {
     /// Its snapshot.
     pub id: SnapshotId,
@@ -133,6 +134,7 @@ pub struct BackupEntry {
 
 /// A customer's backups, newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
 pub struct BackupList {
     /// Those he made.
     pub manual: Vec<BackupEntry>,

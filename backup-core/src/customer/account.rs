@@ -27,13 +27,14 @@ impl CustomerStore {
         // How the table compares is the platform's choice. What it may find beyond the address (accents are often all the same
         // to it) is not who was asked for.
         const QUERY: &str = "SELECT * FROM customers WHERE email IN (?, ?)";
-        let found: Vec<Account> = self
+        let found: Vec<AccountRow> = self
             .store()
             .rows(QUERY, values![email, normal(email)])
             .await?;
         let is_exact = |account: &Account| account.email.as_deref() == Some(email);
         let mut same: Vec<Account> = found
             .into_iter()
+            .map(|row| row.0)
             .filter(|account| account.email.as_deref().map(normal) == Some(normal(email)))
             .collect();
         same.sort_by_key(|account| !is_exact(account));
@@ -115,7 +116,10 @@ pub(crate) fn normal(email: &str) -> String {
     email.trim().to_lowercase()
 }
 
-impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for Account
+/// An account as it is read: how that is done is no part of the account.
+pub(crate) struct AccountRow(pub(crate) Account);
+
+impl<'r, R: sqlx::Row> sqlx::FromRow<'r, R> for AccountRow
 where
     RawCustomer: sqlx::FromRow<'r, R>,
 {
@@ -125,12 +129,12 @@ where
             .id()
             .ok_or_else(|| sqlx::Error::ColumnNotFound("customers.id".into()))?;
         let name = raw.company_name.or(raw.domain).or(raw.email.clone());
-        Ok(Self {
+        Ok(Self(Account {
             id,
             name: name.unwrap_or_else(|| format!("Customer {id}")),
             is_active: raw.status.as_deref() == Some("active"),
             email: raw.email,
             password_hash: raw.password_hash,
-        })
+        }))
     }
 }

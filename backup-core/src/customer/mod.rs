@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use crate::error::{Error, ErrorKind, Result};
 
 pub use account::Account;
-pub(crate) use account::normal;
+pub(crate) use account::{AccountRow, normal};
 pub use store::{CustomerStore, CustomerSummary, NewCustomer};
 
 /// The hosting server of customers for whom the platform names none.

@@ -27,6 +27,7 @@ pub struct Dump {
 
 /// What a finished dump came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct DumpReport {
     /// The length of the dump.
     pub bytes: u64,

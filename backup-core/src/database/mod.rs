@@ -99,14 +99,14 @@ impl Server {
         }
     }
 
-    /// Log in and out again. Errors as those of [`dump`].
+    /// Log in and out again. Errors as those of [`dump`](fn@dump).
     pub fn ping(&self) -> Result<()> {
         self.query("SELECT 1;", &Cancel::new())?;
         Ok(())
     }
 
     /// How long the server waits for a client that does not take what it asked for (`net_write_timeout`): after that it drops
-    /// the connection, of a dump too. Errors as those of [`dump`].
+    /// the connection, of a dump too. Errors as those of [`dump`](fn@dump).
     pub fn write_timeout(&self) -> Result<Duration> {
         let rows = self.query("SELECT @@GLOBAL.net_write_timeout;", &Cancel::new())?;
         let seconds = rows.first().and_then(|row| row.first());

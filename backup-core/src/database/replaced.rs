@@ -25,7 +25,7 @@ use crate::progress::Control;
 ///
 /// # Errors
 /// [`InvalidInput`](crate::error::ErrorKind::InvalidInput) when the swap did not come to its end,
-/// [`NotFound`](crate::error::ErrorKind::NotFound) when what it replaced is no longer there, and as [`dump`](crate::database::dump).
+/// [`NotFound`](crate::error::ErrorKind::NotFound) when what it replaced is no longer there, and as [`dump`](fn@crate::database::dump).
 pub fn dump_replaced(
     server: &Server,
     replaced: &Replaced,

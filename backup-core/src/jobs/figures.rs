@@ -20,6 +20,7 @@ type CountRow = (String, String, i64, i64, i64, i64, Option<i64>);
 
 /// How many jobs there are of a type in a state, and what they took.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct JobCount {
     /// What they do.
     pub job_type: JobType,

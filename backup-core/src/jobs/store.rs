@@ -71,6 +71,7 @@ impl Lease {
 
 /// A job that now is the caller's to run.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Claimed {
     /// The job.
     pub job: Job,

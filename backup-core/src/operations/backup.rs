@@ -33,6 +33,7 @@ pub struct BackupRequest {
 
 /// What was backed up.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct BackupReport {
     /// The new snapshot.
     pub snapshot_id: SnapshotId,

@@ -51,6 +51,16 @@ impl Engine {
         }
     }
 
+    /// The same with this repository for the backups that customers make: for one whose files are in a [`Storage`] of the caller's own. What
+    /// `repositories.manual` says of its place and password is then not looked at.
+    #[must_use]
+    pub fn with_manual(self, repository: Repository) -> Self {
+        Self {
+            manual: Mutex::new(Some(repository)),
+            ..self
+        }
+    }
+
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config

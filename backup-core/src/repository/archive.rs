@@ -64,6 +64,7 @@ pub struct Uncommitted<'a> {
 
 /// What a backup saved.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Archived {
     /// The new snapshot.
     pub snapshot: SnapshotId,

@@ -29,6 +29,7 @@ const TRUSTED_FOR: Duration = Duration::from_secs(25 * 60);
 
 /// What a lock file says.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct LockInfo {
     /// When it was made or last refreshed.
     pub time: Timestamp,

@@ -16,6 +16,7 @@ use crate::storage::FileKind;
 
 /// What a prune did.
 #[derive(Debug, Clone, Copy, Serialize)]
+#[non_exhaustive]
 pub struct PruneReport {
     /// Bytes in packs before.
     pub bytes_before: u64,
@@ -27,6 +28,7 @@ pub struct PruneReport {
 
 /// What a check found.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct CheckReport {
     /// Snapshots that were looked at.
     pub snapshots: usize,

@@ -84,6 +84,7 @@ struct Snapshots {
 
 /// What reading some snapshots gave.
 #[derive(Debug, Default)]
+#[non_exhaustive]
 pub struct ReadSnapshots {
     /// Those that could be read, oldest first.
     pub snapshots: Vec<Snapshot>,

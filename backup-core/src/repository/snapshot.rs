@@ -137,6 +137,7 @@ impl Origin {
 
 /// A snapshot, as its file describes it.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Snapshot {
     /// Its id.
     pub id: SnapshotId,

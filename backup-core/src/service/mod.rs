@@ -67,6 +67,7 @@ pub struct BackupService {
 
 /// What a monitoring wants to know of all customers together. All times are by the database's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Figures {
     /// Jobs by type and state; what there is none of is left out.
     pub jobs: Vec<JobCount>,

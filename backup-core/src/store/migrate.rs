@@ -18,49 +18,50 @@ const MYSQL: &[(i64, &str, &str)] = &[
     (
         1,
         "jobs and catalogue",
-        include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql"),
+        include_str!("../../migrations/mysql/0001_jobs_and_catalogue.sql"),
     ),
     (
         2,
         "sessions",
-        include_str!("../../../migrations/mysql/0002_sessions.sql"),
+        include_str!("../../migrations/mysql/0002_sessions.sql"),
     ),
     (
         3,
         "deletions",
-        include_str!("../../../migrations/mysql/0003_deletions.sql"),
+        include_str!("../../migrations/mysql/0003_deletions.sql"),
     ),
     (
         4,
         "kept",
-        include_str!("../../../migrations/mysql/0004_kept.sql"),
+        include_str!("../../migrations/mysql/0004_kept.sql"),
     ),
 ];
 const SQLITE: &[(i64, &str, &str)] = &[
     (
         1,
         "jobs and catalogue",
-        include_str!("../../../migrations/sqlite/0001_jobs_and_catalogue.sql"),
+        include_str!("../../migrations/sqlite/0001_jobs_and_catalogue.sql"),
     ),
     (
         2,
         "sessions",
-        include_str!("../../../migrations/sqlite/0002_sessions.sql"),
+        include_str!("../../migrations/sqlite/0002_sessions.sql"),
     ),
     (
         3,
         "deletions",
-        include_str!("../../../migrations/sqlite/0003_deletions.sql"),
+        include_str!("../../migrations/sqlite/0003_deletions.sql"),
     ),
     (
         4,
         "kept",
-        include_str!("../../../migrations/sqlite/0004_kept.sql"),
+        include_str!("../../migrations/sqlite/0004_kept.sql"),
     ),
 ];
 
 /// What [`Store::migrate`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
 pub struct Migrated {
     /// The version of the tables before; 0 where there were none.
     pub from: i64,

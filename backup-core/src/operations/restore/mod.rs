@@ -45,6 +45,7 @@ pub struct RestoreRequest {
 
 /// What was restored.
 #[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
 pub struct RestoreReport {
     /// From which snapshot.
     pub snapshot_id: SnapshotId,
