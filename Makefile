@@ -1,7 +1,7 @@
 # Thin on purpose: every target calls cargo, xtask or one script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps programs lint licences bundle test test-crash end2end screenshots demo demo-cli bench
+.PHONY: help deps programs lint licences bundle test test-crash end2end screenshots demo demo-cli bench dist
 
 # Tests, demo and benchmarks start servers and restore files with their owners: that takes root. Whoever is not
 # root builds as himself, and cargo runs what it built through sudo.
@@ -59,6 +59,11 @@ demo: bundle ## The dashboard with two real shops, at http://127.0.0.1:3000; Ctr
 
 demo-cli: programs ## Back up a real shop, wreck it, restore it, prove that it is the same; undo that; kill a restore and recover it
 	$(as_root) $(programs)/xtask demo-cli
+
+# As oneself. Without the workspace's other programs: optimized, they would take longer than the product.
+dist: bundle ## One archive with everything that a hosting server needs, in target/dist
+	cargo build --package backup-web --locked --release
+	$(programs)/xtask dist
 
 bench: bundle ## Time and memory beside the stock restic, speed of jobs; writes docs/benchmarks*.md
 	cargo build --workspace --locked --release

@@ -3,10 +3,13 @@
 //! Everything starts on free ports in scratch directories and is gone when its value is dropped. It knows the product
 //! only from outside: its configuration and its command line.
 
+pub mod dist;
+pub mod host;
 pub mod init;
 pub mod machine;
 pub mod mariadb;
 pub mod mount;
+pub mod nginx;
 mod private;
 pub mod product;
 pub mod proxy;
@@ -16,3 +19,4 @@ pub mod sandbox;
 pub mod sshd;
 pub mod testbed;
 pub mod tree;
+pub mod unit;

@@ -8,7 +8,7 @@ mod end2end;
 mod measure;
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc;
 use std::thread;
@@ -27,6 +27,7 @@ usage: cargo run -p xtask -- TASK [--binary FILE]
   screenshots       pictures of every page and state, in target/screenshots
   bench [--runs N] [--scale PERCENT]
                     time and memory beside the stock restic; writes docs/benchmarks.md
+  dist              the archive that operators install, in target/dist
   bench-web         how fast the dashboard answers with 10,000 customers; what 500 event streams cost
 
   --binary FILE     the product; default: the one that cargo built for the task";
@@ -69,10 +70,27 @@ fn task() -> Result<()> {
             &playwright,
         ),
         "screenshots" => end2end::run(&product(binary, "debug")?, &["screenshots"], &playwright),
+        "dist" => dist(&product(binary, "release")?),
         "bench-web" => bench_web::run(&product(binary, "release")?),
         "bench" => bench::run(&product(binary, "release")?, runs, scale),
         _ => bail!("{task} is unknown\n\n{USAGE}"),
     }
+}
+
+/// Of the built workspace.
+fn dist(binary: &Path) -> Result<()> {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()?;
+    let target = workspace.join("target");
+    let archive = xtask::dist::pack(
+        &workspace,
+        binary,
+        &target.join("site"),
+        &target.join("dist"),
+    )?;
+    println!("{}", archive.file.display());
+    Ok(())
 }
 
 /// The product's binary: the given one, or what cargo built into the target directory that we run from.
@@ -90,7 +108,7 @@ fn product(given: Option<PathBuf>, profile: &str) -> Result<PathBuf> {
     };
     ensure!(
         binary.exists(),
-        "{} is not there: `make demo` and `make bench` build it",
+        "{} is not there: `make demo`, `make bench` and `make dist` build it",
         binary.display()
     );
     Ok(binary)

@@ -6,6 +6,8 @@
 
 mod load;
 mod template;
+#[cfg(test)]
+mod tests;
 mod values;
 
 use std::net::SocketAddr;

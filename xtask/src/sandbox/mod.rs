@@ -22,13 +22,13 @@ use rustix::process::Signal;
 use scrypt::Params;
 use serde_json::{Value, json};
 
+use crate::nginx::Nginx;
 use crate::private::{Tied, tie};
 use crate::proxy::Proxy;
 use crate::redis::Redis;
 use crate::sshd::free_port;
 use crate::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
 use control::Control;
-use nginx::Nginx;
 use shops::Shops;
 
 /// The longest that server or worker may take to start, or to end in order.
@@ -113,7 +113,7 @@ impl Sandbox {
             let customer = bed.add_wordpress_customer(id, options.posts, options.images)?;
             owners.push(move_in(&bed, &shops, customer)?);
         }
-        let nginx = Nginx::start(bed.scratch(), &owners, &shops)?;
+        let nginx = nginx::start(bed.scratch(), &owners, &shops)?;
         let port = match options.port {
             Some(port) => port,
             None => free_port()?,
