@@ -61,6 +61,7 @@ fn all_keys() -> BTreeSet<String> {
             "site" => keys::<SiteConfig>(),
             "restore" => keys::<RestoreConfig>(),
             "retention" => keys::<RetentionConfig>(),
+            "daily" => keys::<DailyConfig>(),
             "repositories" => {
                 for name in keys::<RepositoriesConfig>() {
                     let keys = keys::<RepositoryConfig>();
@@ -79,6 +80,8 @@ fn all_keys() -> BTreeSet<String> {
 struct Line {
     number: usize,
     section: &'static str,
+    /// Where its section begins, if that does not hold as it stands.
+    header: Option<usize>,
     key: &'static str,
     /// Whether it holds as it stands.
     is_set: bool,
@@ -88,18 +91,21 @@ struct Line {
 fn lines() -> Vec<Line> {
     let is_of_key = |c: char| c.is_ascii_lowercase() || c == '_';
     let mut section = "";
+    let mut header = None;
     let mut found = Vec::new();
     for (number, line) in EXAMPLE.lines().enumerate() {
-        if let Some((name, _)) = line.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-            section = name;
-        }
         let text = line.strip_prefix('#').unwrap_or(line);
+        if let Some((name, _)) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            section = name;
+            header = line.starts_with('#').then_some(number);
+        }
         if let Some((key, _)) = text.split_once(" = ")
             && key.chars().all(is_of_key)
         {
             found.push(Line {
                 number,
                 section,
+                header,
                 key,
                 is_set: !line.starts_with('#'),
                 text,
@@ -137,10 +143,13 @@ fn the_example_has_every_key_once_and_no_other() {
 #[test]
 fn the_example_can_be_used_and_what_it_shows_as_a_default_is_the_default() {
     let whole: Vec<&str> = EXAMPLE.lines().collect();
-    let as_it_is = format!("{:?}", read(EXAMPLE));
     let mut defaults = 0;
     for line in lines().iter().filter(|line| !line.is_set) {
         let mut changed = whole.clone();
+        if let Some(header) = line.header {
+            changed[header] = &changed[header][1..];
+        }
+        let as_it_is = format!("{:?}", read(&changed.join("\n")));
         changed[line.number] = line.text;
         if let Some((_, other)) = line.text.split_once(INSTEAD_OF) {
             let is_other = |it: &&Line| it.section == line.section && it.key == other;
