@@ -53,10 +53,10 @@ pub fn run(dir: &Path) -> Result<()> {
     };
     let request = ArchiveRequest {
         trees: Vec::new(),
-        stream: Some(StreamSource {
+        streams: vec![StreamSource {
             path: PATH.into(),
             reader: Box::new(Orders::new(20_000)),
-        }),
+        }],
         paths: vec!["/shop".into()],
         tags: vec!["orders".into()],
         time: Zoned::now(),
@@ -81,7 +81,7 @@ pub fn run(dir: &Path) -> Result<()> {
     let lock = repository.lock_shared()?;
     let request = ArchiveRequest {
         trees: Vec::new(),
-        stream: None,
+        streams: Vec::new(),
         paths: Vec::new(),
         tags: Vec::new(),
         time: Zoned::now(),
