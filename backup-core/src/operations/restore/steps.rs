@@ -34,7 +34,7 @@ pub(super) struct Restore<'a> {
     /// What this process staged.
     shadow: Option<Shadow>,
     kept: Option<BackupEntry>,
-    /// Whether this process saw the last program end that was to stop the site.
+    /// Whether no program can be left that was to stop the site: this process saw the last one end.
     has_stopped: bool,
 }
 
@@ -374,7 +374,10 @@ impl<'a> Restore<'a> {
     fn stop(&mut self) -> Result<()> {
         // While they run, the database in one of them can be exchanged.
         match self.database_is_in_site() {
-            true => Ok(()),
+            true => {
+                self.has_stopped = true;
+                Ok(())
+            }
             false => self.stop_site(&self.control.cancel),
         }
     }
