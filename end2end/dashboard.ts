@@ -129,6 +129,14 @@ export async function expectAccessible(page: Page): Promise<void> {
   expect(told).toEqual([]);
 }
 
+/** In both themes. */
+export async function expectAllAccessible(page: Page): Promise<void> {
+  for (const colorScheme of ['light', 'dark'] as const) {
+    await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' });
+    await expectAccessible(page);
+  }
+}
+
 /** What a screen reader is told, without what is another thing every day. */
 export async function told(page: Page, part?: Locator): Promise<string> {
   const dialog = page.getByRole('dialog');
@@ -136,6 +144,7 @@ export async function told(page: Page, part?: Locator): Promise<string> {
   const said = snapshot
     .replace(/(?<=paragraph: )[\d.]+ (bytes|[kM]B)\b.*/g, 'FIGURES')
     .replace(/[0-9a-f]{64}/g, 'ID')
+    .replace(/(?<=number: |code: )[0-9a-f-]{16,}/g, 'ID')
     .replace(/\w{3} \d+ \w{3} \d{4}, \d\d:\d\d/g, 'TIME')
     .replace(/just now|\d+ (minute|hour|day)s? ago/g, 'AGE')
     .replace(/in the (\d+ )?(minute|hour|day)s? since/g, 'in the DURATION since')
@@ -143,6 +152,17 @@ export async function told(page: Page, part?: Locator): Promise<string> {
     .replace(/[\d.]+ [kM]B/g, 'SIZE')
     .replace(/(?<!level=)\d[\d\u202f]*/g, 'N');
   return `${said}\n`;
+}
+
+/** Hold back what the page asks for at such an address, until it is let go. */
+export async function hold(page: Page, address: string): Promise<() => void> {
+  let letGo = () => {};
+  const isLetGo = new Promise<void>((resolve) => (letGo = resolve));
+  await page.route(address, async (route) => {
+    await isLetGo;
+    await route.continue();
+  });
+  return letGo;
 }
 
 /** A page that is not loaded again keeps this. */

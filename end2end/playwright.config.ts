@@ -25,9 +25,11 @@ export default defineConfig({
     trace: 'retain-on-failure',
   },
   projects: [
-    { name: 'end2end', testIgnore: /screenshots|interrupted/ },
+    { name: 'end2end', testIgnore: /screenshots|interrupted|away/ },
     // They kill the worker, which is everybody's.
     { name: 'interrupted', testMatch: /interrupted/ },
+    // They take the dashboard's database away, which is everybody's, too.
+    { name: 'away', testMatch: /away/ },
     { name: 'screenshots', testMatch: /screenshots/ },
   ],
 });

@@ -1,7 +1,6 @@
 //! The frame around every page, and which page is where.
 
 use leptos::prelude::*;
-use leptos_meta::{Title, provide_meta_context};
 use leptos_router::components::{FlatRoutes, Route, Router};
 use leptos_router::{SsrMode, path};
 
@@ -37,10 +36,10 @@ pub fn shell(options: LeptosOptions, has_script: bool) -> impl IntoView {
 /// The dashboard.
 #[component]
 pub fn App() -> impl IntoView {
-    provide_meta_context();
+    #[cfg(feature = "ssr")]
+    leptos_meta::provide_meta_context();
     Notices::provide();
     view! {
-        <Title formatter=|title| format!("{title} · ShopHosting Backups") />
         <Router>
             <FlatRoutes fallback=MissingView>
                 <Route path=path!("/login") view=LoginView ssr=SsrMode::Async />

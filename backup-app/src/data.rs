@@ -1,10 +1,8 @@
 //! What pages read: server functions, the only thing that the browser asks for itself besides the routes of the contract.
 
 use leptos::prelude::*;
-use leptos::server_fn::codec::{GetUrl, Post};
+use leptos::server_fn::codec::{GetUrl, JsonEncoding};
 use leptos::server_fn::error::{FromServerFnError, ServerFnErrorErr};
-use leptos::server_fn::{Bytes, ContentType, Decodes, Encodes, Format, FormatType};
-use serde::de::{DeserializeOwned, Error as _};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{BackupPage, BackupsPage};
@@ -21,54 +19,66 @@ pub enum PageError {
 }
 
 impl FromServerFnError for PageError {
-    type Encoder = JsonText;
+    type Encoder = JsonEncoding;
 
     fn from_server_fn_error(_: ServerFnErrorErr) -> Self {
         Self::Unreachable
     }
 }
 
-/// JSON, read as text like the data that comes with a page: the framework's own reads bytes, and browsers would have to load a second reader.
-pub struct JsonText;
-
-impl ContentType for JsonText {
-    const CONTENT_TYPE: &'static str = "application/json";
-}
-
-impl FormatType for JsonText {
-    const FORMAT_TYPE: Format = Format::Text;
-}
-
-impl<T: Serialize> Encodes<T> for JsonText {
-    type Error = serde_json::Error;
-
-    fn encode(value: &T) -> Result<Bytes, Self::Error> {
-        serde_json::to_vec(value).map(Bytes::from)
-    }
-}
-
-impl<T: DeserializeOwned> Decodes<T> for JsonText {
-    type Error = serde_json::Error;
-
-    fn decode(bytes: Bytes) -> Result<T, Self::Error> {
-        serde_json::from_str(str::from_utf8(&bytes).map_err(serde_json::Error::custom)?)
-    }
-}
-
 /// Everything that `/backups` shows.
-#[server(prefix = "/api/page", endpoint = "backups", input = GetUrl, output = Post<JsonText>)]
+#[server(prefix = "/api/page", endpoint = "backups", input = GetUrl)]
 pub async fn load_backups() -> Result<BackupsPage, PageError> {
     server::load_backups().await
 }
 
 /// Everything that `/backups/{id}` shows.
-#[server(prefix = "/api/page", endpoint = "backup", input = GetUrl, output = Post<JsonText>)]
+#[server(prefix = "/api/page", endpoint = "backup", input = GetUrl)]
 pub async fn load_backup(id: String) -> Result<BackupPage, PageError> {
     server::load_backup(&id).await
 }
 
+#[cfg(feature = "hydrate")]
+pub use browser::{By, fetch};
 #[cfg(feature = "ssr")]
 pub use server::{job, part};
+
+/// How the browser reads. The framework's own way would be a second one, and ten kilobytes more to load.
+#[cfg(feature = "hydrate")]
+mod browser {
+    use gloo_net::http::Request;
+    use serde::de::DeserializeOwned;
+
+    use super::PageError;
+
+    /// Whether somebody asks, or the page does so by itself: that keeps nobody logged in.
+    #[derive(Clone, Copy, PartialEq)]
+    pub enum By {
+        Somebody,
+        Page,
+    }
+
+    /// What there is at this address of the server.
+    pub async fn fetch<P: DeserializeOwned>(address: &str, by: By) -> Result<P, PageError> {
+        let text = read(address, by).await?;
+        serde_json::from_str(&text).map_err(|_| PageError::Unreachable)
+    }
+
+    async fn read(address: &str, by: By) -> Result<String, PageError> {
+        let mut request = Request::get(address).header("Accept", "application/json");
+        if by == By::Page {
+            request = request.header("x-background", "1");
+        }
+        let lost = |_| PageError::Unreachable;
+        let answer = request.send().await.map_err(lost)?;
+        match answer.status() {
+            200 => answer.text().await.map_err(lost),
+            401 => Err(PageError::LoggedOut),
+            503 => Err(PageError::Unavailable),
+            _ => Err(PageError::Unreachable),
+        }
+    }
+}
 
 #[cfg(feature = "ssr")]
 mod server {

@@ -104,7 +104,6 @@ mod browser {
     use std::pin::Pin;
     use std::time::Duration;
 
-    use gloo_net::http::{Request, Response};
     use leptos::ev;
     use leptos::prelude::*;
     use leptos::task::spawn_local;
@@ -115,7 +114,7 @@ mod browser {
     use web_sys::{BroadcastChannel, Event, EventSource, MessageEvent};
 
     use super::{Live, log_in_again};
-    use crate::data::PageError;
+    use crate::data::{By, PageError, fetch};
     use crate::model::{Job, JobStatus};
     use crate::words;
 
@@ -128,6 +127,8 @@ mod browser {
     const PATIENCE: Duration = Duration::from_secs(8);
 
     pub fn run(live: Live) {
+        // What is shown just came from the server.
+        live.notices.connected.set(true);
         let visible = RwSignal::new(!document().hidden());
         follow_visibility(live, visible);
         follow_connection(live);
@@ -147,7 +148,7 @@ mod browser {
         Callback::new(move |()| {
             let address = address.clone();
             Box::pin(async move {
-                let page = load(&address).await?;
+                let page = fetch(&address, By::Page).await?;
                 // The page may have been left meanwhile.
                 if let Some(fresh) = show.try_run(page) {
                     jobs.set(fresh);
@@ -157,23 +158,6 @@ mod browser {
         })
     }
 
-    /// As the pages' own functions, which can send no header.
-    async fn load<P: DeserializeOwned>(address: &str) -> Result<P, PageError> {
-        let answer = look(address).await.ok_or(PageError::Unreachable)?;
-        if !answer.ok() {
-            return Err(answer.json().await.unwrap_or(PageError::Unreachable));
-        }
-        answer.json().await.map_err(|_| PageError::Unreachable)
-    }
-
-    /// Ask the server something that nobody clicked for: it keeps nobody logged in.
-    async fn look(address: &str) -> Option<Response> {
-        let request = Request::get(address)
-            .header("Accept", "application/json")
-            .header("x-background", "1");
-        request.send().await.ok()
-    }
-
     pub async fn refresh(live: Live) {
         let Some(loading) = live.reload.try_run(()) else {
             return;
@@ -181,10 +165,7 @@ mod browser {
         match loading.await {
             Ok(()) => live.notices.connected.set(true),
             Err(PageError::LoggedOut) => log_in_again(),
-            Err(PageError::Unavailable) => live.notices.connected.set(false),
-            // What was not understood may have been the news that nobody is logged in.
-            Err(PageError::Unreachable) => {
-                ask_status(live).await;
+            Err(PageError::Unavailable | PageError::Unreachable) => {
                 live.notices.connected.set(false);
             }
         }
@@ -299,23 +280,15 @@ mod browser {
         last_failed: Option<Job>,
     }
 
-    /// None where there was no answer; whoever is not logged in any more is sent to log in.
-    async fn ask_status(live: Live) -> Option<Status> {
-        let answer = look("/api/backups/status").await?;
-        if answer.status() == 401 {
-            log_in_again();
-            return None;
-        }
-        let status = answer.json().await.ok()?;
-        live.notices.connected.set(true);
-        Some(status)
-    }
-
     async fn look_for_news(live: Live) {
-        let Some(status) = ask_status(live).await else {
-            live.notices.connected.set(false);
-            return;
+        let status: Status = match fetch("/api/backups/status", By::Page).await {
+            Ok(status) => status,
+            Err(PageError::LoggedOut) => return log_in_again(),
+            Err(PageError::Unavailable | PageError::Unreachable) => {
+                return live.notices.connected.set(false);
+            }
         };
+        live.notices.connected.set(true);
         let is_news = live.jobs.try_with_untracked(|jobs| {
             let is_known = |told: &Job| {
                 let mut known = jobs.iter();

@@ -138,6 +138,9 @@ pub struct Flash {
     /// The backup that undoes what is told of, if there is one.
     #[serde(default)]
     pub undo: Option<String>,
+    /// Whether it tells how a job ended.
+    #[serde(default)]
+    pub is_end: bool,
 }
 
 /// The answer to every action, also to refused ones.

@@ -313,6 +313,7 @@ pub fn done(job: &Job) -> Flash {
         success: true,
         message,
         undo: job.kept_snapshot.clone(),
+        is_end: true,
     }
 }
 

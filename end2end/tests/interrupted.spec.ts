@@ -5,7 +5,7 @@ import {
   JOB,
   backups,
   expect,
-  expectAccessible,
+  expectAllAccessible,
   failure,
   jobs,
   section,
@@ -96,10 +96,7 @@ test('while a restore is stuck the page says that help is on its way, and afterw
   await expect(jobs(page).first()).toContainText('Our team has been told');
   await expect(page.getByText('Our team is still looking after your last restore.')).toBeVisible();
   expect(await told(page, stuck)).toMatchSnapshot('stuck.aria.yml');
-  for (const colorScheme of ['light', 'dark'] as const) {
-    await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' });
-    await expectAccessible(page);
-  }
+  await expectAllAccessible(page);
   expect(await status(me)).toBe(503);
 
   // Nobody has to load the page again to hear of the end.

@@ -8,6 +8,7 @@ import {
   backups,
   expect,
   failure,
+  hold,
   jobs,
   question,
   section,
@@ -95,6 +96,8 @@ test('backups', async ({ page }) => {
     await untilDone(page, title);
   }
   await expect(backups(page, 'Your backups')).toHaveCount(3);
+  await picture(page, 'done');
+  await open(page);
   await picture(page, 'backups');
   await openQuestion(page, '/backups?ask=backup&type=both', 'Back up database & files?');
   await picture(page, 'ask-backup');
@@ -250,6 +253,41 @@ test('offline', async ({ page, context, complaints }) => {
   await page.evaluate(() => dispatchEvent(new Event('offline')));
   await expect(page.getByText('The connection is lost')).toBeVisible();
   await picture(page, 'offline');
+  await backups(page, 'Daily backups').first().getByRole('link', { name: /^Details/ }).click();
+  await expect(page.getByRole('heading', { name: 'This page cannot be shown right now' })).toBeVisible();
+  await picture(page, 'page-problem');
   await context.setOffline(false);
+  complaints.splice(0);
+});
+
+test('a page on its way', async ({ page }) => {
+  await open(page);
+  const letGo = await hold(page, '**/api/page/backup?*');
+  await backups(page, 'Daily backups').first().getByRole('link', { name: /^Details/ }).click();
+  await expect(page.getByRole('heading', { name: 'Loading …' })).toBeVisible();
+  await picture(page, 'loading');
+  letGo();
+});
+
+test('a wide screen', async ({ page }) => {
+  await open(page);
+  for (const width of [1920, 2560]) {
+    await page.setViewportSize({ width, height: 1200 });
+    for (const colorScheme of ['light', 'dark'] as const) {
+      await page.emulateMedia({ colorScheme });
+      await page.screenshot({ path: `../target/screenshots/backups-${colorScheme}-${width}.png` });
+    }
+  }
+});
+
+test('without the database', async ({ page, complaints }) => {
+  await turn('break database');
+  const answer = await page.goto('/backups');
+  expect(answer?.status()).toBe(503);
+  await picture(page, 'database-away');
+  await turn('mend database');
+  await page.goto('/login?problem=unavailable');
+  await expect(page.getByRole('alert')).toBeVisible();
+  await picture(page, 'login-unavailable');
   complaints.splice(0);
 });

@@ -1,13 +1,12 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import type { Page } from '@playwright/test';
 import {
   JOB,
   askForRestore,
   backups,
   expect,
-  expectAccessible,
+  expectAllAccessible,
   failure,
   jobs,
   question,
@@ -35,14 +34,6 @@ function hasOrder(me: Owner, token: string): boolean {
   return sql(`SELECT COUNT(*) FROM shop_orders WHERE token = '${token}'`, me.database) === '1\n';
 }
 
-/** In both themes. */
-async function expectAllAccessible(page: Page): Promise<void> {
-  for (const colorScheme of ['light', 'dark'] as const) {
-    await page.emulateMedia({ colorScheme, reducedMotion: 'reduce' });
-    await expectAccessible(page);
-  }
-}
-
 test('a backup to go back to', async ({ page }) => {
   await page.goto('/backups');
   await expect(section(page, REPLACED)).toHaveCount(0);
@@ -54,7 +45,7 @@ test('undoing a restore brings back the order and the file of just before it', a
   const picture = join(me.site, 'wp-content/just-before.jpg');
   await page.goto('/backups');
   const dialog = await askForRestore(page, backups(page, 'Your backups').first());
-  await expect(dialog).toContainText('What is replaced becomes a backup, so that you can bring it back: of those the newest 3 are kept.');
+  await expect(dialog).toContainText('You can undo it: what is replaced becomes a backup. The newest 3 of those are kept.');
   await page.keyboard.press('Escape');
   await expect(dialog).toBeHidden();
 
@@ -73,7 +64,7 @@ test('undoing a restore brings back the order and the file of just before it', a
   // It is said that it is done, and how it is undone.
   const done = page.getByRole('status').filter({ hasText: 'Your shop is restored and open again.' });
   await done.getByRole('link', { name: UNDO }).click();
-  await expect(page.locator('dialog:modal')).toContainText(/puts what you choose back as it was on .*, the moment before that restore/);
+  await expect(page.locator('dialog:modal')).toContainText('What you choose goes back to how it was then, the moment before that restore.');
   expect(await told(page)).toMatchSnapshot('undo.aria.yml');
   await expectAllAccessible(page);
   await undo(page);

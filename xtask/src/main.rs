@@ -66,7 +66,7 @@ fn task() -> Result<()> {
         "demo-cli" => demo_cli::run(&product(binary, "debug")?),
         "end2end" => end2end::run(
             &product(binary, "debug")?,
-            &["end2end", "interrupted"],
+            &["end2end", "interrupted", "away"],
             &playwright,
         ),
         "screenshots" => end2end::run(&product(binary, "debug")?, &["screenshots"], &playwright),

@@ -209,43 +209,41 @@ fn AskRestore(backup: Backup, proposed: Option<Part>, replaced_kept: u32) -> imp
                 </fieldset>
                 <ul class="what-happens grave">
                     {undoes.then(|| view! {
-                        <li>"This puts what you choose back as it was on " <When time /> ", the moment before that restore."</li>
+                        <li>"What you choose goes back to how it was then, the moment before that restore."</li>
                     })}
                     {backup.holds.has_database().then(|| view! {
                         <li class="for-database">
-                            "Orders, customers, products and settings go back to how they were on "
-                            <When time /> ". "
                             <strong>"Orders placed in the " {since} " since then will be lost."</strong>
+                            {(!undoes).then_some(" Orders, customers, products and settings go back to how they were then.")}
                         </li>
                     })}
                     {backup.holds.has_files().then(|| view! {
                         <li class="for-files">
-                            "Theme, plugins and pictures are replaced by those of the backup. "
                             <strong>"Pictures uploaded since then will be lost."</strong>
+                            {(!undoes).then_some(" Theme, plugins and pictures go back to how they were then.")}
                         </li>
                     })}
+                </ul>
+                <ul class="what-else">
+                    <li>"You can undo it: what is replaced becomes a backup. The newest " {words::grouped(replaced_kept.into())} " of those are kept."</li>
                     <li class="for-closed">
                         "Visitors see a maintenance page from the start"
                         {backup.holds.has_database().then(|| view! {
-                            <span class="for-database">", so that nothing is ordered that would be lost"</span>
+                            <span class="for-database">", so that nobody orders what would be lost"</span>
                         })}
                         "."
                     </li>
                     {took.map(|took| view! { <li>"Last time a restore took " {took} "."</li> })}
-                    <li>"If it cannot be finished, your shop is put back exactly as it is now. Should even that fail, visitors keep seeing the maintenance page, and our team is told."</li>
-                    <li>
-                        "What is replaced becomes a backup, so that you can bring it back: of those the newest "
-                        {words::grouped(replaced_kept.into())} " are kept."
-                    </li>
+                    <li>"If it fails, your shop is put back exactly as it is now. Should even that fail, visitors keep seeing the maintenance page, and our team is told."</li>
                 </ul>
                 <label class="check">
                     <input type="checkbox" name="online" value="true" />
                     <span>
                         "Keep my shop online while the backup is prepared"
                         <small>
-                            "The maintenance page is shown for a few seconds only. "
+                            "Visitors see the maintenance page only while it is put in place. "
                             {backup.holds.has_database().then(|| view! {
-                                <span class="for-database">"Orders placed meanwhile are lost with the rest; they are in the backup of what is replaced."</span>
+                                <span class="for-database">"Orders placed until then are lost with the rest, unless you undo the restore."</span>
                             })}
                         </small>
                     </span>
@@ -286,6 +284,7 @@ fn AskDelete(backup: Backup, after: String) -> impl IntoView {
             success: true,
             message: outcome.message,
             undo: None,
+            is_end: false,
         }));
         live.changed();
         navigate(&after, leptos_router::NavigateOptions::default());

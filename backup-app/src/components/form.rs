@@ -100,10 +100,12 @@ mod browser {
             if let Some(Some(message)) = refusal.try_set(Some(message)) {
                 let success = false;
                 let undo = None;
+                let is_end = false;
                 live.notices.message.set(Some(Flash {
                     success,
                     message,
                     undo,
+                    is_end,
                 }));
             }
         });

@@ -26,10 +26,7 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
     view! {
         <header class="top">
             <div class="top-inside">
-                <a class="brand" href="/backups">
-                    <Icon symbol=Symbol::Logo />
-                    <span>"ShopHosting " <b>"Backups"</b></span>
-                </a>
+                <Brand />
                 <p class="who"><span class="visually-hidden">"Logged in as "</span>{viewer.name}</p>
                 <form method="post" action="/logout">
                     <button class="button quiet">"Log out"</button>
@@ -44,7 +41,7 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
             </div>
             <div role="status">
                 {move || notices.message.get().filter(|message| message.success).map(|message| view! {
-                    <p class="message">
+                    <p class="message" class:ended=message.is_end>
                         <Icon symbol=Symbol::Done />
                         <span>{message.message} " " {message.undo.map(|id| view! {
                             <a href=restore_address("/backups", &id) data-noscroll>{UNDO}</a>
@@ -60,6 +57,26 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
         <footer class="bottom">
             <p>"Times are those of " <span class="zone">{move || clock.zone.get()}</span> "."</p>
         </footer>
+    }
+}
+
+/// Whose page this is; the way back to its beginning.
+#[component]
+pub fn Brand() -> impl IntoView {
+    at_once(view! {
+        <a class="brand" href="/backups">
+            <Icon symbol=Symbol::Logo />
+            <span>"ShopHosting " <b>"Backups"</b></span>
+        </a>
+    })
+}
+
+/// Until the data of a page is here: the frame stays, so that nothing jumps when it comes.
+#[component]
+pub fn Loading() -> impl IntoView {
+    view! {
+        <header class="top"><div class="top-inside"><Brand /></div></header>
+        <main id="main" class="loading" aria-busy="true"><h1>"Loading …"</h1></main>
     }
 }
 
@@ -84,6 +101,7 @@ pub fn PageProblem(problem: PageError, again: Callback<()>) -> impl IntoView {
     };
     view! {
         <main id="main" class="alone">
+            <Brand />
             <section class="panel">
                 <h1>{title}</h1>
                 <p>{text}</p>

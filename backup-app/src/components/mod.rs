@@ -13,7 +13,7 @@ mod time;
 pub use ask::{Kept, Questions};
 pub use at_once::at_once;
 pub use dialog::{Leave, use_ask};
-pub use frame::{Frame, PageProblem};
+pub use frame::{Brand, Frame, Loading, PageProblem};
 pub use icon::{Icon, Symbol};
 pub use job::{JobCards, RecentJobs};
 pub use list::{BackupList, Choices, DailyBackups, RestoreLink, WhyOff};

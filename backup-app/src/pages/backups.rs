@@ -58,7 +58,7 @@ pub fn Backups(page: BackupsPage) -> impl IntoView {
                         <section class="panel" aria-labelledby="before-title">
                             <div class="section-head">
                                 <h2 id="before-title">"Made before a restore"</h2>
-                                <p class="quiet">"What a restore replaced: restore it, and that restore is undone. The newest " {words::grouped(replaced_kept.into())} " are kept."</p>
+                                <p class="quiet">"Restore one, and that restore is undone. The newest " {words::grouped(replaced_kept.into())} " are kept."</p>
                             </div>
                             <BackupList backups=pre_restore />
                         </section>

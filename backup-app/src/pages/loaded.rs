@@ -1,14 +1,14 @@
 //! A page and what it waits for. Both pages come through here: what is generic in waiting is compiled, and loaded by browsers, once.
 
 use leptos::prelude::*;
-use leptos_meta::Title;
 use leptos_router::hooks::use_params_map;
 use serde::{Deserialize, Serialize};
 
 use super::backup::Details;
 use super::backups::Backups;
-use crate::components::{PageProblem, at_once};
-use crate::data::{PageError, load_backup, load_backups};
+use super::name_page;
+use crate::components::{Loading, PageProblem, at_once};
+use crate::data::PageError;
 use crate::model::{BackupPage, BackupsPage};
 
 /// What a page shows.
@@ -34,11 +34,9 @@ pub fn PageView() -> impl IntoView {
             "Backups"
         }
     };
+    name_page(title);
     at_once(view! {
-        <Title text=title />
-        <Suspense fallback=|| {
-            view! { <main id="main" class="loading" aria-busy="true">"Loading …"</main> }
-        }>
+        <Suspense fallback=Loading>
             {move || Suspend::new(async move {
                 match page.await {
                     Ok(Page::Backups(page)) => at_once(view! { <Backups page=*page /> }),
@@ -50,7 +48,10 @@ pub fn PageView() -> impl IntoView {
     })
 }
 
+#[cfg(feature = "ssr")]
 async fn load(id: Option<String>) -> Result<Page, PageError> {
+    use crate::data::{load_backup, load_backups};
+
     match id {
         None => load_backups()
             .await
@@ -59,4 +60,29 @@ async fn load(id: Option<String>) -> Result<Page, PageError> {
             .await
             .map(|page| Page::Backup(Box::new(page))),
     }
+}
+
+/// The same, asked of the server.
+#[cfg(feature = "hydrate")]
+async fn load(id: Option<String>) -> Result<Page, PageError> {
+    use crate::data::{By, LoadBackup, LoadBackups, fetch};
+    use leptos::server_fn::ServerFn;
+    use send_wrapper::SendWrapper;
+
+    // There is one thread, but the resource has to be fit for many.
+    SendWrapper::new(async {
+        match id {
+            None => fetch(LoadBackups::PATH, By::Somebody)
+                .await
+                .map(|page| Page::Backups(Box::new(page))),
+            Some(id) => {
+                let id: String = js_sys::encode_uri_component(&id).into();
+                let address = [LoadBackup::PATH, "?id=", &id].concat();
+                fetch(&address, By::Somebody)
+                    .await
+                    .map(|page| Page::Backup(Box::new(page)))
+            }
+        }
+    })
+    .await
 }

@@ -1,9 +1,9 @@
 //! `/login`.
 
 use leptos::prelude::*;
-use leptos_meta::Title;
 use leptos_router::hooks::use_query_map;
 
+use super::name_page;
 use crate::components::{Icon, Symbol, at_once};
 
 /// The page on which a customer logs in. A plain form: the browser posts it and goes where the server says.
@@ -13,8 +13,8 @@ pub fn LoginView() -> impl IntoView {
     let problem = move || query.with(|query| query.get_str("problem").and_then(in_words));
     let email = typed_email();
     let is_known = email.is_some();
+    name_page(|| "Log in");
     at_once(view! {
-        <Title text="Log in" />
         <main id="main" class="alone">
             <p class="brand">
                 <Icon symbol=Symbol::Logo />

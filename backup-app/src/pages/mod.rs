@@ -18,6 +18,16 @@ pub use loaded::PageView;
 pub use login::LoginView;
 pub use missing::MissingView;
 
+/// Name a page, in its tab and in the history of the browser.
+fn name_page(title: impl Fn() -> &'static str + Send + Sync + 'static) {
+    let title = move || [title(), " · ShopHosting Backups"].concat();
+    // Written by the server once, into the head; nothing of it is in the page itself.
+    #[cfg(feature = "ssr")]
+    drop(view! { <leptos_meta::Title text=title /> });
+    #[cfg(feature = "hydrate")]
+    Effect::new(move |_| document().set_title(&title()));
+}
+
 /// The status that the server sends a page with.
 #[cfg(feature = "ssr")]
 pub fn answer_with(status: axum::http::StatusCode) {

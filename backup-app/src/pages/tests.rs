@@ -46,8 +46,8 @@ fn a_restore_says_what_is_lost_before_it_asks_for_the_word() {
     for words in [
         "Orders placed in the 2 days since then will be lost.",
         "Visitors see a maintenance page from the start",
-        "What is replaced becomes a backup, so that you can bring it back: of those the newest 3 are kept.",
-        "If it cannot be finished, your shop is put back exactly as it is now.",
+        "You can undo it: what is replaced becomes a backup. The newest 3 of those are kept.",
+        "If it fails, your shop is put back exactly as it is now.",
         "Type RESTORE to confirm",
     ] {
         assert!(html.contains(words), "{words}\n{html}");
@@ -63,9 +63,10 @@ fn a_restore_is_undone_by_the_backup_that_was_made_before_it() {
     let html = text(&html);
     for words in [
         "Undo the restore?",
-        "This puts what you choose back as it was on Fri 20 Nov 2026, 00:00 , the moment before that restore.",
+        "Fri 20 Nov 2026, 00:00",
+        "What you choose goes back to how it was then, the moment before that restore.",
         "Orders placed in the 2 hours since then will be lost.",
-        "What is replaced becomes a backup",
+        "what is replaced becomes a backup",
         "The newest 3 are kept.",
     ] {
         assert!(html.contains(words), "{words}\n{html}");
@@ -341,6 +342,7 @@ fn a_refusal_is_an_alert_and_what_was_done_is_not() {
             success,
             message: "So it is.".into(),
             undo: None,
+            is_end: false,
         });
         let html = backups_html(page, "/backups");
         let alert = html.split("role=\"alert\"").nth(1).unwrap_or_default();

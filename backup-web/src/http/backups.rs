@@ -330,6 +330,7 @@ impl Caller {
             success: outcome.success,
             message: outcome.message,
             undo: None,
+            is_end: false,
         };
         let Ok(text) = serde_json::to_string(&flash) else {
             return Refusal::from(StatusCode::INTERNAL_SERVER_ERROR).into_response();

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_SECURITY_POLICY, CONTENT_TYPE, RETRY_AFTER};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
 use backup_app::model::Outcome;
@@ -93,7 +93,7 @@ impl From<Error> for Refusal {
             | ErrorKind::Refused
             | ErrorKind::NoSpace => (
                 StatusCode::SERVICE_UNAVAILABLE,
-                "Your backups cannot be looked up just now. They are safe; please try again in a few minutes.",
+                "Your backups cannot be looked up just now. They are safe; please try again in a minute.",
             ),
             _ => (
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -131,6 +131,7 @@ pub async fn render(
     next: Next,
 ) -> Response {
     let is_for_people = is_for_people(&request);
+    let is_shown_again = request.method() == Method::GET;
     let id = request.extensions().get::<RequestId>().cloned();
     let response = next.run(request).await;
     let is_refused = response.status().is_client_error() || response.status().is_server_error();
@@ -148,31 +149,44 @@ pub async fn render(
         .unwrap_or_else(|| Refusal::from(status));
     parts.headers.remove(CONTENT_LENGTH);
     parts.headers.remove(CONTENT_TYPE);
-    let document = document(&refusal, is_for_people, id, &stylesheet);
-    merge(document, status, parts.headers)
-}
-
-fn document(
-    refusal: &Refusal,
-    is_for_people: bool,
-    id: Option<RequestId>,
-    Stylesheet(stylesheet): &Stylesheet,
-) -> Response {
     let id = id.map(|RequestId(id)| id).unwrap_or_default();
-    if !is_for_people {
+    let document = if is_for_people {
+        page(&refusal, is_shown_again, &id, &stylesheet)
+    } else {
         let outcome = refusal.outcome();
-        return Json(Document {
+        Json(Document {
             outcome,
             request_id: &id,
         })
-        .into_response();
-    }
+        .into_response()
+    };
+    merge(document, status, parts.headers)
+}
+
+/// What people see. What they wanted to look at can be tried again, what they sent cannot: nobody knows what of it was done.
+fn page(
+    refusal: &Refusal,
+    is_shown_again: bool,
+    id: &str,
+    Stylesheet(stylesheet): &Stylesheet,
+) -> Response {
     let for_support = if refusal.status.is_server_error() {
-        format!("<p>If you ask for help, please say this number: {id}</p>")
+        format!(
+            "<p class=\"quiet\"><small>If you ask for help, please say this number: <code>{id}</code></small></p>"
+        )
     } else {
         String::new()
     };
-    let heading = in_words(refusal.status).trim_end_matches('.');
+    let way_on = match refusal.status {
+        StatusCode::SERVICE_UNAVAILABLE if is_shown_again => {
+            "<a class=\"button primary\" href=\"\">Try again</a>"
+        }
+        _ => "<a class=\"button primary\" href=\"/backups\">Go to your backups</a>",
+    };
+    let heading = match refusal.status {
+        StatusCode::SERVICE_UNAVAILABLE => "This does not work right now",
+        status => in_words(status).trim_end_matches('.'),
+    };
     let message = if refusal.message.trim_end_matches('.') == heading {
         String::new()
     } else {
@@ -187,9 +201,9 @@ fn document(
         "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <meta name=\"color-scheme\" content=\"light dark\">{style}\
-         <title>{heading} · ShopHosting Backups</title></head><body><main id=\"main\" class=\"alone\"><section class=\"panel\">\
-         <h1>{heading}</h1>{message}{for_support}\
-         <p><a class=\"button primary\" href=\"/backups\">Go to your backups</a></p></section></main></body></html>\n"
+         <title>{heading} · ShopHosting Backups</title></head><body><main id=\"main\" class=\"alone\">\
+         <p class=\"brand\"><span>ShopHosting <b>Backups</b></span></p><section class=\"panel\">\
+         <h1>{heading}</h1>{message}<p>{way_on}</p>{for_support}</section></main></body></html>\n"
     ));
     ([(CONTENT_SECURITY_POLICY, headers::STYLE_ALONE)], page).into_response()
 }

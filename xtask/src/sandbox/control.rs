@@ -1,8 +1,8 @@
 //! The switches of the sandbox, for other programs: a socket that takes a line and answers `done`, or what went wrong.
 //!
 //! `stop customer-1` and `start customer-1` switch a shop, `stop worker` and `start worker` the worker, and `kill worker` kills it; `break customer-1` keeps
-//! a shop from being started until `mend customer-1`; `line 200000` lets so many bytes a second through to the backup server, and `line 0` as many as
-//! there are.
+//! a shop from being started until `mend customer-1`, and `break database` the dashboard from its database until `mend database`; `line 200000` lets so
+//! many bytes a second through to the backup server, and `line 0` as many as there are.
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -76,6 +76,15 @@ fn obey(stream: &UnixStream, machinery: &Machinery) -> Result<()> {
         ("stop", "worker") => machinery.worker().stop(),
         ("start", "worker") => machinery.worker().start(),
         ("kill", "worker") => machinery.worker().kill(),
+        ("break", "database") => {
+            machinery.database.refuse(true);
+            machinery.database.cut();
+            Ok(())
+        }
+        ("mend", "database") => {
+            machinery.database.refuse(false);
+            Ok(())
+        }
         ("stop", shop) => machinery.shops.stop(number(shop)?),
         ("start", shop) => machinery.shops.start(number(shop)?),
         ("break", shop) => machinery.shops.set_broken(number(shop)?, true),

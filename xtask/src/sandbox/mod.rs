@@ -27,7 +27,7 @@ use crate::private::{Tied, tie};
 use crate::proxy::Proxy;
 use crate::redis::Redis;
 use crate::sshd::free_port;
-use crate::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
+use crate::testbed::{Customer, PLATFORM_SCHEMA, PLATFORM_USER, TestBed};
 use control::Control;
 use shops::Shops;
 
@@ -84,7 +84,10 @@ pub struct Owner {
 /// What hooks of the product and tests from outside turn on and off.
 struct Machinery {
     shops: Shops,
+    /// To the backup server.
     line: Proxy,
+    /// Between the dashboard and its database.
+    database: Proxy,
     worker: Mutex<Worker>,
 }
 
@@ -106,6 +109,7 @@ impl Sandbox {
         let bed = TestBed::start()?;
         let redis = Redis::start()?;
         let line = Proxy::start(bed.sshd().port())?;
+        let database = Proxy::start(bed.mariadb().port())?;
         let mut owners = Vec::new();
         let shops = Shops::new(bed.scratch())?;
         for &id in &options.customers {
@@ -125,6 +129,7 @@ impl Sandbox {
             machinery: Arc::new(Machinery {
                 shops,
                 line,
+                database,
                 worker: Mutex::new(Worker {
                     command: Command::new(binary),
                     log: bed.scratch().join("worker.log"),
@@ -314,7 +319,15 @@ impl Sandbox {
         TcpListener::bind(("127.0.0.1", self.port))
             .with_context(|| format!("port {} is taken", self.port))?;
         let log = self.bed.scratch().join("server.log");
-        let mut server = spawn(self.command().arg("serve"), &log)?;
+        let mut command = self.command();
+        command.arg("serve").env(
+            "BACKUP__DATABASE__URL",
+            format!(
+                "mysql://{PLATFORM_USER}@127.0.0.1:{}/{PLATFORM_SCHEMA}",
+                self.machinery.database.port()
+            ),
+        );
+        let mut server = spawn(&command, &log)?;
         let deadline = Instant::now() + PATIENCE;
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             if server.ended()?.is_some() || Instant::now() > deadline {
