@@ -169,6 +169,7 @@ mod server {
             zone: visit.zone,
             now: jiff::Timestamp::now().as_millisecond(),
             flash: visit.flash,
+            account_page: visit.account_page,
         }
     }
 

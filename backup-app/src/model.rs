@@ -167,6 +167,8 @@ pub struct Viewer {
     pub now: i64,
     /// What became of the form that was sent just before.
     pub flash: Option<Flash>,
+    /// Where he logs out, if that is not here.
+    pub account_page: Option<String>,
 }
 
 /// The page `/backups`.

@@ -15,6 +15,8 @@ pub struct Visit {
     pub flash: Option<Flash>,
     /// The name of his time zone (IANA), as his browser said it and the server checked it; else `UTC`.
     pub zone: String,
+    /// Where he logs out, if that is not here.
+    pub account_page: Option<String>,
 }
 
 /// The email address with which somebody was not let in just before: he need not type it again. The server puts it into the request's extensions.

@@ -329,7 +329,7 @@ type Fault<'a> = (&'a str, &'a str, &'a dyn Fn(&Bed));
 #[test]
 fn doctor_says_what_is_wrong_and_how_to_mend_it() {
     let bed = Bed::new();
-    let faults: [Fault; 9] = [
+    let faults: [Fault; 12] = [
         ("repositories.manual", "warning", &|bed| bed.configure("")),
         ("repositories.manual", "failed", &|bed| {
             bed.init();
@@ -364,6 +364,21 @@ fn doctor_says_what_is_wrong_and_how_to_mend_it() {
                 "not a database, but long enough to be looked at",
             )
             .unwrap()
+        }),
+        ("server.login", "failed", &|bed| {
+            let key = bed.path("platform-key");
+            bed.configure(&format!(
+                "[server]\nlogin = 'platform'\nplatform_secret_key_file = '{}'\nplatform_login_url = 'https://shop.example'",
+                key.display()
+            ));
+        }),
+        ("server.login", "failed", &|bed| {
+            std::fs::write(bed.path("platform-key"), "s3cret").unwrap();
+        }),
+        ("server.login", "warning", &|bed| {
+            let key = bed.path("platform-key");
+            std::fs::write(&key, "s3cret-of-the-platform").unwrap();
+            std::fs::set_permissions(key, std::fs::Permissions::from_mode(0o644)).unwrap();
         }),
         ("customers.root", "failed", &|bed| {
             std::fs::remove_dir_all(bed.path("customers")).unwrap()

@@ -28,9 +28,15 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
             <div class="top-inside">
                 <Brand />
                 <p class="who"><span class="visually-hidden">"Logged in as "</span>{viewer.name}</p>
-                <form method="post" action="/logout">
-                    <button class="button quiet">"Log out"</button>
-                </form>
+                {match viewer.account_page {
+                    // A page of the platform, even where it has the name of one of ours.
+                    Some(page) => view! { <a class="button quiet" href=page rel="external">"Your account"</a> }.into_any(),
+                    None => view! {
+                        <form method="post" action="/logout">
+                            <button class="button quiet">"Log out"</button>
+                        </form>
+                    }.into_any(),
+                }}
             </div>
         </header>
         <main id="main">

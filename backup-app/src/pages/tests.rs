@@ -335,6 +335,21 @@ fn without_script_a_page_says_that_the_job_is_done_that_was_watched_while_that_i
 }
 
 #[test]
+fn whoever_logged_in_elsewhere_is_not_offered_to_log_out_here() {
+    let mut page = page();
+    assert!(backups_html(page.clone(), "/backups").contains("action=\"/logout\""));
+    page.viewer.account_page = Some("https://shop.example/login".into());
+    let html = backups_html(page, "/backups");
+    assert!(!html.contains("/logout"), "{html}");
+    let link = html.split("href=\"https://shop.example/login\"").nth(1);
+    let link = link.and_then(|rest| rest.split('>').next());
+    assert!(
+        link.is_some_and(|rest| rest.contains("rel=\"external\"")),
+        "{html}"
+    );
+}
+
+#[test]
 fn a_refusal_is_an_alert_and_what_was_done_is_not() {
     for success in [true, false] {
         let mut page = page();
@@ -536,6 +551,7 @@ fn viewer() -> Viewer {
         zone: "UTC".into(),
         now: NOW,
         flash: None,
+        account_page: None,
     }
 }
 

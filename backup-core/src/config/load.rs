@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::template::{Placeholder, Template};
-use super::{Config, PasswordSource, RepositoryConfig, values};
+use super::{Config, LoginConfig, PasswordSource, RepositoryConfig, values};
 use crate::error::{Error, ErrorKind, Result};
 
 const PREFIX: &str = "BACKUP__";
@@ -202,6 +202,10 @@ impl Config {
         for (key, duration) in [
             ("server.session_idle", self.server.session_idle),
             ("server.session_max", self.server.session_max),
+            (
+                "server.platform_session_max",
+                self.server.platform_session_max,
+            ),
         ] {
             require(duration.as_secs() >= 60, key, "must be at least 1m")?;
         }
@@ -221,11 +225,45 @@ impl Config {
             "retention.pre_restore",
             "must be at least 1",
         )?;
+        self.judge_login()?;
         self.judge_repositories()?;
         self.judge_customers()?;
         self.judge_customer_database()?;
         self.judge_daily()?;
         self.judge_site()
+    }
+
+    fn judge_login(&self) -> std::result::Result<(), Wrong> {
+        let server = &self.server;
+        for (key, is_set) in [
+            (
+                "server.platform_secret_key_file",
+                server.platform_secret_key_file.is_some(),
+            ),
+            (
+                "server.platform_login_url",
+                server.platform_login_url.is_some(),
+            ),
+        ] {
+            match server.login {
+                LoginConfig::Platform => require(
+                    is_set,
+                    "server.login",
+                    &format!("= \"platform\" needs {key}"),
+                )?,
+                // Whoever wrote it takes passwords to be switched off.
+                LoginConfig::Password => {
+                    require(!is_set, key, "goes with server.login = \"platform\" alone")?
+                }
+            }
+        }
+        let is_of_name = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        let name = &server.platform_cookie;
+        require(
+            !name.is_empty() && name.bytes().all(is_of_name),
+            "server.platform_cookie",
+            "must be the name of a cookie: letters, digits, `-`, `_` and `.`",
+        )
     }
 
     fn judge_repositories(&self) -> std::result::Result<(), Wrong> {
@@ -939,6 +977,24 @@ password_file = "/root/.password"
     }
 
     #[test]
+    fn customers_log_in_by_password_unless_the_platform_is_configured_whole() {
+        let server = read(SMALLEST, &[]).unwrap().server;
+        assert_eq!(server.login, LoginConfig::Password);
+        let platform = [
+            ("BACKUP__SERVER__LOGIN", "platform"),
+            ("BACKUP__SERVER__PLATFORM_SECRET_KEY_FILE", "/etc/key"),
+            (
+                "BACKUP__SERVER__PLATFORM_LOGIN_URL",
+                "https://shop.example/login",
+            ),
+        ];
+        let server = read(SMALLEST, &platform).unwrap().server;
+        assert_eq!(server.login, LoginConfig::Platform);
+        assert_eq!(server.platform_cookie, "session");
+        assert_eq!(server.platform_session_max.as_secs(), 31 * 86400);
+    }
+
+    #[test]
     fn the_platforms_variables_fill_what_nothing_else_sets() {
         const NO_DATABASE: &str =
             "[repositories.manual]\nlocation = '/srv/b'\npassword_file = '/p'\n";
@@ -1088,6 +1144,41 @@ password_file = "/root/.password"
             ("server.session_idle", "[server]\nsession_idle = '59s'"),
             ("server.metrics_listen", "[server]\nmetrics_listen = 9100"),
             ("server.session_max", "[server]\nsession_max = '24'"),
+            ("server.login", "[server]\nlogin = 'otp'"),
+            ("server.login", "[server]\nlogin = 'platform'"),
+            (
+                "server.login",
+                "[server]\nlogin = 'platform'\nplatform_secret_key_file = '/k'",
+            ),
+            (
+                "server.login",
+                "[server]\nlogin = 'platform'\nplatform_login_url = 'https://p'",
+            ),
+            (
+                "server.platform_secret_key_file",
+                "[server]\nplatform_secret_key_file = '/k'",
+            ),
+            (
+                "server.platform_secret_key_file",
+                "[server]\nplatform_secret_key_file = 'k'",
+            ),
+            (
+                "server.platform_login_url",
+                "[server]\nplatform_login_url = 'https://p'",
+            ),
+            (
+                "server.platform_login_url",
+                "[server]\nplatform_login_url = 'javascript:alert(1)'",
+            ),
+            ("server.platform_cookie", "[server]\nplatform_cookie = ''"),
+            (
+                "server.platform_cookie",
+                "[server]\nplatform_cookie = 'a=b'",
+            ),
+            (
+                "server.platform_session_max",
+                "[server]\nplatform_session_max = '59s'",
+            ),
             ("sevrer", "[sevrer]\nlisten = '127.0.0.1:1'"),
             ("queue.redis_url", "[queue]\nredis_url = 'http://x'"),
             ("queue.redis_url", "[queue]\nredis_url = 'rediss://h'"),

@@ -11,7 +11,7 @@ mod tests;
 mod values;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::civil::Time;
@@ -77,14 +77,38 @@ pub struct ServerConfig {
     /// The address that customers' browsers use: for Origin checks and Secure cookies.
     #[serde(deserialize_with = "values::web_url")]
     pub public_url: Option<Url>,
-    /// How long a customer stays logged in without a request, at least `1m`. Default `2h`.
+    /// What customers log in with: `password` or `platform`. Default `password`.
+    pub login: LoginConfig,
+    /// With `platform`: a file that holds the `SECRET_KEY` of the platform's Flask application; below it, one a line, those that it had before.
+    #[serde(deserialize_with = "values::optional_absolute_path")]
+    pub platform_secret_key_file: Option<PathBuf>,
+    /// With `platform`: where a browser is sent that brings no session of the platform.
+    #[serde(deserialize_with = "values::web_url")]
+    pub platform_login_url: Option<Url>,
+    /// With `platform`: the name of its cookie, Flask's `SESSION_COOKIE_NAME`. Default `session`.
+    pub platform_cookie: String,
+    /// With `platform`: how old its cookie may be, at least `1m`: Flask's `PERMANENT_SESSION_LIFETIME`. Default `31d`, which is Flask's.
+    #[serde(deserialize_with = "values::duration")]
+    pub platform_session_max: Duration,
+    /// With `password`: how long a customer stays logged in without a request, at least `1m`. Default `2h`.
     #[serde(deserialize_with = "values::duration")]
     pub session_idle: Duration,
-    /// How long a customer stays logged in at most, at least `1m`. Default `24h`.
+    /// With `password`: how long a customer stays logged in at most, at least `1m`. Default `24h`.
     #[serde(deserialize_with = "values::duration")]
     pub session_max: Duration,
     /// An address on which `/metrics` is answered, and nothing else. Without one it is at `listen`, for this machine alone.
     pub metrics_listen: Option<SocketAddr>,
+}
+
+/// What customers log in with: `server.login`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum LoginConfig {
+    /// Here, with the email address and the password that the platform knows.
+    Password,
+    /// At the platform: its session counts here, too, and no password does.
+    Platform,
 }
 
 /// `[database]`: the platform's database, with customers, jobs and the catalogue.
@@ -387,6 +411,20 @@ impl ServerConfig {
         let url = self.public_url.as_ref();
         url.is_some_and(|url| url.scheme() == "https")
     }
+
+    /// The file of the platform's secret key, and what it holds. [`ErrorKind::Configuration`] when it cannot be had.
+    pub(crate) fn read_platform_secret_key(&self) -> Result<(&Path, SecretString)> {
+        let file = self.platform_secret_key_file.as_deref().ok_or_else(|| {
+            Error::new(
+                ErrorKind::Configuration,
+                "server.platform_secret_key_file is missing",
+            )
+        })?;
+        Ok((
+            file,
+            values::read_secret_file("platform_secret_key_file", file)?,
+        ))
+    }
 }
 
 impl RepositoryConfig {
@@ -509,6 +547,11 @@ impl Default for ServerConfig {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 3000)),
             public_url: None,
+            login: LoginConfig::Password,
+            platform_secret_key_file: None,
+            platform_login_url: None,
+            platform_cookie: "session".into(),
+            platform_session_max: Duration::from_secs(31 * 24 * 60 * 60),
             session_idle: Duration::from_secs(2 * 60 * 60),
             session_max: Duration::from_secs(24 * 60 * 60),
             metrics_listen: None,

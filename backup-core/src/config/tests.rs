@@ -13,6 +13,8 @@ const EXAMPLE: &str = include_str!("../../../deploy/backup.toml.example");
 const NO_DEFAULT: &str = "no default";
 /// What else follows it, where another key has to go for it.
 const INSTEAD_OF: &str = "instead of ";
+/// What else follows it, where another key has to have this value: all keys of which that is said go together.
+const GOES_WITH: &str = ", with ";
 
 /// Asks a type for the names of its keys, and gives it nothing.
 struct Keys<'a>(&'a mut Vec<&'static str>);
@@ -155,6 +157,16 @@ fn the_example_can_be_used_and_what_it_shows_as_a_default_is_the_default() {
             let is_other = |it: &&Line| it.section == line.section && it.key == other;
             let other = lines().iter().find(is_other).unwrap().number;
             changed[other] = "";
+        }
+        if let Some((_, other)) = line.text.split_once(GOES_WITH) {
+            let (key, _) = other.split_once(" = ").unwrap();
+            for one in &lines() {
+                if one.section == line.section && one.key == key {
+                    changed[one.number] = other;
+                } else if one.text.ends_with(other) {
+                    changed[one.number] = one.text;
+                }
+            }
         }
         let config = format!("{:?}", read(&changed.join("\n")));
         let place = format!("{}.{}", line.section, line.key);

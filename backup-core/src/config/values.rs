@@ -224,7 +224,7 @@ impl PasswordSource {
     pub fn read(&self) -> Result<Option<SecretString>> {
         match self {
             Self::None => Ok(None),
-            Self::File(path) => read_password_file(path).map(Some),
+            Self::File(path) => read_secret_file("password file", path).map(Some),
             Self::Environment {
                 value: Some(value), ..
             } if !value.expose_secret().is_empty() => Ok(Some(value.clone())),
@@ -246,12 +246,13 @@ impl PasswordSource {
     }
 }
 
-fn read_password_file(path: &Path) -> Result<SecretString> {
+/// What a file holds, without the white space around it. Errors call it `what`.
+pub(super) fn read_secret_file(what: &str, path: &Path) -> Result<SecretString> {
     const LONGEST: u64 = 64 * 1024;
     let failed = |e: std::io::Error| {
         Error::caused(
             ErrorKind::Configuration,
-            format!("cannot read the password file {}: {e}", path.display()),
+            format!("cannot read the {what} {}: {e}", path.display()),
             e,
         )
     };
@@ -262,7 +263,7 @@ fn read_password_file(path: &Path) -> Result<SecretString> {
     let refused = |reason: &str| {
         Error::new(
             ErrorKind::Configuration,
-            format!("the password file {} {reason}", path.display()),
+            format!("the {what} {} {reason}", path.display()),
         )
     };
     if read as u64 > LONGEST {
@@ -270,17 +271,17 @@ fn read_password_file(path: &Path) -> Result<SecretString> {
     }
     // Not `from_utf8(bytes)`: its error would carry the bytes along.
     let text = std::str::from_utf8(&bytes).map_err(|_| refused("is not text in UTF-8"))?;
-    let password = text.trim();
-    if password.is_empty() {
+    let secret = text.trim();
+    if secret.is_empty() {
         return Err(refused("is empty"));
     }
     if PasswordSource::File(path.to_owned()).is_world_readable() {
         tracing::warn!(
-            "every user can read the password file {}: chmod 600 it",
+            "every user can read the {what} {}: chmod 600 it",
             path.display()
         );
     }
-    Ok(password.into())
+    Ok(secret.into())
 }
 
 /// Make a password file with a random password, for this user alone; false where there is one already, which is never touched.

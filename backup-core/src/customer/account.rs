@@ -22,6 +22,12 @@ pub struct Account {
 }
 
 impl CustomerStore {
+    /// The account of a customer whom the platform has let in.
+    pub async fn account_of(&self, id: CustomerId) -> Result<Option<Account>> {
+        const QUERY: &str = "SELECT * FROM customers WHERE id = ?";
+        self.store().row(QUERY, values![id.get()]).await
+    }
+
     /// The account of an email address, spelt with whatever capitals; its owner has proven nothing yet.
     pub async fn account(&self, email: &str) -> Result<Option<Account>> {
         // How the table compares is the platform's choice. What it may find beyond the address (accents are often all the same

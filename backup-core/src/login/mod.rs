@@ -1,10 +1,11 @@
-//! Logging in: whose an email address and a password are.
+//! Logging in: whose an email address and a password are, or a session of the platform.
 //!
 //! Passwords are proven against the hashes that the platform keeps, and hashed for the embedded store. Never: an answer that tells an unknown
 //! address from a wrong password, by its words or by its time; a hash from the table that costs whatever memory and time it says.
 
 mod hash;
 mod nobody;
+mod platform;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use hash::PasswordHash;
 use nobody::Nobody;
 
 pub use hash::hash_password;
+pub use platform::{PlatformSessions, Unproven};
 
 /// Passwords that are proven at once: each takes a processor and tens of megabytes for a tenth of a second.
 const AT_ONCE: usize = 2;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use backup_core::config::{Config, DatabaseUrl, Origin, PasswordSource, RepositoryConfig};
 use backup_core::customer::{Customer, CustomerId, CustomerStore};
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::login::PlatformSessions;
 use backup_core::operations::{Engine, open_storage};
 use backup_core::progress::{Cancel, Control, Monitor};
 use backup_core::repository::Repository;
@@ -107,6 +108,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let mut report = Report::default();
     check_configuration(config, &mut report);
+    check_login(config, &mut report);
     check_user(&mut report);
     check_programs(config, &mut report);
     check_state_dir(config, &mut report);
@@ -167,6 +169,30 @@ fn check_configuration(config: &Config, report: &mut Report) {
                 path.display()
             ),
         );
+    }
+}
+
+fn check_login(config: &Config, report: &mut Report) {
+    const NAME: &str = "server.login";
+    let server = &config.server;
+    match (
+        PlatformSessions::read(server),
+        &server.platform_secret_key_file,
+    ) {
+        (Err(e), _) => report.error(NAME, &e),
+        (Ok(Some(_)), Some(file)) if mode(file).is_some_and(|mode| mode & 0o004 != 0) => report
+            .warning(
+                NAME,
+                format!(
+                    "every user can read {}, and so log in as any customer",
+                    file.display()
+                ),
+                format!("chmod o= {}", file.display()),
+            ),
+        (Ok(Some(_)), Some(file)) => {
+            report.ok(NAME, format!("platform, by the key in {}", file.display()))
+        }
+        (Ok(_), _) => report.ok(NAME, "password"),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio::task::{JoinError, JoinHandle};
 
 use super::init;
 use super::worker::connect_patiently;
-use crate::http;
+use crate::http::{self, PlatformLogin};
 
 /// How long answers that are on their way hold the end up: whoever says nothing on his connection is not waited for.
 const GRACE: Duration = Duration::from_secs(3);
@@ -34,6 +34,7 @@ pub fn run(
     stopping: watch::Receiver<Stopping>,
     cancel: &Cancel,
 ) -> Result<ExitCode> {
+    let platform = PlatformLogin::read(&config.server)?;
     let is_embedded = config.origin == Origin::Embedded;
     if let Some(advice) = init::on_first_use(&config, cancel)? {
         tracing::warn!("{advice}");
@@ -45,7 +46,7 @@ pub fn run(
             return Ok(ExitCode::SUCCESS);
         };
         // Before any job is taken: what cannot serve ends here.
-        let servers = servers(&service, stopping.clone()).await?;
+        let servers = servers(&service, platform, stopping.clone()).await?;
         let worker = runs_jobs.then(|| tokio::spawn(service.worker(engine).run(stopping.clone())));
         let answering = answer(servers, stopping);
         match worker {
@@ -62,11 +63,12 @@ type Server = (TcpListener, Router);
 
 async fn servers(
     service: &BackupService,
+    platform: Option<PlatformLogin>,
     stopping: watch::Receiver<Stopping>,
 ) -> Result<Vec<Server>> {
     let config = &service.config().server;
     let site = http::site::find()?;
-    let routers = http::routers(service.clone(), site, stopping)?;
+    let routers = http::routers(service.clone(), platform, site, stopping)?;
     let dashboard = bind(config.listen, "server.listen").await?;
     if let Ok(address) = dashboard.local_addr() {
         tracing::info!("listening on http://{address}");

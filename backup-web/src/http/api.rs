@@ -1,6 +1,7 @@
 //! What programs read: lists, status, progress as events, and the description of all of it.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -61,7 +62,8 @@ impl Modify for Cookie {
     fn modify(&self, api: &mut openapi::OpenApi) {
         let cookie = ApiKey::Cookie(ApiKeyValue::with_description(
             "shophosting",
-            "Set by `POST /login`. Its name begins with `__Host-` where `server.public_url` is https.",
+            "Set by `POST /login`. Its name begins with `__Host-` where `server.public_url` is https. Where the platform logs customers in (`server.login`), its own \
+             session cookie is what shows who they are.",
         ));
         api.components
             .get_or_insert_default()
@@ -215,19 +217,23 @@ async fn events(
     State(service): State<BackupService>,
     State(streams): State<Streams>,
     Extension(visit): Extension<Visit>,
-    Extension(token): Extension<SessionToken>,
+    token: Option<Extension<SessionToken>>,
 ) -> Result<Response, Refusal> {
     let Some(open) = service.open_job(visit.customer).await? else {
         return Ok(StatusCode::NO_CONTENT.into_response());
     };
     let place = streams.take_place(visit.customer)?;
+    // A session of the platform ends without a word to us.
+    let token = token.map(|Extension(token)| token);
     // From here on a logout is heard; one of just before is seen.
     let end = streams.end(token.clone());
-    let session = service
-        .sessions()
-        .find(&token, Presence::Background)
-        .await?;
-    session.ok_or_else(Refusal::logged_out)?;
+    if let Some(token) = token {
+        let session = service
+            .sessions()
+            .find(&token, Presence::Background)
+            .await?;
+        session.ok_or_else(Refusal::logged_out)?;
+    }
     let jobs = service.progress(Some(visit.customer), open.id).await?;
     let events = events_of(jobs, place).take_until(end);
     let keep_alive = KeepAlive::new().interval(KEEP_ALIVE);
@@ -302,11 +308,14 @@ impl Streams {
     }
 
     /// When a stream of this session is over, whatever the job does.
-    fn end(&self, token: SessionToken) -> impl Future<Output = ()> + Send + use<> {
+    fn end(&self, token: Option<SessionToken>) -> impl Future<Output = ()> + Send + use<> {
         let mut stopping = self.stopping.clone();
         let mut logged_out = self.logged_out.subscribe();
         async move {
             let logged_out = async {
+                let Some(token) = token else {
+                    return pending().await;
+                };
                 // Whoever misses one might have missed this one.
                 while let Ok(ended) = logged_out.recv().await {
                     if ended.expose() == token.expose() {

@@ -4,7 +4,6 @@
 //! exist and what is another's.
 
 use axum::extract::{Extension, FromRequestParts, Path, State};
-use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Json, RequestPartsExt};
@@ -17,7 +16,6 @@ use backup_core::jobs::{CancelAnswer, Created, Job, JobId, JobType};
 use backup_core::operations::{BackupRequest, RestoreRequest};
 use backup_core::repository::{BackupType, SnapshotId};
 use backup_core::service::{BackupService, Deleted};
-use backup_core::session::SessionToken;
 use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -94,7 +92,7 @@ async fn create(
     Input(new): Input<NewBackup>,
 ) -> Response {
     let done = queue_backup(&service, caller.customer, new).await;
-    caller.answer(&service, done, ALL_BACKUPS).await
+    caller.answer(done, ALL_BACKUPS)
 }
 
 async fn queue_backup(
@@ -153,7 +151,7 @@ async fn on_backup<F: Future<Output = Result<Outcome, Refusal>>>(
         Ok(found) => act(found).await,
         Err(refusal) => Err(refusal),
     };
-    caller.answer(service, done, &page).await
+    caller.answer(done, &page)
 }
 
 async fn queue_restore(
@@ -247,7 +245,7 @@ async fn cancel(
     Input(Nothing {}): Input<Nothing>,
 ) -> Response {
     let done = cancel_job(&service, caller.customer, &id).await;
-    caller.answer(&service, done, ALL_BACKUPS).await
+    caller.answer(done, ALL_BACKUPS)
 }
 
 async fn cancel_job(
@@ -287,7 +285,7 @@ async fn dismiss(
     Input(Nothing {}): Input<Nothing>,
 ) -> Response {
     let done = dismiss_job(&service, caller.customer, &id).await;
-    caller.answer(&service, done, ALL_BACKUPS).await
+    caller.answer(done, ALL_BACKUPS)
 }
 
 async fn dismiss_job(
@@ -305,19 +303,13 @@ async fn dismiss_job(
 /// Who asks, and how he is answered.
 struct Caller {
     customer: CustomerId,
-    token: SessionToken,
     is_browser: bool,
 }
 
 impl Caller {
     /// A browser is sent to a page of ours, with the outcome left for it: to the page of all backups, where what runs is seen, or where it was
-    /// refused back to `page`.
-    async fn answer(
-        self,
-        service: &BackupService,
-        done: Result<Outcome, Refusal>,
-        page: &str,
-    ) -> Response {
+    /// refused back to `page`. The gate knows where to leave it.
+    fn answer(self, done: Result<Outcome, Refusal>, page: &str) -> Response {
         if !self.is_browser {
             return match done {
                 Ok(outcome) => Json(outcome).into_response(),
@@ -332,13 +324,7 @@ impl Caller {
             undo: None,
             is_end: false,
         };
-        let Ok(text) = serde_json::to_string(&flash) else {
-            return Refusal::from(StatusCode::INTERNAL_SERVER_ERROR).into_response();
-        };
-        if let Err(error) = service.sessions().leave_flash(&self.token, &text).await {
-            return Refusal::from(error).into_response();
-        }
-        Redirect::to(page).into_response()
+        (Extension(flash), Redirect::to(page)).into_response()
     }
 }
 
@@ -347,15 +333,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
         let visit = parts.extract::<Extension<Visit>>().await;
-        let token = parts.extract::<Extension<SessionToken>>().await;
-        match (visit, token) {
-            (Ok(Extension(visit)), Ok(Extension(token))) => Ok(Self {
-                customer: visit.customer,
-                token,
-                is_browser: asks_for_page(&parts.headers),
-            }),
-            _ => Err(Refusal::logged_out()),
-        }
+        let Extension(visit) = visit.map_err(|_| Refusal::logged_out())?;
+        Ok(Self {
+            customer: visit.customer,
+            is_browser: asks_for_page(&parts.headers),
+        })
     }
 }
 

@@ -108,7 +108,7 @@ pub fn router() -> OpenApiRouter<AppState> {
         (status = 200, body = Outcome, description = "The cookie is set."),
         (status = 303, description = "The same for a browser, or what is in the way, said by the page."),
         (status = 401, body = Outcome, description = "The email address or the password is wrong."),
-        (status = 403, body = Outcome, description = "The account is not active, or the request is of another site."),
+        (status = 403, body = Outcome, description = "The account is not active, the request is of another site, or customers log in at the platform."),
         (status = 429, body = Outcome, description = "Too many tries: `Retry-After` says how long to wait."),
         (status = 503, body = Outcome, description = "The database is away."),
     ))]
@@ -193,12 +193,17 @@ async fn let_in(
     responses(
         (status = 200, body = Outcome, description = "The session has ended."),
         (status = 303, description = "The same for a browser."),
+        (status = 403, body = Outcome, description = "Customers log out at the platform."),
     ))]
 async fn log_out(
     State(state): State<AppState>,
-    Extension(token): Extension<SessionToken>,
+    token: Option<Extension<SessionToken>>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
+    // There is no session of ours to end.
+    let Some(Extension(token)) = token else {
+        return Err(Refusal::at_platform());
+    };
     state.service.sessions().close(&token).await?;
     state.streams.end_session(token);
     let cookie = [(SET_COOKIE, state.cookie.removed())];
@@ -276,10 +281,7 @@ impl Problem {
                 message: "That were many tries. Please wait a moment and try again.".into(),
                 retry_after: Some(wait.as_secs() + 1),
             },
-            Self::Inactive => Refusal::new(
-                StatusCode::FORBIDDEN,
-                "This account is not active. Please contact support.",
-            ),
+            Self::Inactive => Refusal::inactive(),
             Self::Unavailable(refusal) => refusal,
         }
     }

@@ -13,6 +13,7 @@ mod login;
 mod metrics;
 mod observe;
 mod page_data;
+mod platform;
 mod refusal;
 mod session;
 pub mod site;
@@ -44,12 +45,15 @@ use refusal::{Refusal, Stylesheet};
 use session::SessionCookie;
 use site::Site;
 
+pub use platform::PlatformLogin;
+
 /// What every handler can ask for.
 #[derive(Debug, Clone, FromRef)]
 struct AppState {
     service: BackupService,
     leptos: LeptosOptions,
     cookie: SessionCookie,
+    platform: Option<PlatformLogin>,
     guesses: Guesses,
     streams: Streams,
     metrics: Metrics,
@@ -66,6 +70,7 @@ pub struct Routers {
 /// All routes.
 pub fn routers(
     service: BackupService,
+    platform: Option<PlatformLogin>,
     Site {
         options: leptos,
         has_script,
@@ -79,6 +84,7 @@ pub fn routers(
     let has_own_listener = config.metrics_listen.is_some();
     let state = AppState {
         cookie: SessionCookie::new(has_tls),
+        platform,
         guesses: Guesses::default(),
         streams: Streams::new(stopping),
         metrics: Metrics::new(),

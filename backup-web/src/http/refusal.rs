@@ -58,6 +58,22 @@ impl Refusal {
         Self::new(StatusCode::UNAUTHORIZED, "Please log in first.")
     }
 
+    /// Of who it is there is no doubt, but the platform does not let him use what he has.
+    pub fn inactive() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "This account is not active. Please contact support.",
+        )
+    }
+
+    /// Where the platform does it, there is no logging in or out here.
+    pub fn at_platform() -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "Logging in and out is done in your hosting account, not here.",
+        )
+    }
+
     /// As it is told to programs, and to pages.
     pub fn outcome(&self) -> Outcome {
         Outcome {

@@ -1,6 +1,7 @@
 //! Who asks: the cookie, and the gate that everything but the login is behind.
 //!
-//! Behind it only `/login` is open; a route that nobody thought of is closed. Never: a customer taken from anything but the session.
+//! Behind it only `/login` is open; a route that nobody thought of is closed. Where the platform logs customers in, [`super::platform`] is the gate
+//! in its place. Never: a customer taken from anything but the session.
 
 use axum::Json;
 use axum::extract::{Request, State};
@@ -25,6 +26,9 @@ const ZONE_COOKIE: &str = "tz";
 /// What was typed as an email address is kept in this one.
 const TYPED_COOKIE: &str = "typed-email";
 const LONGEST_EMAIL: usize = 254;
+
+/// What the next page tells, where there is no session of ours to leave it in.
+const MESSAGE_COOKIE: &str = "backup-message";
 
 /// The cookie that a session is held with.
 #[derive(Debug, Clone, Copy)]
@@ -73,6 +77,15 @@ impl SessionCookie {
         self.with_attributes(&format!("{TYPED_COOKIE}=; Max-Age=0"))
     }
 
+    /// For the next page alone, and at most a minute.
+    pub fn keeping_message(self, sealed: &str) -> HeaderValue {
+        self.with_attributes(&format!("{MESSAGE_COOKIE}={sealed}; Max-Age=60"))
+    }
+
+    pub fn without_message(self) -> HeaderValue {
+        self.with_attributes(&format!("{MESSAGE_COOKIE}=; Max-Age=0"))
+    }
+
     fn with_attributes(self, cookie: &str) -> HeaderValue {
         let secure = if self.is_secure { "; Secure" } else { "" };
         let text = format!("{cookie}; Path=/; HttpOnly; SameSite=Lax{secure}");
@@ -87,7 +100,14 @@ impl SessionCookie {
 }
 
 /// Let those in who are logged in, and tell the handlers who it is.
-pub async fn admit(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+pub async fn admit(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    match &state.platform {
+        Some(platform) => platform.admit(&state, request, next).await,
+        None => admit_session(&state, request, next).await,
+    }
+}
+
+async fn admit_session(state: &AppState, mut request: Request, next: Next) -> Response {
     let is_login = request.uri().path() == "/login";
     let held = state.cookie.of(request.headers());
     let token = held.clone().flatten();
@@ -116,13 +136,20 @@ pub async fn admit(State(state): State<AppState>, mut request: Request, next: Ne
                 name: session.account.name,
                 flash,
                 zone,
+                account_page: None,
             });
-            request.extensions_mut().insert(token);
-            next.run(request).await
+            request.extensions_mut().insert(token.clone());
+            let response = next.run(request).await;
+            leave(&state.service, &token, response).await
         }
         _ if is_login => login::recall(state.cookie, request, next).await,
         _ => {
-            let mut response = refuse(&request, held.is_some());
+            let place = if held.is_some() {
+                "/login?problem=expired"
+            } else {
+                "/login"
+            };
+            let mut response = refuse(&request, place);
             if held.is_some() {
                 let removed = state.cookie.removed();
                 response.headers_mut().append(SET_COOKIE, removed);
@@ -143,7 +170,8 @@ fn presence(request: &Request) -> Presence {
     }
 }
 
-fn refuse(request: &Request, has_expired: bool) -> Response {
+/// Nobody is logged in: a browser is sent to `place`, where one logs in.
+pub fn refuse(request: &Request, place: &str) -> Response {
     if request.uri().path().starts_with(page_data::PREFIX) {
         // As the pages' own functions answer.
         return (StatusCode::UNAUTHORIZED, Json(PageError::LoggedOut)).into_response();
@@ -151,12 +179,21 @@ fn refuse(request: &Request, has_expired: bool) -> Response {
     if !is_for_people(request) {
         return Refusal::logged_out().into_response();
     }
-    Redirect::to(if has_expired {
-        "/login?problem=expired"
-    } else {
-        "/login"
-    })
-    .into_response()
+    Redirect::to(place).into_response()
+}
+
+/// What a handler wants the next page to tell is left in the session.
+async fn leave(service: &BackupService, token: &SessionToken, mut response: Response) -> Response {
+    let Some(flash) = response.extensions_mut().remove::<Flash>() else {
+        return response;
+    };
+    let Ok(text) = serde_json::to_string(&flash) else {
+        return Refusal::from(StatusCode::INTERNAL_SERVER_ERROR).into_response();
+    };
+    match service.sessions().leave_flash(token, &text).await {
+        Ok(()) => response,
+        Err(error) => Refusal::from(error).into_response(),
+    }
 }
 
 /// The message for the next page, told once.
@@ -171,7 +208,7 @@ async fn taken(service: &BackupService, token: &SessionToken, text: &str) -> Opt
 }
 
 /// The zone that the browser says, if there is such a one.
-fn zone(headers: &HeaderMap) -> String {
+pub fn zone(headers: &HeaderMap) -> String {
     const LONGEST: usize = 64;
     let said = cookie(headers, ZONE_COOKIE)
         .unwrap_or_default()
@@ -192,14 +229,24 @@ pub fn typed(headers: &HeaderMap) -> Option<&str> {
     cookie(headers, TYPED_COOKIE).filter(|typed| !typed.is_empty())
 }
 
+/// What [`SessionCookie::keeping_message`] kept.
+pub fn message(headers: &HeaderMap) -> Option<&str> {
+    cookie(headers, MESSAGE_COOKIE)
+}
+
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    cookies(headers, name).next()
+}
+
+/// All of a name: a neighbour host may have set one more.
+pub fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &'a str> {
     headers
         .get_all(COOKIE)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(';'))
         .filter_map(|pair| pair.trim().split_once('='))
-        .find_map(|(found, value)| (found == name).then_some(value))
+        .filter_map(move |(found, value)| (found == name).then_some(value))
 }
 
 #[cfg(test)]
