@@ -43,7 +43,8 @@ impl Bench {
         let path = scratch.path().join("repository");
         let password = PASSWORD.to_owned().into();
         INIT.make(&[(&path, PASSWORD)], || {
-            Ok(drop(Repository::init(storage_at(&path), &password)?))
+            Repository::init(storage_at(&path), &password)?;
+            Ok(())
         })
         .unwrap();
         let repository = Repository::open(storage_at(&path), &password).unwrap();

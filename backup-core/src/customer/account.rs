@@ -25,7 +25,8 @@ impl CustomerStore {
     /// The account of a customer whom the platform has let in.
     pub async fn account_of(&self, id: CustomerId) -> Result<Option<Account>> {
         const QUERY: &str = "SELECT * FROM customers WHERE id = ?";
-        self.store().row(QUERY, values![id.get()]).await
+        let found: Option<AccountRow> = self.store().row(QUERY, values![id.get()]).await?;
+        Ok(found.map(|row| row.0))
     }
 
     /// The account of an email address, spelt with whatever capitals; its owner has proven nothing yet.
