@@ -435,4 +435,16 @@ fn what_is_broken_of_a_repository_is_told() {
     machine
         .doctor()
         .finds("repositories.manual", &["0 backups"]);
+
+    // More than there is room for, should it be restored.
+    let big = machine.path("customers/customer-1/wordpress/big");
+    fs::write(big, vec![0; 20 << 20]).unwrap();
+    let backup = ["backup", "1", "--type", "files"];
+    let output = machine.product().args(backup).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let sites = machine.path("sites");
+    let _mounted = Mount::over(&sites, "size=16m");
+    machine
+        .doctor_with(&[("CUSTOMERS__ROOT", shown(&sites))])
+        .fails("space for restores", &["customer 1", "cannot be restored"]);
 }

@@ -43,9 +43,12 @@ pub fn run(
     cancel.check()?;
     // From here on in the order in which somebody who begins needs them.
     let found = runtime.block_on(platform::check(config, &mut report));
-    let customers = Customers::choose(config, found, only, &mut report);
+    let customers = Customers::choose(config, found.customers, only, &mut report);
     runtime.block_on(platform::check_queue(config, &mut report));
     cancel.check()?;
+    let is_here = |(id, _): &(CustomerId, u64)| customers.find(*id).is_some();
+    let largest = found.largest.into_iter().find(is_here);
+    sites::check_root(config, largest, &mut report);
     sites::check(config, &engine, &customers, cancel, &mut report)?;
     nginx::check(config, &customers, cancel, &mut report);
     cancel.check()?;

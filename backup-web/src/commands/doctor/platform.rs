@@ -1,7 +1,8 @@
 //! The platform's database, and Redis.
 
+use backup_core::catalog::Catalog;
 use backup_core::config::{Config, DatabaseUrl};
-use backup_core::customer::{Customer, CustomerStore};
+use backup_core::customer::{Customer, CustomerId, CustomerStore};
 use backup_core::error::{Error, ErrorKind};
 use backup_core::jobs::Queue;
 use backup_core::store::Store;
@@ -11,8 +12,16 @@ use super::report::Report;
 
 const NAME: &str = "platform database";
 
-/// Gives the customers that can be used, of all servers.
-pub(super) async fn check(config: &Config, report: &mut Report) -> Vec<Customer> {
+/// What is to be known of the platform for all that follows.
+#[derive(Default)]
+pub(super) struct Found {
+    /// The customers that can be used, of all servers.
+    pub(super) customers: Vec<Customer>,
+    /// The bytes of each one's largest backup, the largest first.
+    pub(super) largest: Vec<(CustomerId, u64)>,
+}
+
+pub(super) async fn check(config: &Config, report: &mut Report) -> Found {
     if let DatabaseUrl::Sqlite(path) = &config.database.url
         && !path.exists()
     {
@@ -21,12 +30,14 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Vec<Customer>
             format!("{} does not exist yet", path.display()),
             "it is made when the first customer is added: shophosting-backup customer add",
         );
-        return Vec::new();
+        return Found::default();
     }
     match Store::connect(config).await {
         Ok(store) => {
-            let usable = check_customers(config, &store, report).await;
+            let customers = check_customers(config, &store, report).await;
             check_tables(&store, report).await;
+            // Where it cannot be told, what is wrong with the tables is.
+            let largest = Catalog::new(&store).largest().await.unwrap_or_default();
             check_rights(&store, report).await;
             match store.clock_ahead().await {
                 Ok(ahead) => check_clock(
@@ -38,11 +49,11 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Vec<Customer>
                 Err(e) => report.error(NAME, &e, remedy(&e)),
             }
             store.close().await;
-            usable
+            Found { customers, largest }
         }
         Err(e) => {
             report.error(NAME, &e, remedy(&e));
-            Vec::new()
+            Found::default()
         }
     }
 }

@@ -29,9 +29,6 @@ pub(super) fn check(
     cancel: &Cancel,
     report: &mut Report,
 ) -> Result<()> {
-    if check_root(config, report) {
-        check_ground(config, report);
-    }
     let journals = check_interrupted(config, engine, customers, report);
     check_leftovers(config, &journals, report);
     for customer in customers.all() {
@@ -46,8 +43,15 @@ pub(super) fn check(
     Ok(())
 }
 
+/// Where all sites are, and whether the largest of their backups could be restored there.
+pub(super) fn check_root(config: &Config, largest: Option<(CustomerId, u64)>, report: &mut Report) {
+    if check_directory_of_all(config, report) {
+        check_ground(config, largest, report);
+    }
+}
+
 /// Whether it is there.
-fn check_root(config: &Config, report: &mut Report) -> bool {
+fn check_directory_of_all(config: &Config, report: &mut Report) -> bool {
     const NAME: &str = "customers.root";
     let root = &config.customers.root;
     let shown = root.display();
@@ -114,7 +118,7 @@ fn customers_in(root: &Path) -> impl Iterator<Item = (CustomerId, std::path::Pat
     })
 }
 
-fn check_ground(config: &Config, report: &mut Report) {
+fn check_ground(config: &Config, largest: Option<(CustomerId, u64)>, report: &mut Report) {
     const SPACE: &str = "space for restores";
     const EXCHANGE: &str = "exchange of directories";
     let shown = config.customers.root.display();
@@ -125,7 +129,19 @@ fn check_ground(config: &Config, report: &mut Report) {
                 false => "each copy takes room of its own there",
             };
             report.ok(EXCHANGE, format!("works; {copies}"));
-            if ground.bytes_available < LITTLE_SPACE {
+            if let Some((customer, bytes)) = largest
+                && bytes > ground.bytes_available
+            {
+                report.failed(
+                    SPACE,
+                    format!(
+                        "{} MiB are free in {shown}, and the largest backup, of customer {customer}, has {} MiB: it cannot be restored",
+                        ground.bytes_available >> 20,
+                        bytes >> 20
+                    ),
+                    "make room there",
+                );
+            } else if ground.bytes_available < LITTLE_SPACE {
                 report.warning(
                     SPACE,
                     format!("{} MiB are free in {shown}", ground.bytes_available >> 20),
