@@ -8,7 +8,7 @@ use backup_core::database::{
     self, Dump, Endpoint, ImportAccount, Inventory, Replaced, Server, Shadow,
 };
 use backup_core::error::{Error, ErrorKind};
-use backup_core::progress::{Control, Monitor};
+use backup_core::progress::{Cancel, Control, Monitor};
 use secrecy::SecretString;
 use xtask::mariadb::MariaDb;
 use xtask::mount::Mount;
@@ -204,12 +204,39 @@ fn a_server_that_is_not_there_is_unreachable() {
 }
 
 #[test]
-fn the_time_that_a_dump_may_stall_is_what_the_server_says() {
-    let told: u64 = sql("SELECT @@GLOBAL.net_write_timeout")
-        .trim()
-        .parse()
-        .unwrap();
-    assert_eq!(server().write_timeout().unwrap(), Duration::from_secs(told));
+fn what_is_told_of_a_server_is_what_it_says() {
+    let ask = |what: &str| sql(&format!("SELECT @@GLOBAL.{what}")).trim().to_owned();
+    let facts = database::facts(&server(), &Cancel::new()).unwrap();
+    let timeout: u64 = ask("net_write_timeout").parse().unwrap();
+    assert_eq!(facts.write_timeout, Duration::from_secs(timeout));
+    assert_eq!(
+        facts.max_allowed_packet.to_string(),
+        ask("max_allowed_packet")
+    );
+    assert_eq!(facts.server, ask("version"));
+    assert!(!facts.names_ignore_case && !facts.is_program_older);
+    assert!(facts.missing_rights.is_empty(), "{facts:?}");
+}
+
+#[test]
+fn a_trial_of_dump_and_import_leaves_no_schema_and_removes_what_killed_ones_left() {
+    let list = || sql("SHOW DATABASES LIKE 'tried%'");
+    sql("CREATE DATABASE tried; CREATE TABLE tried.t (a INT); INSERT INTO tried.t VALUES (1)");
+    let before = list();
+    database::try_dump(&server(), "tried", LIMIT, &quiet()).unwrap();
+    let account = ImportAccount::Temporary;
+    database::try_restore(&server(), "tried", &account, LIMIT, &quiet()).unwrap();
+    assert_eq!(list(), before);
+    assert_eq!(sql("SELECT * FROM tried.t"), "1\n");
+
+    // What a trial that was killed left goes with the next one, once it is surely nobody's.
+    sql(
+        "CREATE DATABASE tried__trial_00c0ffee; CREATE DATABASE tried__trial_00c0ffee7;
+         CREATE DATABASE tried__trial_1111abcd; CREATE TABLE tried__trial_1111abcd.of_now (a INT)",
+    );
+    database::try_restore(&server(), "tried", &account, LIMIT, &quiet()).unwrap();
+    let left = sql("SHOW DATABASES LIKE 'tried\\_%'");
+    assert_eq!(left, "tried__trial_00c0ffee7\ntried__trial_1111abcd\n");
 }
 
 #[test]

@@ -82,7 +82,11 @@ pub enum Command {
     /// Remove locks that dead processes left in the repositories
     Unlock,
     /// Try every part of the configuration; say what is wrong and how to mend it
-    Doctor,
+    Doctor {
+        /// Of the customers, this one alone
+        #[arg(long, value_name = "N")]
+        customer: Option<CustomerId>,
+    },
     /// Customers of the embedded store
     #[command(subcommand)]
     Customer(CustomerCommand),
@@ -240,6 +244,7 @@ mod tests {
             "check --read-data",
             "unlock",
             "doctor",
+            "doctor --customer 7",
             "customer add",
             "customer add --id 7 --db-user u --db-password-file /f --web-port 8007",
             "customer list",

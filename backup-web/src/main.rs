@@ -61,7 +61,9 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Prune => commands::prune::run(config, output, &runtime, &cancel),
         Command::Check { read_data } => commands::check::run(config, read_data, output, &cancel),
         Command::Unlock => commands::unlock::run(config, output, &cancel),
-        Command::Doctor => commands::doctor::run(&config, output, &runtime, &cancel),
+        Command::Doctor { customer } => {
+            commands::doctor::run(&config, customer, output, &runtime, &cancel)
+        }
         Command::Customer(CustomerCommand::Add(args)) => {
             commands::customer::add(&config, args, output, &runtime)
         }
@@ -77,7 +79,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
 /// Those that look at the flag between their steps cancel.
 fn answer_to_signals(command: &Command) -> Answer {
     match command {
-        Command::Backup(_) | Command::Daily | Command::Restore(_) | Command::Doctor => {
+        Command::Backup(_) | Command::Daily | Command::Restore(_) | Command::Doctor { .. } => {
             Answer::Cancels
         }
         Command::Serve { .. } | Command::Worker => Answer::Finishes,

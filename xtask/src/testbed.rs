@@ -477,7 +477,7 @@ impl TestBed {
              [customers]\nroot = {root:?}\n\n\
              [customer_database]\nhost = \"127.0.0.1\"\nport = {port}\nuser = \"{PLATFORM_USER}\"\npassword_env = \"DB_PASSWORD\"\n\
              daily_dump_path = \"{dumps}/{{database}}.sql\"\n\n\
-             [site]\nstop = []\nstart = []\n",
+             [site]\nstop = []\nstart = []\nnginx = []\n",
             password = self.platform_password,
             port = self.mariadb.port(),
             state = scratch.join("state"),

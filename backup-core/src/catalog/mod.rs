@@ -158,6 +158,18 @@ impl Catalog {
         }
     }
 
+    /// How many bytes the largest backup of each customer holds, the largest first. Looks at every row.
+    pub async fn largest(&self) -> Result<Vec<(CustomerId, u64)>> {
+        const LARGEST: &str = "SELECT customer_id, MAX(bytes) AS largest FROM customer_backups
+            WHERE deleted_at IS NULL AND bytes IS NOT NULL GROUP BY customer_id ORDER BY largest DESC";
+        let rows: Vec<(i64, i64)> = self.store.rows(LARGEST, &[]).await?;
+        let largest = |(customer, bytes): (i64, i64)| {
+            let customer = CustomerId::new(u32::try_from(customer).ok()?).ok()?;
+            Some((customer, u64::try_from(bytes).ok()?))
+        };
+        Ok(rows.into_iter().filter_map(largest).collect())
+    }
+
     /// All backups of a customer, without the daily ones that are older than `daily_shown`.
     pub async fn list(&self, customer: CustomerId, daily_shown: Duration) -> Result<BackupList> {
         // A century is all there is, and the database can subtract it.

@@ -450,6 +450,7 @@ impl Config {
         for (key, command) in [
             ("site.stop", &self.site.stop),
             ("site.start", &self.site.start),
+            ("site.nginx", &self.site.nginx),
         ] {
             require(
                 command.iter().all(|word| !word.contains('\0')),
@@ -654,7 +655,8 @@ fn embedded(figment: &Figment) -> Result<Layer> {
             // A directory is all that there is of a site.
             "site".to_owned(),
             toml::Table::from_iter(
-                ["stop", "start"].map(|key| (key.to_owned(), toml::Value::Array(Vec::new()))),
+                ["stop", "start", "nginx"]
+                    .map(|key| (key.to_owned(), toml::Value::Array(Vec::new()))),
             )
             .into(),
         ),
@@ -1048,6 +1050,7 @@ password_file = "/root/.password"
         assert_eq!(config.customers.root, data.join("customers"));
         assert_eq!(config.worker.state_dir, data.join("state"));
         assert!(config.site.stop.is_empty() && config.site.start.is_empty());
+        assert!(config.site.nginx.is_empty());
         assert!(
             matches!(config.database.url, DatabaseUrl::Sqlite(path) if path == data.join("backup.db"))
         );
@@ -1342,6 +1345,7 @@ password_file = "/root/.password"
             ("site.stop", "[site]\nstop = 'docker compose stop'"),
             ("site.stop", "[site]\nstop = ['']"),
             ("site.start", "[site]\nstart = []"),
+            ("site.nginx", "[site]\nnginx = ['']"),
             (
                 "site.health_url",
                 "[site]\nhealth_url = 'https://127.0.0.1/'",

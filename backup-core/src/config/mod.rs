@@ -281,6 +281,9 @@ pub struct SiteConfig {
     /// The file that makes the web server answer "maintenance", below the customer's directory. Default `.maintenance`.
     #[serde(deserialize_with = "values::relative_path")]
     pub maintenance_file: PathBuf,
+    /// The web server in front of the sites, where that is nginx: the program and arguments that it is run with, without its orders. `doctor`
+    /// asks it for its configuration. Empty: not asked. Default `nginx`; without a configuration file nothing.
+    pub nginx: Vec<String>,
     /// The longest that `stop` or `start` may take. Default `2m`.
     #[serde(deserialize_with = "values::duration")]
     pub command_timeout: Duration,
@@ -640,6 +643,7 @@ impl Default for SiteConfig {
             start: ["docker", "compose", "up", "-d"].map(String::from).to_vec(),
             health_url: None,
             maintenance_file: ".maintenance".into(),
+            nginx: vec!["nginx".into()],
             command_timeout: Duration::from_secs(2 * 60),
             health_timeout: Duration::from_secs(60),
         }

@@ -131,7 +131,7 @@ impl Server {
         })
     }
 
-    fn version(&self, program: &str, cancel: &Cancel) -> Result<String> {
+    pub(super) fn version(&self, program: &str, cancel: &Cancel) -> Result<String> {
         let printed = self.probe(&[program, "--no-defaults", "--version"], cancel)?;
         Ok(String::from_utf8_lossy(&printed).trim().to_owned())
     }

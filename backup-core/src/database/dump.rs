@@ -43,11 +43,7 @@ pub struct DumpReport {
 /// missing, [`ErrorKind::Refused`] and [`ErrorKind::Unreachable`] as the server has it. `limit` and cancelling
 /// kill the dump program; the reader then gives an error and never an end.
 pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control) -> Result<Dump> {
-    let tools = server.tools(&control.cancel)?;
-    check_database(server, database, control)?;
-    check_rights(server, database, control)?;
-    check_events(server, database, control)?;
-    check_family(server, tools, database, control)?;
+    check(server, database, control)?;
     let everything = ["--routines", "--triggers", "--events"];
     start(
         server,
@@ -57,6 +53,15 @@ pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control)
         limit,
         control,
     )
+}
+
+/// What is to be known of a database before it is dumped.
+pub(super) fn check(server: &Server, database: &str, control: &Control) -> Result<()> {
+    let tools = server.tools(&control.cancel)?;
+    check_database(server, database, control)?;
+    check_rights(server, database, control)?;
+    check_events(server, database, control)?;
+    check_family(server, tools, database, control)
 }
 
 /// Start dumping `database` with `options` besides those that every dump is made with. What the program prints is read through

@@ -31,15 +31,15 @@ mod rewrite;
 mod shadow;
 mod surroundings;
 mod swap;
+mod trial;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use secrecy::SecretString;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::progress::Cancel;
 
 pub use accounts::ImportAccount;
@@ -47,6 +47,7 @@ pub use dump::{Dump, DumpReport, dump};
 pub use replaced::dump_replaced;
 pub use shadow::{Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify};
 pub use swap::{Replaced, ReplacedState, drop_replaced, find_replaced, resume, swap, swap_back};
+pub use trial::{Facts, MissingRight, facts, try_dump, try_restore};
 
 /// How a server is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,22 +104,6 @@ impl Server {
     pub fn ping(&self) -> Result<()> {
         self.query("SELECT 1;", &Cancel::new())?;
         Ok(())
-    }
-
-    /// How long the server waits for a client that does not take what it asked for (`net_write_timeout`): after that it drops
-    /// the connection, of a dump too. Errors as those of [`dump`](fn@dump).
-    pub fn write_timeout(&self) -> Result<Duration> {
-        let rows = self.query("SELECT @@GLOBAL.net_write_timeout;", &Cancel::new())?;
-        let seconds = rows.first().and_then(|row| row.first());
-        seconds
-            .and_then(|seconds| std::str::from_utf8(seconds).ok()?.parse().ok())
-            .map(Duration::from_secs)
-            .ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Failed,
-                    format!("the database server at {self} did not tell its net_write_timeout"),
-                )
-            })
     }
 }
 

@@ -66,6 +66,18 @@ impl Queue {
         }
     }
 
+    /// Try whether wake-ups for this server would be sent and waited for, beside its list and without waking anybody.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unreachable`] where Redis is away, [`ErrorKind::Refused`] for what it says no to, [`ErrorKind::Configuration`] where the list's name has
+    /// something else, or where Redis is too old to wait for parts of a second.
+    pub async fn try_out(&self, server: &str) -> Result<()> {
+        match &self.0 {
+            Kind::Embedded(_) => Ok(()),
+            Kind::Redis(redis) => redis.try_out(server).await,
+        }
+    }
+
     /// Wait until there may be a job for this server: for a wake-up, but never longer than `at_most`; whether one came. Woken or not, the
     /// caller looks at the table. When he drops it, the wake-up that was just on its way may be lost.
     pub async fn wait(&self, server: &str, at_most: Duration) -> bool {
@@ -136,6 +148,79 @@ impl RedisQueue {
                 self.failed(&self.health.wake_refused, &silence());
             }
         }
+    }
+
+    async fn try_out(&self, server: &str) -> Result<()> {
+        let list = self.list(server);
+        match timeout(CONNECT_LIMIT * 2, self.try_list(&list)).await {
+            Ok(Ok(found)) if found == "none" || found == "list" => Ok(()),
+            Ok(Ok(found)) => Err(Error::new(
+                ErrorKind::Configuration,
+                format!(
+                    "what Redis at {} has under the name {list} is no list but a {found}",
+                    self.url
+                ),
+            )),
+            Ok(Err(error)) if error.is_io_error() => Err(self.away(error)),
+            Ok(Err(error)) if error.to_string().contains("timeout is not") => Err(Error::caused(
+                ErrorKind::Configuration,
+                format!("Redis at {} is older than 6.0", self.url),
+                error,
+            )),
+            Ok(Err(error)) => Err(Error::caused(
+                ErrorKind::Refused,
+                format!("Redis at {} refuses wake-ups", self.url),
+                error,
+            )),
+            Err(_) => Err(self.away(silence())),
+        }
+    }
+
+    fn away(&self, error: RedisError) -> Error {
+        let message = format!("Redis at {} cannot be reached", self.url);
+        Error::caused(ErrorKind::Unreachable, message, error)
+    }
+
+    /// The type of what is under the name of the list, once everything that is done to it worked on another one.
+    async fn try_list(&self, list: &str) -> RedisResult<String> {
+        let trial = format!("{list}:trial-{:016x}", rand::random::<u64>());
+        let mut connection = self.connect().await?;
+        let pushed: RedisResult<()> = redis::pipe()
+            .atomic()
+            .cmd("RPUSH")
+            .arg(&trial)
+            .arg(0)
+            .ignore()
+            .cmd("LTRIM")
+            .arg(&trial)
+            .arg(-KEPT)
+            .arg(-1)
+            .ignore()
+            // Should nobody take it off again.
+            .cmd("EXPIRE")
+            .arg(&trial)
+            .arg(60)
+            .ignore()
+            .query_async(&mut connection)
+            .await;
+        pushed?;
+        let popped: RedisResult<redis::Value> = redis::cmd("BLPOP")
+            .arg(&trial)
+            .arg("0.001")
+            .query_async(&mut connection)
+            .await;
+        if popped.is_err() {
+            // Best effort: it goes by itself.
+            let _: RedisResult<()> = redis::cmd("DEL")
+                .arg(&trial)
+                .query_async(&mut connection)
+                .await;
+        }
+        popped?;
+        redis::cmd("TYPE")
+            .arg(list)
+            .query_async(&mut connection)
+            .await
     }
 
     async fn push(&self, list: &str, job: u64) -> RedisResult<()> {

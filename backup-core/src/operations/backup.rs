@@ -3,9 +3,7 @@
 //! The commit point is the snapshot file. Before it nothing is visible, on no disk is a copy of the dump or of the files; after it nothing
 //! can fail any more: forgetting older ones is a step of its own, which its caller takes.
 
-use std::io::Read;
 use std::path::PathBuf;
-use std::time::Duration;
 
 use jiff::{Timestamp, Zoned};
 use serde::Serialize;
@@ -209,37 +207,6 @@ impl Engine {
             files: snapshot.files,
         });
         Ok(entry.filter(|_| is_his))
-    }
-
-    /// Try whether the account that a customer's dumps are imported as can log in; nothing where the platform has none for him.
-    pub fn try_import_account(&self, customer: &Customer) -> Result<()> {
-        match (&customer.db_user, &customer.db_password) {
-            (Some(user), Some(password)) => {
-                self.server_as(customer, user, password.clone())?.ping()
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Try whether a customer's database can be dumped, without storing anything: everything is looked at, the dump is
-    /// started, and stopped after its first bytes. What it would lack is told to the monitor.
-    pub fn try_dump(&self, customer: &Customer, control: &Control) -> Result<()> {
-        let mut dump = self.start_dump(customer, control)?;
-        let mut stream = dump
-            .take_reader()
-            .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump has no output"))?;
-        let mut first = [0];
-        stream.read_exact(&mut first).map_err(|error| {
-            Error::io(
-                format!("the database of customer {} cannot be dumped", customer.id),
-                error,
-            )
-        })
-    }
-
-    /// The longest that a customer's dump may wait for the repository: then his database server drops its connection.
-    pub fn dump_stall_limit(&self, customer: &Customer) -> Result<Duration> {
-        self.server(customer)?.write_timeout()
     }
 
     pub(super) fn start_dump(&self, customer: &Customer, control: &Control) -> Result<Dump> {

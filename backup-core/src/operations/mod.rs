@@ -7,6 +7,7 @@ mod backup;
 mod daily;
 mod forget;
 mod restore;
+mod trial;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -18,7 +19,7 @@ use crate::database::{Endpoint, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor, Phase};
 use crate::repository::Repository;
-use crate::storage::{self, Location, SftpOptions, Storage};
+use crate::storage::{self, Location, SftpOptions, Storage, Trial};
 
 pub use crate::catalog::{BackupEntry, BackupList, Source};
 pub use backup::{BackupReport, BackupRequest};
@@ -146,15 +147,24 @@ fn open_storage_for(
     stop_opening: &Cancel,
 ) -> Result<Arc<dyn Storage>> {
     let location: Location = config.location.parse()?;
-    let options = SftpOptions {
+    storage::open(&location, &sftp_options(config, stop, stop_opening))
+}
+
+fn sftp_options(config: &RepositoryConfig, stop: &Cancel, stop_opening: &Cancel) -> SftpOptions {
+    SftpOptions {
         ssh_key: config.ssh_key.clone(),
         known_hosts: config.known_hosts.clone(),
         connections: usize::try_from(config.connections).unwrap_or(1),
         retry_for: config.retry_for,
         stop: stop.clone(),
         stop_opening: stop_opening.clone(),
-    };
-    storage::open(&location, &options)
+    }
+}
+
+/// Try out the storage of a configured repository that exists, as [`storage::try_out`] does.
+pub fn try_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Trial> {
+    let location: Location = config.location.parse()?;
+    storage::try_out(&location, &sftp_options(config, stop, &Cancel::new()))
 }
 
 /// Create a configured repository; false where there is one already.

@@ -228,6 +228,11 @@ impl Repository {
         self.shared.opened.config().id.to_hex().as_str().to_owned()
     }
 
+    /// The version of the format that it is in. What this program makes is of version 2.
+    pub fn format_version(&self) -> u32 {
+        self.shared.opened.config().version
+    }
+
     /// Where it is, as an operator wrote it.
     pub fn location(&self) -> &str {
         self.storage.location()

@@ -21,6 +21,32 @@ const MARK: &str = "shophosting-backup ";
 /// How often something that comes into the way meanwhile is moved out of it.
 const MOST_TRIES: usize = 5;
 
+/// Whether maintenance is on, and whose doing that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maintenance {
+    /// The site is open.
+    Off,
+    /// A restore closed it.
+    Ours,
+    /// Somebody else did.
+    Others,
+}
+
+pub(super) fn look(site: BorrowedFd<'_>, file: &Path) -> Result<Maintenance> {
+    let io = |e: std::io::Error| Error::io(file.display().to_string(), e);
+    let dir = match dirs::open_parent(site, file, false) {
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Maintenance::Off),
+        other => other.map_err(|e| io(e.into()))?,
+    };
+    let name = dirs::last_name(file).map_err(|e| io(e.into()))?;
+    let found = dirs::stat(&dir, name).map_err(|e| io(e.into()))?;
+    Ok(match found.as_ref().map(dirs::file_type) {
+        None => Maintenance::Off,
+        Some(FileType::RegularFile) if is_ours(&dir, name).map_err(io)? => Maintenance::Ours,
+        Some(_) => Maintenance::Others,
+    })
+}
+
 pub(super) fn on(site: BorrowedFd<'_>, file: &Path, why: &str) -> Result<bool> {
     let io = |e: std::io::Error| Error::io(file.display().to_string(), e);
     let dir = dirs::open_parent(site, file, true).map_err(|e| io(e.into()))?;

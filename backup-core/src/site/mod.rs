@@ -27,7 +27,8 @@ use crate::progress::Cancel;
 
 pub use claim::{Claim, LastExclusive};
 pub use health::Health;
-pub use staging::{Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
+pub use maintenance::Maintenance;
+pub use staging::{Ground, Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
 
 /// A customer's site, its directory held open.
 #[derive(Debug)]
@@ -183,6 +184,16 @@ impl Site {
         maintenance::off(self.dir.as_fd(), &self.maintenance_file).map_err(|e| {
             e.context(format!(
                 "cannot turn maintenance off for customer {}",
+                self.customer
+            ))
+        })
+    }
+
+    /// Whether maintenance is on.
+    pub fn maintenance(&self) -> Result<Maintenance> {
+        maintenance::look(self.dir.as_fd(), &self.maintenance_file).map_err(|e| {
+            e.context(format!(
+                "cannot tell whether maintenance is on for customer {}",
                 self.customer
             ))
         })

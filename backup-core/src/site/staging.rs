@@ -8,7 +8,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, RenameFlags};
+use rustix::fs::{AtFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -402,32 +402,51 @@ pub fn remove_leftover(config: &Config, leftover: &Leftover) -> Result<()> {
     remove::remove_tree(&base, OsStr::new(&leftover.name)).map_err(io)
 }
 
-/// Try, beside the sites, whether this file system can exchange two directories, and leave nothing behind; the bytes that
-/// are free there. [`ErrorKind::Configuration`] where it cannot.
-pub fn try_exchange(config: &Config) -> Result<u64> {
-    let root = open_root(config)?;
-    let path = config.customers.root.join(BASE);
-    let base = make_base(root.as_fd(), &path)?;
+/// What the file system of the sites is like.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Ground {
+    /// The bytes that are free.
+    pub bytes_available: u64,
+    /// Whether a copy of a file there can share its blocks.
+    pub has_reflinks: bool,
+}
+
+/// Try, beside the sites, whether this file system can exchange two directories, and leave nothing behind.
+/// [`ErrorKind::Configuration`] where it cannot.
+pub fn try_exchange(config: &Config) -> Result<Ground> {
+    // Without a place of our own as yet, a name that nobody has will do.
+    let (base, path) = match open_base_if_any(config)? {
+        Some(base) => base,
+        None => (open_root(config)?, config.customers.root.clone()),
+    };
     let io = |e: Errno| {
         explain(
             e,
             &format!("cannot exchange two directories in {}", path.display()),
         )
     };
-    let name = format!("check-{:016x}", rand::random::<u64>());
+    let name = format!(".shophosting-check-{:016x}", rand::random::<u64>());
     rustix::fs::mkdirat(&base, &name, Mode::RWXU).map_err(io)?;
     let tried = try_exchange_in(&base, &name).map_err(io);
     remove::remove_tree(&base, OsStr::new(&name)).map_err(io)?;
     tried
 }
 
-fn try_exchange_in(base: &OwnedFd, name: &str) -> std::result::Result<u64, Errno> {
+fn try_exchange_in(base: &OwnedFd, name: &str) -> std::result::Result<Ground, Errno> {
     let dir = dirs::open_dir(base, name)?;
     for side in ["a", "b"] {
         rustix::fs::mkdirat(&dir, side, Mode::RWXU)?;
     }
     rustix::fs::renameat_with(&dir, "a", &dir, "b", RenameFlags::EXCHANGE)?;
-    dirs::bytes_available(&dir)
+    let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = |name: &str| rustix::fs::openat(&dir, name, flags, Mode::RUSR | Mode::WUSR);
+    let (original, copy) = (file("original")?, file("copy")?);
+    rustix::io::write(&original, b"a trial")?;
+    Ok(Ground {
+        bytes_available: dirs::bytes_available(&dir)?,
+        has_reflinks: rustix::fs::ioctl_ficlone(&copy, &original).is_ok(),
+    })
 }
 
 /// The private directory of all that is ours beside the sites, and its path.
@@ -1183,7 +1202,12 @@ pub(super) mod tests {
     #[test]
     fn trying_an_exchange_leaves_nothing() {
         let bed = Bed::new();
-        assert!(try_exchange(&bed.config).unwrap() > 0);
+        let before = names(&bed.config.customers.root);
+        assert!(try_exchange(&bed.config).unwrap().bytes_available > 0);
+        assert_eq!(names(&bed.config.customers.root), before);
+        std::fs::create_dir(bed.path(BASE)).unwrap();
+        std::fs::set_permissions(bed.path(BASE), std::fs::Permissions::from_mode(0o700)).unwrap();
+        try_exchange(&bed.config).unwrap();
         assert_eq!(names(&bed.path(BASE)), Vec::<String>::new());
     }
 

@@ -12,7 +12,9 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use super::{FileId, FileKind, Location, Storage, all_directories, describe, temporary};
+use super::{
+    FileId, FileKind, Location, Storage, Trial, all_directories, describe, temporary, trial,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
@@ -217,6 +219,28 @@ impl Storage for LocalStorage {
     fn with_stop(&self, _stop: &Cancel) -> Arc<dyn Storage> {
         Arc::new(self.clone())
     }
+}
+
+/// See [`super::try_out`].
+pub(super) fn try_out(root: &Path) -> Result<Trial> {
+    let directory = root.join("locks");
+    let failed = |error| Error::io(format!("cannot try out {}", directory.display()), error);
+    let before = SystemTime::now();
+    let unfinished = Unfinished::create(&directory)?;
+    let target = directory.join(temporary::new_name());
+    unfinished.publish(&[Bytes::from_static(b"a trial\n")], &target)?;
+    let stamped = fs::metadata(&target).and_then(|metadata| metadata.modified());
+    let after = SystemTime::now();
+    let synced = sync_directory(&directory);
+    fs::remove_file(&target).map_err(failed)?;
+    synced?;
+    let space = rustix::fs::statvfs(&directory).map_err(|error| failed(error.into()))?;
+    Ok(Trial {
+        bytes_available: Some(space.f_bavail.saturating_mul(space.f_frsize)),
+        can_replace: true,
+        can_sync: true,
+        clock_ahead: Some(trial::clock_ahead(before, stamped.map_err(failed)?, after)),
+    })
 }
 
 /// A file under its temporary name; removed on drop unless it was published.

@@ -8,6 +8,7 @@ mod local;
 mod location;
 mod sftp;
 mod temporary;
+mod trial;
 
 use std::fmt;
 use std::str::FromStr;
@@ -20,6 +21,7 @@ use crate::progress::Cancel;
 
 pub use location::Location;
 pub use sftp::SftpOptions;
+pub use trial::Trial;
 
 /// Reach the storage of a repository.
 ///
@@ -32,6 +34,17 @@ pub fn open(location: &Location, options: &SftpOptions) -> Result<Arc<dyn Storag
             Arc::new(sftp::SftpStorage::open(location, place, options)?)
         }
     })
+}
+
+/// Try out, in the storage of a repository that exists, all that publishing a file takes: a file is written, synced and renamed beside its
+/// locks, under names that nobody takes for one of the repository's, and removed. Errors as those of [`Storage::write`].
+pub fn try_out(location: &Location, options: &SftpOptions) -> Result<Trial> {
+    match location.place() {
+        location::Place::Local(path) => local::try_out(path),
+        location::Place::Sftp(place) => {
+            sftp::SftpStorage::open(location, place, options)?.try_out()
+        }
+    }
 }
 
 /// The kinds of files in a repository, each in a place of its own.

@@ -186,7 +186,7 @@ impl Store {
         Ok(self.version().await? == self.newest())
     }
 
-    fn newest(&self) -> i64 {
+    pub(super) fn newest(&self) -> i64 {
         let migrations = match &self.pool {
             Pool::MySql(_) => MYSQL,
             Pool::Sqlite(_) => SQLITE,
@@ -195,7 +195,7 @@ impl Store {
     }
 
     /// 0: no table, or nothing in it.
-    async fn version(&self) -> Result<i64> {
+    pub(super) async fn version(&self) -> Result<i64> {
         const QUERY: &str =
             "SELECT COALESCE(MAX(version), 0) FROM backup_migrations WHERE success = TRUE";
         let found = self.row_if_table::<(i64,)>(QUERY, &[]).await?.flatten();

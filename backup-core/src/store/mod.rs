@@ -7,6 +7,7 @@
 mod connect;
 mod migrate;
 mod query;
+mod trial;
 
 use std::time::Duration;
 
@@ -193,8 +194,8 @@ fn explain_refusal(shown: &str, refusal: &dyn sqlx::error::DatabaseError) -> (Er
             ErrorKind::Refused,
             format!(
                 "the account lacks rights in {shown}: grant it SELECT on customers and servers, and SELECT, INSERT, UPDATE and \
-                 DELETE on customer_backup_jobs, customer_backups, backup_snapshots, backup_repositories, \
-                 backup_repository_users, backup_sessions and backup_migrations"
+                 DELETE on {}",
+                trial::our_tables()
             ),
         ),
         Some(UNKNOWN_DATABASE) => (

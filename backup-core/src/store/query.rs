@@ -206,8 +206,13 @@ impl Store {
 
     /// Run one statement; the number of rows that matched.
     pub(crate) async fn execute(&self, sql: &str, values: &[Value]) -> Result<u64> {
+        let done = self.try_execute(sql, values).await;
+        done.map_err(|e| self.failed(e))
+    }
+
+    pub(super) async fn try_execute(&self, sql: &str, values: &[Value]) -> sqlx::Result<u64> {
         let sql = self.dialect(sql);
-        let done = match &self.pool {
+        match &self.pool {
             Pool::MySql(pool) => retried!(
                 in_time(bound!(sqlx::query(AssertSqlSafe(sql.clone())), values).execute(pool))
                     .await
@@ -219,8 +224,7 @@ impl Store {
                     .await
                     .map(|done| done.rows_affected())
             ),
-        };
-        done.map_err(|e| self.failed(e))
+        }
     }
 
     /// Insert one row.

@@ -15,7 +15,7 @@ use super::fault::{Fault, is_status};
 use super::handles::RemoteHandle;
 use super::session::Session;
 use crate::error::{Error, ErrorKind};
-use crate::storage::temporary;
+use crate::storage::{Trial, temporary, trial};
 
 /// How much one request carries: every server takes as much.
 const REQUEST_BYTES: usize = 32 << 10;
@@ -96,6 +96,40 @@ impl Session {
         }
         self.cache.forget(&target);
         outcome
+    }
+
+    /// Publish a file under a name that is taken for a temporary one, look at it and remove it.
+    pub(super) async fn try_out(&self, directory: String) -> Result<Trial, Fault> {
+        let before = SystemTime::now();
+        let upload = Upload {
+            directory,
+            name: temporary::new_name(),
+            temporary: temporary::new_name(),
+            make_directory: false,
+        };
+        let target = upload.target();
+        self.upload(&upload, &[Bytes::from_static(b"a trial\n")])
+            .await?;
+        let after = SystemTime::now();
+        let found = self.sftp.stat(target.as_str()).await;
+        self.remove(&target).await?;
+        let stamp = found
+            .map_err(|error| Fault::sftp(format!("cannot look at {target}"), error))?
+            .attrs
+            .mtime;
+        let space = match self.extensions.statvfs {
+            true => self.sftp.statvfs(upload.directory.as_str()).await.ok(),
+            false => None,
+        };
+        Ok(Trial {
+            bytes_available: space.map(|disk| disk.blocks_avail.saturating_mul(disk.fragment_size)),
+            can_replace: self.extensions.posix_rename,
+            can_sync: self.extensions.fsync,
+            clock_ahead: stamp.map(|seconds| {
+                let stamp = UNIX_EPOCH + Duration::from_secs(seconds.into());
+                trial::clock_ahead(before, stamp, after)
+            }),
+        })
     }
 
     async fn create_file(&self, path: &str) -> Result<RemoteHandle, SftpError> {

@@ -26,7 +26,7 @@ use self::files::{Upload, join};
 use self::pool::Pool;
 use self::session::{Session, Target};
 use super::location::SftpPlace;
-use super::{FileId, FileKind, Location, Storage, all_directories, describe, temporary};
+use super::{FileId, FileKind, Location, Storage, Trial, all_directories, describe, temporary};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
@@ -137,6 +137,18 @@ impl SftpStorage {
         let opening = storage.stoppable(&options.stop_opening);
         opening.run(format!("cannot reach {location}"), |_| async { Ok(()) })?;
         Ok(storage)
+    }
+
+    /// See [`super::try_out`].
+    pub(super) fn try_out(&self) -> Result<Trial> {
+        let directory = join(&self.root, "locks");
+        self.run(
+            format!("cannot try out {}", self.location),
+            move |session| {
+                let directory = directory.clone();
+                async move { session.try_out(directory).await }
+            },
+        )
     }
 
     fn stoppable(&self, stop: &Cancel) -> Self {
