@@ -73,7 +73,8 @@ mod browser {
         let answer = request.send().await.map_err(lost)?;
         match answer.status() {
             200 => answer.text().await.map_err(lost),
-            401 => Err(PageError::LoggedOut),
+            // 403: the platform suspended the customer whose session this is.
+            401 | 403 => Err(PageError::LoggedOut),
             503 => Err(PageError::Unavailable),
             _ => Err(PageError::Unreachable),
         }

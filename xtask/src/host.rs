@@ -20,11 +20,11 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
-/// Lays the layers, says that they lie, and keeps the namespace. Of this machine's `/tmp` and `/run` nothing is left in it.
+/// Lays the layers, says that they lie, and keeps the namespace. Of this machine's `/tmp` and `/run` nothing is left in it. No file may be opened for
+/// writing on the way: what somebody writes to cannot be made read-only.
 const KEEPER: &str = r#"
 scratch=$1
 shift
-exec 3>"$scratch/ready"
 mount -t tmpfs -o mode=755 layers "$scratch/layers"
 for directory in /etc /opt /root /usr /var; do
     layer="$scratch/layers$directory"
@@ -42,8 +42,8 @@ mount -t tmpfs -o mode=1777 tmp /tmp
 mount -t tmpfs -o mode=755 run /run
 mount --bind /proc/sys /proc/sys
 for place in / /dev /proc/sys /sys; do mount -o remount,bind,ro "$place"; done
-echo ready >&3
-exec sleep infinity 3>&-
+echo ready
+exec sleep infinity
 "#;
 
 /// What is installed on it is gone when this is dropped.
@@ -70,13 +70,13 @@ impl Host {
             command.arg(directory).arg(place);
         }
         let mut command = tie(&command);
+        let ready = scratch.path().join("ready");
         command
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(fs::File::create(&ready)?)
             .stderr(fs::File::create(&said)?);
         let mut keeper = Tied::spawn(command)?;
         let deadline = Instant::now() + START_LIMIT;
-        let ready = scratch.path().join("ready");
         while fs::metadata(&ready).map_or(0, |ready| ready.len()) == 0 {
             if keeper.ended()?.is_some() || Instant::now() > deadline {
                 bail!(

@@ -7,6 +7,7 @@
 //! under way makes it fail: what the record lacks is found before the commit and once more after it. Never: a live schema between the two; what was
 //! created in it since a completed swap dropped by completing that swap again; anything dropped on the way that no record has.
 
+use std::cell::Cell;
 use std::fmt;
 use std::thread;
 use std::time::Duration;
@@ -161,8 +162,8 @@ impl Record {
 /// Cancelling works up to the commit.
 ///
 /// # Errors
-/// [`ErrorKind::Busy`] when a transaction keeps a table in use for longer than some seconds, and when something that is no table is created or
-/// changed in the live schema meanwhile; [`ErrorKind::Refused`] when a table of
+/// [`ErrorKind::Busy`] when a transaction keeps a table in use for longer than some seconds; [`ErrorKind::Failed`] when something that is no table is
+/// created or changed in the live schema meanwhile; [`ErrorKind::Refused`] when a table of
 /// another schema has a foreign key into the live one, or a right is missing.
 pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Replaced> {
     let failed = |error: Error| match error.kind() {
@@ -482,7 +483,12 @@ impl Swap<'_> {
         cancel: &Cancel,
     ) -> Result<()> {
         let moves = self.moves(from, to, source, target, mark, cancel)?;
+        let was_tried = Cell::new(false);
         self.when_quiet(cancel, |options| {
+            // Somebody may have changed something while it was waited for.
+            if was_tried.replace(true) && mark == (PENDING, COMMITTED) {
+                self.require_recorded(cancel)?;
+            }
             self.server
                 .change(&format!("{options}RENAME TABLE {moves};"), cancel)
                 .map(drop)
@@ -640,7 +646,7 @@ fn in_bytes(record: &Record) -> Result<Vec<u8>> {
 
 fn changed_meanwhile(what: &Definition) -> Error {
     Error::new(
-        ErrorKind::Busy,
+        ErrorKind::Failed,
         format!(
             "the {} {} was created or changed while the database was being replaced, so that it would be lost; try again when nobody does that",
             what.kind.sql().to_lowercase(),
@@ -1309,14 +1315,14 @@ mod tests {
                     match swap.rename(LIVE, replaced, shadow, LIVE, mark, &cancel) {
                         Ok(()) => {
                             let error = swap.after_commit().unwrap_err();
-                            assert_eq!(error.kind(), ErrorKind::Busy, "{change}: {error:?}");
+                            assert_eq!(error.kind(), ErrorKind::Failed, "{change}: {error:?}");
                         }
                         Err(_) => swap.undo().unwrap(),
                     }
                 } else {
                     sql(&change);
                     let error = swap.up_to_commit(&cancel).unwrap_err();
-                    assert_eq!(error.kind(), ErrorKind::Busy, "{change}: {error:?}");
+                    assert_eq!(error.kind(), ErrorKind::Failed, "{change}: {error:?}");
                     swap.undo().unwrap();
                 }
                 bed.assert_live(&expected);

@@ -134,7 +134,7 @@ const PENDING_ON: &str = "WHERE server = ? AND status = 'pending' AND customer_b
     ORDER BY customer_backup_jobs.id LIMIT ?";
 
 const IS_RUNNING_ON: &str = "WHERE server = ? AND status = 'running'";
-const STUCK_ON: &str = "WHERE server = ? AND status = 'failed' AND failure = 'stuck'";
+const STUCK: &str = "WHERE status = 'failed' AND failure = 'stuck'";
 
 /// The customer's job that has no true end yet: one at most, unless the table is from a time when others could be made beside a stuck one.
 const OPEN_OF_CUSTOMER: &str = "WHERE customer_id = ? AND (status IN ('pending', 'running') OR (status = 'failed' AND failure = 'stuck'))
@@ -653,9 +653,9 @@ impl JobStore {
         self.one(OPEN_OF_CUSTOMER, values![customer.get()]).await
     }
 
-    /// The restores of a hosting server that are stuck.
-    pub(crate) async fn stuck_on(&self, server: &str) -> Result<Vec<Job>> {
-        self.list(STUCK_ON, values![server]).await
+    /// The restores that are stuck.
+    pub(crate) async fn stuck(&self) -> Result<Vec<Job>> {
+        self.list(STUCK, &[]).await
     }
 
     /// The snapshots that restores want which have not ended.

@@ -372,8 +372,11 @@ impl BackupService {
                 Err(error) => (None, Err(error)),
             });
         }
-        let lost = runner.end_lost().await?.into_iter();
-        recovered.extend(lost.map(|error| (None, Err(error))));
+        match runner.end_lost(true).await {
+            Ok(lost) => recovered.extend(lost.into_iter().map(|error| (None, Err(error)))),
+            // What was recovered is told all the same.
+            Err(error) => recovered.push((None, Err(error))),
+        }
         Ok(recovered)
     }
 

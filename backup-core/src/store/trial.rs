@@ -67,7 +67,7 @@ impl Store {
                 (
                     "INSERT",
                     format!(
-                        "{ignoring} INTO {table} ({column}) SELECT NULL FROM (SELECT 1 AS one) AS nothing WHERE 1 = 0"
+                        "{ignoring} INTO {table} ({column}) SELECT NULL FROM (SELECT 1 AS one) AS no_row WHERE 1 = 0"
                     ),
                 ),
                 (

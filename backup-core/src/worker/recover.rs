@@ -64,10 +64,6 @@ impl Runner {
         let mut is_told = false;
         let mut looked_for_lost: Option<Instant> = None;
         while *stopping.borrow_and_update() == Stopping::No {
-            if looked_for_lost.is_none_or(|at| at.elapsed() >= PATIENCE) {
-                // Where the table cannot be asked, the next look comes as soon.
-                looked_for_lost = self.end_lost().await.is_ok().then(Instant::now);
-            }
             match self.blocking(|engine| engine.interrupted()).await {
                 Ok(mut found) => {
                     // First those that visitors see.
@@ -84,6 +80,13 @@ impl Runner {
                         "interrupted restores cannot be looked for: {}",
                         error.chain()
                     );
+                }
+            }
+            // After the sites: the table may be away, which takes a while to find out.
+            if looked_for_lost.is_none_or(|at| at.elapsed() >= PATIENCE) {
+                looked_for_lost = Some(Instant::now());
+                if let Err(error) = self.end_lost(false).await {
+                    tracing::debug!("stuck restores cannot be looked for: {}", error.chain());
                 }
             }
             tokio::select! {
@@ -135,15 +138,22 @@ impl Runner {
         }
     }
 
-    /// End the stuck restores of this server that have no journal any more, so that nothing can bring them to their true end and their customers could start
-    /// nothing for ever; what is to be said of each.
-    pub(crate) async fn end_lost(&self) -> Result<Vec<Error>> {
+    /// End the stuck restores that have no journal any more, so that nothing can bring them to their true end and their customers could start nothing for
+    /// ever; what is to be said of each. Those of this server; where an operator asks for it, also those of servers whose customers are on this one by now.
+    pub(crate) async fn end_lost(&self, is_asked_for: bool) -> Result<Vec<Error>> {
+        // A directory that is not there may be one that is not mounted yet.
+        if !is_asked_for && !self.engine.has_journals() {
+            return Ok(Vec::new());
+        }
         let mut ended = Vec::new();
-        for job in self
-            .jobs
-            .stuck_on(&self.engine.config().worker.server)
-            .await?
-        {
+        for job in self.jobs.stuck().await? {
+            let here = &self.engine.config().worker.server;
+            let is_ours = job.server == *here
+                || is_asked_for
+                    && matches!(self.customers.get(job.customer_id).await, Ok(customer) if customer.server == *here);
+            if !is_ours {
+                continue;
+            }
             match self.end_if_lost(&job).await {
                 Ok(told) => ended.extend(told),
                 // It is looked at again.
@@ -250,10 +260,10 @@ impl Runner {
     pub(super) async fn has_journal(&self, job: &Job) -> bool {
         let (customer, id) = (job.customer_id, job.id.get());
         let journal = self
-            .blocking(move |engine| engine.journal_of(customer, id))
+            .blocking(move |engine| engine.has_journal_of(customer, id))
             .await;
         // Who cannot look must not promise that all is well.
-        job.job_type == JobType::Restore && !matches!(journal, Ok(None))
+        job.job_type == JobType::Restore && !matches!(journal, Ok(false))
     }
 
     /// False where nobody can be told yet.

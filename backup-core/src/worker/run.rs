@@ -259,7 +259,10 @@ impl Runner {
                 };
             }
             if job.is_stuck() {
-                return self.end_if_lost(job).await.map(drop);
+                return match self.engine.has_journals() {
+                    true => self.end_if_lost(job).await.map(drop),
+                    false => Ok(()),
+                };
             }
         }
         let _claim = match job.job_type {

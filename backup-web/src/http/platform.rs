@@ -67,9 +67,15 @@ impl PlatformLogin {
             Some(account) => {
                 let customer = account.id;
                 let is_page = request.method() == Method::GET && is_for_people(&request);
-                let message = session::message(request.headers()).filter(|_| is_page);
-                let flash = message.and_then(|sealed| self.told(customer, sealed));
-                let is_told = message.is_some();
+                let (is_told, flash) = {
+                    let messages = session::messages(request.headers()).filter(|_| is_page);
+                    let mut messages = messages.peekable();
+                    let is_told = messages.peek().is_some();
+                    (
+                        is_told,
+                        messages.find_map(|sealed| self.told(customer, sealed)),
+                    )
+                };
                 let visit = Visit {
                     customer,
                     name: account.name,

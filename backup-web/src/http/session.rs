@@ -229,9 +229,9 @@ pub fn typed(headers: &HeaderMap) -> Option<&str> {
     cookie(headers, TYPED_COOKIE).filter(|typed| !typed.is_empty())
 }
 
-/// What [`SessionCookie::keeping_message`] kept.
-pub fn message(headers: &HeaderMap) -> Option<&str> {
-    cookie(headers, MESSAGE_COOKIE)
+/// What [`SessionCookie::keeping_message`] kept, and what a neighbour may have planted beside it.
+pub fn messages(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    cookies(headers, MESSAGE_COOKIE)
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
@@ -243,9 +243,9 @@ pub fn cookies<'a>(headers: &'a HeaderMap, name: &str) -> impl Iterator<Item = &
     headers
         .get_all(COOKIE)
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
+        // What a neighbour put beside it may be no ASCII, and is nothing to those of this name.
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+        .filter_map(|pair| std::str::from_utf8(pair).ok()?.trim().split_once('='))
         .filter_map(move |(found, value)| (found == name).then_some(value))
 }
 
@@ -255,6 +255,18 @@ mod tests {
 
     fn headers(cookies: &'static str) -> HeaderMap {
         HeaderMap::from_iter([(COOKIE, HeaderValue::from_static(cookies))])
+    }
+
+    #[test]
+    fn cookies_that_are_no_text_hide_no_other() {
+        for bytes in [
+            b"name=M\xc3\xbcller; shophosting=b".as_slice(),
+            b"shophosting=b; x=\xff",
+        ] {
+            let value = HeaderValue::from_bytes(bytes).unwrap();
+            let headers = HeaderMap::from_iter([(COOKIE, value)]);
+            assert_eq!(cookie(&headers, "shophosting"), Some("b"));
+        }
     }
 
     #[test]

@@ -125,7 +125,8 @@ fn carry(connection: TcpStream, certificate: &Path, front: &str) {
         .unwrap();
     let mut there = client.stdin.take().unwrap();
     let mut back = client.stdout.take().unwrap();
-    let mut asked = connection.try_clone().unwrap();
+    // Straight from the connection the kernel would copy, and keep the pipe to itself while it waits for more.
+    let mut asked = io::empty().chain(connection.try_clone().unwrap());
     thread::spawn(move || io::copy(&mut asked, &mut there));
     thread::spawn(move || {
         let mut answered = &connection;

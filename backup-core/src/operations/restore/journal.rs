@@ -85,6 +85,11 @@ impl Step {
         Self::StageFiles,
     ];
 
+    /// Whether the site does without, and nobody sees whether it was undone.
+    pub(super) fn is_staging(self) -> bool {
+        matches!(self, Self::StageFiles | Self::StageDatabase)
+    }
+
     /// As messages and tests call it.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -376,6 +381,14 @@ impl Journal {
         self.note(|record| record.begun.retain(|begun| *begun != step))
     }
 
+    /// Write down that the site is as it was. Of what visitors could have noticed nothing is left then, whether that could be noted each time or not.
+    pub(super) fn put_back(&mut self) -> Result<()> {
+        self.note(|record| {
+            record.ending = Some(Ending::Undone);
+            record.begun.retain(|step| step.is_staging());
+        })
+    }
+
     /// Write down how it ended, and that nothing is left of it.
     pub(super) fn tidied(&mut self) -> Result<()> {
         self.note(|record| record.begun.clear())
@@ -503,7 +516,7 @@ pub(super) fn is_of(path: &Path, customer: CustomerId) -> bool {
     name.starts_with(&format!("{}-", customer.tag()))
 }
 
-fn directory(config: &Config) -> PathBuf {
+pub(super) fn directory(config: &Config) -> PathBuf {
     config.worker.state_dir.join(DIRECTORY)
 }
 

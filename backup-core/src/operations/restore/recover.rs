@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::Serialize;
 
-use super::journal::{self, Ending, Journal};
+use super::journal::{self, Ending, Journal, Step};
 use super::steps::Restore;
 use super::{Engine, Noting, RestoreReport};
 use crate::customer::{Customer, CustomerId};
@@ -102,6 +102,26 @@ impl Engine {
     pub(crate) fn journal_of(&self, customer: CustomerId, job: u64) -> Result<Option<Interrupted>> {
         let found = self.interrupted_of(customer)?;
         Ok(found.into_iter().find(|one| one.job == Some(job)))
+    }
+
+    /// Whether anything may still bring this job's restore to its true end: a journal of it, also one of sites that the configuration names no longer. The
+    /// error says that this cannot be known.
+    pub(crate) fn has_journal_of(&self, customer: CustomerId, job: u64) -> Result<bool> {
+        for (path, journal) in journal::all(&self.config)? {
+            match journal {
+                Ok(journal) if journal.record().job == Some(job) => return Ok(true),
+                Ok(_) => {}
+                Err(error) if journal::is_of(&path, customer) => return Err(error),
+                Err(_) => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the directory of journals is there. Where a restore was once it is; where it is not, another place may be in its place: not mounted
+    /// yet, or configured otherwise.
+    pub(crate) fn has_journals(&self) -> bool {
+        journal::directory(&self.config).is_dir()
     }
 
     /// The job's row tells how it ended: its journal goes. False where there is something left to tidy up, and it stays.
@@ -198,6 +218,26 @@ impl Interrupted {
     }
 }
 
+/// What fills the disk of the journal may be what it has staged: that goes first, as long as none of it is the site's.
+fn require_writable(restore: &mut Restore<'_>) -> Result<()> {
+    let Err(problem) = restore.journal.probe() else {
+        return Ok(());
+    };
+    let record = restore.journal.record();
+    if record.has_begun(Step::Exchange) || record.has_begun(Step::Start) {
+        return Err(problem);
+    }
+    for removed in [
+        restore.remove_staged_files(),
+        restore.remove_staged_database(),
+    ] {
+        if let Err(problem) = removed {
+            tracing::error!("{}", problem.chain());
+        }
+    }
+    restore.journal.probe()
+}
+
 fn recover(restore: &mut Restore<'_>, noting: &Noting) -> Result<Recovered> {
     let record = restore.journal.record();
     let interrupted = format!(
@@ -211,9 +251,8 @@ fn recover(restore: &mut Restore<'_>, noting: &Noting) -> Result<Recovered> {
         None => Error::new(ErrorKind::Interrupted, undone),
     };
     // What cannot be written down would be done once more by each who finds it, and a site that is up again be closed each time.
-    if record.ending.is_none()
-        && let Err(problem) = restore.journal.probe()
-    {
+    let is_to_be_touched = record.ending.is_none() && !record.is_site_open();
+    if is_to_be_touched && let Err(problem) = require_writable(restore) {
         return Err(Error::caused(
             ErrorKind::Stuck,
             format!(

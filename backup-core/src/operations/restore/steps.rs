@@ -184,16 +184,17 @@ impl<'a> Restore<'a> {
     }
 
     fn undo_all(&mut self, litter: &mut Vec<Error>) -> Result<()> {
+        // A site that was put back is no longer touched.
+        let is_put_back = self.journal.record().ending.is_some();
         for step in Step::UNDOING {
-            if !self.journal.record().has_begun(step) {
+            if !self.journal.record().has_begun(step) || is_put_back && !step.is_staging() {
                 continue;
             }
             let name = step.name();
             fault::point(&format!("before undoing {name}"))?;
             match self.undo(step) {
                 Ok(()) => {}
-                // The site does without.
-                Err(problem) if matches!(step, Step::StageFiles | Step::StageDatabase) => {
+                Err(problem) if step.is_staging() => {
                     litter.push(problem);
                     continue;
                 }
@@ -202,7 +203,7 @@ impl<'a> Restore<'a> {
             fault::point(&format!("after undoing {name}"))?;
             self.note_undone(|journal| journal.undone(step));
         }
-        self.note_undone(|journal| journal.note(|record| record.ending = Some(Ending::Undone)));
+        self.note_undone(Journal::put_back);
         Ok(())
     }
 
@@ -390,15 +391,17 @@ impl<'a> Restore<'a> {
 
     /// The program of a process that died may still be stopping the site, and would end after a start. One that is run now ends after it.
     fn start_stopped_site(&mut self) -> Result<()> {
-        if !self.has_stopped
-            && self.journal.record().has_begun(Step::Stop)
-            && let Err(problem) = self.stop_site(&Cancel::new())
-        {
-            // A site that does not stop may start all the same.
-            self.warn(&format!(
-                "the site was not stopped once more before it is started: {}",
-                problem.chain()
-            ));
+        if !self.has_stopped && self.journal.record().has_begun(Step::Stop) {
+            // It may be up and open by now, where that could not be noted.
+            self.journal.begin(Step::Close)?;
+            self.site.maintenance_on("a restore is being undone")?;
+            if let Err(problem) = self.stop_site(&Cancel::new()) {
+                // A site that does not stop may start all the same.
+                self.warn(&format!(
+                    "the site was not stopped once more before it is started: {}",
+                    problem.chain()
+                ));
+            }
         }
         self.site.start()
     }
@@ -588,7 +591,7 @@ impl<'a> Restore<'a> {
         Ok(())
     }
 
-    fn remove_staged_database(&mut self) -> Result<()> {
+    pub(super) fn remove_staged_database(&mut self) -> Result<()> {
         if !self.has_database() {
             return Ok(());
         }
@@ -600,7 +603,7 @@ impl<'a> Restore<'a> {
         database::remove_leftovers(&server, self.live(), &uncancelled()).map(drop)
     }
 
-    fn remove_staged_files(&mut self) -> Result<()> {
+    pub(super) fn remove_staged_files(&mut self) -> Result<()> {
         self.staging()?;
         self.staging.take().map_or(Ok(()), Staging::remove)
     }

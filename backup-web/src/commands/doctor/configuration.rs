@@ -110,11 +110,31 @@ fn check_login(config: &Config, report: &mut Report) {
                 ),
                 format!("chmod o= {}", file.display()),
             ),
+        (Ok(Some(_)), Some(file))
+            if file.metadata().is_ok_and(|found| is_for_root_alone(&found)) =>
+        {
+            report.warning(
+                NAME,
+                format!(
+                    "nobody but root can read {}, and the dashboard runs as another user",
+                    file.display()
+                ),
+                format!(
+                    "chgrp shophosting-backup {0} && chmod 640 {0}",
+                    file.display()
+                ),
+            )
+        }
         (Ok(Some(_)), Some(file)) => {
             report.ok(NAME, format!("platform, by the key in {}", file.display()));
         }
         (Ok(_), _) => report.ok(NAME, "password"),
     }
+}
+
+fn is_for_root_alone(file: &std::fs::Metadata) -> bool {
+    let is_for_group = file.gid() != 0 && file.mode() & 0o040 != 0;
+    file.uid() == 0 && !is_for_group && file.mode() & 0o004 == 0
 }
 
 fn check_user(report: &mut Report) {
