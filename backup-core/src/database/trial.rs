@@ -293,11 +293,13 @@ fn compare(
 fn drop_schema(server: &Server, schema: &str) -> Result<()> {
     let cancel = &Cancel::new();
     let name = identifier(schema);
+    // First the account, which owns nothing in it: without the schema nobody would find it any more.
+    settle_account(server, schema)?;
     server.query(
         &format!("SET lock_wait_timeout = 10; DROP DATABASE IF EXISTS {name};"),
         cancel,
     )?;
-    settle_account(server, schema)
+    Ok(())
 }
 
 /// What trials left that were killed: one takes seconds, not an hour.

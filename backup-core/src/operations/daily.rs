@@ -108,7 +108,7 @@ impl Engine {
         let plan = self.plan(config, customers, control)?;
         let repository = self.daily_repository(control)?;
         let lock = patiently(config.wait, &control.cancel, || repository.lock_shared())?;
-        let parent = newest_of(&repository, &plan.paths)?;
+        let parent = newest_of(&repository, &self.config.customers.root, &plan.paths)?;
         // Read the index before the first dump starts: a server gives up on a dump that nobody reads.
         drop(repository.view()?);
 
@@ -132,6 +132,7 @@ impl Engine {
             outcome.leave_out(&path, &error, control);
         }
         outcome.require_something()?;
+        outcome.judge_lacking();
         let archived = uncommitted.commit(control)?;
 
         for warning in &archived.warnings {
@@ -155,7 +156,10 @@ impl Engine {
     /// made. The one that was just made is none of them in any case: clocks go wrong.
     pub fn beyond_daily_retention(&self, made: SnapshotId) -> Result<Vec<SnapshotId>> {
         let keep = self.daily_config()?.keep;
-        let own = of_this_server(&*self.daily_repository(&Control::default())?)?;
+        let own = of_this_server(
+            &*self.daily_repository(&Control::default())?,
+            &self.config.customers.root,
+        )?;
         let days: Vec<(SnapshotId, Date)> = own.iter().map(|one| (one.id, one.date)).collect();
         Ok(beyond(&days, keep, made))
     }
@@ -163,7 +167,7 @@ impl Engine {
     /// Forget a daily snapshot of this server; the id of the repository. One of somebody else stays.
     pub fn forget_daily(&self, id: &SnapshotId) -> Result<String> {
         let repository = self.daily_repository(&Control::default())?;
-        let own = of_this_server(&repository)?;
+        let own = of_this_server(&repository, &self.config.customers.root)?;
         if own.iter().any(|snapshot| snapshot.id == *id) {
             repository.forget(&[*id])?;
         }
@@ -247,7 +251,18 @@ impl Engine {
             customer,
             seen: Mutex::default(),
         });
-        if plan.outcome.is_expected(&dump) {
+        let platform = self.config.database.mysql();
+        if platform.is_some_and(|platform| {
+            platform
+                .schema
+                .eq_ignore_ascii_case(member.customer.db_name.as_str())
+        }) {
+            let error = Error::new(
+                ErrorKind::Configuration,
+                format!("the db_name of customer {id} is the platform's own database: correct it"),
+            );
+            plan.outcome.fail(Some(id), DailyPart::Database, &error);
+        } else if plan.outcome.is_expected(&dump) {
             control.monitor.warning(&format!(
                 "customer {id} has the database {} in common with another one: it is saved once",
                 member.customer.db_name
@@ -364,6 +379,8 @@ impl Plan {
 struct Outcome {
     /// What is, as far as is known, in the snapshot, by its path.
     saved: BTreeMap<PathBuf, (Option<CustomerId>, DailyPart)>,
+    /// Parts of customers that are not there, which is no fault if it is so of some.
+    lacking: Vec<(Option<CustomerId>, DailyPart, String)>,
     failed: Vec<DailyFailure>,
 }
 
@@ -391,8 +408,34 @@ impl Outcome {
         };
         if customer.is_some() && error.kind() == ErrorKind::NotFound {
             control.monitor.warning(&error.chain());
+            self.lacking.push((customer, part, error.chain()));
         } else {
             self.fail(customer, part, error);
+        }
+    }
+
+    /// Where nobody has a directory, or nobody a database, it is not the customers who lack it: a disk that is not mounted, or an account that sees none.
+    fn judge_lacking(&mut self) {
+        for part in [DailyPart::Files, DailyPart::Database] {
+            let is_saved = self.saved.values().any(|(_, saved)| *saved == part);
+            if is_saved || self.failed.iter().any(|failure| failure.part == part) {
+                continue;
+            }
+            let all = self
+                .lacking
+                .iter()
+                .filter(|(_, lacking, _)| *lacking == part);
+            let failures: Vec<_> = all
+                .map(|(customer, part, error)| DailyFailure {
+                    customer: *customer,
+                    part: *part,
+                    error: error.clone(),
+                })
+                .collect();
+            // A single customer may well have no shop or no database.
+            if failures.len() > 1 {
+                self.failed.extend(failures);
+            }
         }
     }
 
@@ -613,13 +656,14 @@ fn patiently<T>(
     }
 }
 
-/// The daily snapshots of this server, oldest first.
-fn of_this_server(repository: &Repository) -> Result<Vec<Snapshot>> {
+/// The daily snapshots of this server's customers, oldest first. Others have jobs with the same tag, too, and may have them on this host.
+fn of_this_server(repository: &Repository, root: &Path) -> Result<Vec<Snapshot>> {
     let here = hostname();
     let mut snapshots = repository.snapshots()?;
     snapshots.retain(|snapshot| {
         is_daily(snapshot)
             && snapshot.hostname == here
+            && snapshot.paths.iter().any(|path| path == root)
             && snapshot.owner().is_none()
             && snapshot.origin().is_none()
     });
@@ -627,10 +671,14 @@ fn of_this_server(repository: &Repository) -> Result<Vec<Snapshot>> {
 }
 
 /// Unchanged files need not be read again: they are as in this one. As restic has it: one of this server and of the same paths.
-fn newest_of(repository: &Repository, paths: &BTreeSet<PathBuf>) -> Result<Option<Snapshot>> {
+fn newest_of(
+    repository: &Repository,
+    root: &Path,
+    paths: &BTreeSet<PathBuf>,
+) -> Result<Option<Snapshot>> {
     let wanted: BTreeSet<&PathBuf> = paths.iter().collect();
     let has_them = |snapshot: &Snapshot| snapshot.paths.iter().collect::<BTreeSet<_>>() == wanted;
-    let mut newest_first = of_this_server(repository)?.into_iter().rev();
+    let mut newest_first = of_this_server(repository, root)?.into_iter().rev();
     Ok(newest_first.find(has_them))
 }
 
@@ -707,6 +755,7 @@ mod tests {
 
     #[test]
     fn restic_would_keep_the_same() {
+        let root = Path::new("/var/customers");
         let scratch = tempfile::tempdir().unwrap();
         let location = storage::Location::from(&*scratch.path().join("repository"));
         let storage = storage::open(&location, &Default::default()).unwrap();
@@ -730,7 +779,7 @@ mod tests {
                     path: "/tmp/x.sql".into(),
                     reader: Box::new(&b"x"[..]),
                 }],
-                paths: vec![format!("/path/{}", number % 2).into()],
+                paths: vec![root.into(), format!("/path/{}", number % 2).into()],
                 tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
                 time: time.with_time_zone(zone),
                 note: None,
@@ -741,7 +790,7 @@ mod tests {
             let uncommitted = repository.archive(lock, request, &control).unwrap();
             uncommitted.commit(&control).unwrap();
         }
-        let own = of_this_server(&repository).unwrap();
+        let own = of_this_server(&repository, root).unwrap();
         let days: Vec<(SnapshotId, Date)> = own.iter().map(|one| (one.id, one.date)).collect();
         let made = days.last().unwrap().0;
         let mut forgets_some = 0;

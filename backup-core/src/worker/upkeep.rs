@@ -97,12 +97,8 @@ impl Upkeep {
             return Ok(None);
         };
         self.note_use(Source::Daily, &repository).await?;
+        // Also where the platform's own script forgets there: another server's daily backups may be ours, and its prune goes by the catalogue.
         let config = self.engine.config();
-        let missing = match config.daily {
-            Some(_) => missing,
-            // Of no interest to anybody: the platform's own script forgets and prunes there.
-            None => Missing::Accept,
-        };
         self.catalog
             .sync_daily(&repository, config, missing)
             .await
@@ -111,11 +107,20 @@ impl Upkeep {
 
     /// What follows a daily backup: customers see it, and the oldest ones are forgotten. It was made, whatever fails here: that is a warning.
     pub(crate) async fn after_daily(&self, report: &mut DailyReport) {
-        if let Err(error) = self.sync_daily(Missing::Remember).await {
-            report.warnings.push(format!(
-                "the new backup is not in the catalogue yet, the next sync takes it in: {}",
-                error.chain()
-            ));
+        match self.sync_daily(Missing::Remember).await {
+            // Nothing older goes as long as it is not certain that the new one is seen, and seen to be whole.
+            Err(error) => {
+                report.warnings.push(format!(
+                    "the new backup is not in the catalogue yet, the next sync takes it in, and no old one is forgotten: {}",
+                    error.chain()
+                ));
+                return;
+            }
+            Ok(Some(synced)) if !synced.warnings.is_empty() => {
+                report.warnings.extend(synced.warnings);
+                return;
+            }
+            Ok(_) => {}
         }
         if let Err(error) = self.forget_old_daily(report).await {
             report.warnings.push(format!(

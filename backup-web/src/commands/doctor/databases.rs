@@ -65,7 +65,16 @@ pub(super) fn check(
             .push(customer.id);
     }
     for (limit, customers) in stall_limits {
-        check_stall_limit(&config.repositories.manual, limit, &customers, report);
+        check_stall_limit(
+            "manual",
+            &config.repositories.manual,
+            limit,
+            &customers,
+            report,
+        );
+        if let (Some(_), Some(daily)) = (&config.daily, &config.repositories.daily) {
+            check_stall_limit("daily", daily, limit, &customers, report);
+        }
     }
     if !in_containers {
         let ignore_case = shared_server.is_some_and(|facts| facts.names_ignore_case);
@@ -215,9 +224,9 @@ fn check_import(
     }
 }
 
-/// While an upload is retried, the dump that feeds it waits, and the database server does not wait for ever. Dumps go into this
-/// one repository only.
+/// While an upload is retried, the dump that feeds it waits, and the database server does not wait for ever.
 fn check_stall_limit(
+    which: &str,
     repository: &RepositoryConfig,
     limit: Duration,
     customers: &[CustomerId],
@@ -233,7 +242,7 @@ fn check_stall_limit(
         let seconds = limit.as_secs();
         return report.ok(
             NAME,
-            format!("a dump may wait {seconds} s for the repository"),
+            format!("a dump may wait {seconds} s for the repository repositories.{which}"),
         );
     }
     let of_whom = match customers {
@@ -245,12 +254,12 @@ fn check_stall_limit(
         NAME,
         format!(
             "the database server of {of_whom} drops a dump that waits for longer than {} s, but an upload may be retried for {needed} s \
-             (repositories.manual.retry_for): a backup over such an outage fails with error 2013",
+             (repositories.{which}.retry_for): a backup over such an outage fails with error 2013",
             limit.as_secs()
         ),
         format!(
             "SET GLOBAL net_write_timeout = {needed} there, and net_write_timeout = {needed} under [mysqld] in its my.cnf; \
-             or lower repositories.manual.retry_for"
+             or lower repositories.{which}.retry_for"
         ),
     );
 }

@@ -31,7 +31,7 @@ pub(super) fn check(config: &Config, cancel: &Cancel, report: &mut Report) -> Re
         let mut repository = repository.clone();
         // Somebody waits for the answer.
         repository.retry_for = repository.retry_for.min(PATIENCE);
-        let ours = name == "manual" || config.origin == Origin::Embedded;
+        let ours = name == "manual" || config.origin == Origin::Embedded || config.daily.is_some();
         ids.extend(check_one(&section, &repository, ours, cancel, report));
     }
     if let [manual, daily] = ids.as_slice()
@@ -94,8 +94,8 @@ fn check_one(
                     "when nothing runs any more, remove it: shophosting-backup unlock",
                 );
             }
-            if !ours {
-                check_age(name, found.newest, report);
+            if name == "repositories.daily" {
+                check_age(name, found.newest, ours, report);
             }
         }
         Err(e) if e.kind() == ErrorKind::Busy => {
@@ -162,11 +162,15 @@ fn look(repository: &Repository, ours: bool) -> Result<Found> {
     })
 }
 
-fn check_age(name: &str, newest: Option<Timestamp>, report: &mut Report) {
+fn check_age(name: &str, newest: Option<Timestamp>, ours: bool, report: &mut Report) {
     let name = format!("{name} age");
-    const REMEDY: &str = "see why the platform's nightly backup does not run or does not end";
+    let remedy = if ours {
+        "see why `daily` does not run or does not end: systemctl list-timers, journalctl -u shophosting-backup-daily"
+    } else {
+        "see why the platform's nightly backup does not run or does not end"
+    };
     let Some(newest) = newest else {
-        return report.warning(&name, "there is no daily backup in it", REMEDY);
+        return report.warning(&name, "there is no daily backup in it", remedy);
     };
     let age = Timestamp::now().duration_since(newest);
     let message = format!(
@@ -174,7 +178,7 @@ fn check_age(name: &str, newest: Option<Timestamp>, report: &mut Report) {
         age.as_hours()
     );
     if age > DAILY_AGE {
-        report.warning(&name, message, REMEDY);
+        report.warning(&name, message, remedy);
     } else {
         report.ok(&name, message);
     }
