@@ -1,7 +1,7 @@
 //! A private MariaDB server: a socket and a free port, a data directory of its own, nothing kept.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use tempfile::TempDir;
 use crate::private::{Guard, Tied};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// What the server prints once it serves.
+const READY: &str = "ready for connections";
 const STOP_LIMIT: Duration = Duration::from_secs(60);
 
 /// A running server. Dropping it kills the server and removes its data; so does the end of this process, however it ends.
@@ -356,14 +358,11 @@ impl Server {
                 .context("cannot run mariadbd; is the package mariadb-server installed?")?,
         };
         let deadline = Instant::now() + START_LIMIT;
-        while std::os::unix::net::UnixStream::connect(dir.join("my.sock")).is_err()
-            || std::net::TcpStream::connect(("127.0.0.1", port)).is_err()
-        {
+        // It listens before it is ready, and never ends if it is told to in between.
+        while !said(dir)?.contains(READY) {
             let ended = this.child.ended()?;
             if ended.is_some() || Instant::now() > deadline {
-                let mut said = String::new();
-                fs::File::open(dir.join("log"))?.read_to_string(&mut said)?;
-                bail!("mariadbd did not start: {said}");
+                bail!("mariadbd did not start: {}", said(dir)?);
             }
             thread::sleep(Duration::from_millis(10));
         }
@@ -379,6 +378,11 @@ impl Server {
         }
         Ok(())
     }
+}
+
+/// What the server that started last printed.
+fn said(dir: &Path) -> Result<String> {
+    Ok(String::from_utf8_lossy(&fs::read(dir.join("log"))?).into_owned())
 }
 
 fn is_root() -> bool {
