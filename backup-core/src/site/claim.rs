@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 #[derive(Debug)]
 #[must_use = "the customer is given up when this is dropped"]
 pub struct Claim {
-    lock: OwnedFd,
+    pub(super) lock: OwnedFd,
 }
 
 /// Which exclusive claim of a customer was the last one.
@@ -63,6 +63,15 @@ impl Claim {
             .map_err(|e| Error::io("cannot look at the lock of a customer", e.into()))?;
         let nanoseconds = i64::try_from(stat.st_mtime_nsec).unwrap_or(0);
         Ok(LastExclusive(stat.st_mtime, nanoseconds))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        // Closing is not enough: a program that is about to be started by another thread has the file, too, until it runs.
+        if let Err(e) = rustix::fs::flock(&self.lock, FlockOperation::Unlock) {
+            tracing::warn!("the lock of a customer was not given up at once: {e}");
+        }
     }
 }
 

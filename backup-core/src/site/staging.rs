@@ -60,6 +60,13 @@ impl Staged {
     }
 }
 
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // As `Claim` does, and for the same reason; what cannot be given up now goes with the process.
+        let _ = rustix::fs::flock(&self.dir, FlockOperation::Unlock);
+    }
+}
+
 impl Staging {
     pub(super) fn create(site: &Site, name: &str) -> Result<Self> {
         require_name(site, name)?;
@@ -531,7 +538,11 @@ fn all(base: &OwnedFd) -> std::result::Result<Vec<Leftover>, Errno> {
             Err(other) => return Err(other),
         };
         let in_use = match rustix::fs::flock(&dir, FlockOperation::NonBlockingLockShared) {
-            Ok(()) => false,
+            // Given up by name, as in `Claim`: who is about to start a program may have it longer than we.
+            Ok(()) => {
+                rustix::fs::flock(&dir, FlockOperation::Unlock)?;
+                false
+            }
             Err(Errno::WOULDBLOCK) => true,
             Err(other) => return Err(other),
         };
@@ -1075,6 +1086,17 @@ pub(super) mod tests {
             .unwrap()
             .remove()
             .unwrap();
+    }
+
+    #[test]
+    fn a_customer_who_is_given_up_is_free_at_once_also_while_a_program_is_started() {
+        let bed = Bed::new();
+        let claim = bed.site().claim(true).unwrap();
+        // As a program has it between its fork and its exec.
+        let inherited = rustix::io::dup(&claim.lock).unwrap();
+        drop(claim);
+        let _next = bed.site().claim(true).unwrap();
+        drop(inherited);
     }
 
     #[test]

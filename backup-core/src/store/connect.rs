@@ -60,6 +60,13 @@ pub(super) async fn sqlite(path: &Path, shown: &str) -> Result<SqlitePool> {
     SqlitePoolOptions::new()
         .max_connections(4)
         .acquire_timeout(Duration::from_secs(60))
+        // SQLite ends a transaction by itself where the disk is full. Its connection believes to be in it for ever, and begins no other.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                connection.ping().await?;
+                Ok(!connection.is_in_transaction())
+            })
+        })
         .connect_with(options)
         .await
         .map_err(|e| explain(shown, e))
