@@ -18,7 +18,7 @@ use backup_core::jobs::{Created, Failure, JobStore, JobType, NewJob, owner_of_th
 use backup_core::progress::Control;
 use backup_core::repository::{ArchiveRequest, BackupType, Repository, TreeSource};
 use backup_core::service::BackupService;
-use backup_core::storage::{self, SftpOptions, Storage};
+use backup_core::storage::{self, Storage, StorageOptions};
 use backup_core::store::Store;
 use jiff::Zoned;
 use sqlx::sqlite::SqlitePool;
@@ -482,10 +482,10 @@ impl Server {
             .sshd
             .location_at(self.proxy.port(), &self.repository)
             .parse()?;
-        let options = SftpOptions {
+        let options = StorageOptions {
             ssh_key: Some(self.sshd.client_key()),
             known_hosts: Some(self.dir.path().join("known_hosts")),
-            ..SftpOptions::default()
+            ..StorageOptions::default()
         };
         Ok(storage::open(&location, &options)?)
     }
@@ -493,7 +493,7 @@ impl Server {
 
 fn open_local(path: &Path) -> Result<Arc<dyn Storage>> {
     let location = path.to_str().context("a path that is no text")?.parse()?;
-    Ok(storage::open(&location, &SftpOptions::default())?)
+    Ok(storage::open(&location, &StorageOptions::default())?)
 }
 
 fn percentile(times: &mut [Duration], percent: usize) -> Duration {

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use backup_core::progress::Control;
 use backup_core::repository::{ArchiveRequest, Repository, RestoreRules, StreamSource, TreeSource};
-use backup_core::storage::{self, SftpOptions, Storage};
+use backup_core::storage::{self, Storage, StorageOptions};
 use jiff::Zoned;
 use xtask::machine::bytes;
 use xtask::proxy::Proxy;
@@ -112,10 +112,10 @@ fn measure(scratch: &Path, files: u64, total: u64) -> Result<()> {
 }
 
 fn restore(task: &Task) -> Result<()> {
-    let options = SftpOptions {
+    let options = StorageOptions {
         ssh_key: task.ssh_key.clone(),
         known_hosts: task.known_hosts.clone(),
-        ..SftpOptions::default()
+        ..StorageOptions::default()
     };
     let storage = storage::open(&task.location.parse()?, &options)?;
     let repository = Arc::new(Repository::open(storage, &PASSWORD.to_owned().into())?);
@@ -155,7 +155,7 @@ fn peak_memory() -> Result<u64> {
 
 fn archive(repository: &Path, site: &Path, dump: u64) -> Result<()> {
     let location = repository.to_str().context("a path that is no text")?;
-    let storage: Arc<dyn Storage> = storage::open(&location.parse()?, &SftpOptions::default())?;
+    let storage: Arc<dyn Storage> = storage::open(&location.parse()?, &StorageOptions::default())?;
     let repository = Repository::init(storage, &PASSWORD.to_owned().into())?;
     let request = ArchiveRequest {
         trees: vec![TreeSource::in_place(site.to_owned(), Vec::new())],

@@ -21,7 +21,7 @@ use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::jiff::Zoned;
 use backup_core::progress::{Cancel, Control, Gate, Monitor, Phase};
 use backup_core::repository::{ArchiveRequest, Repository, StreamSource};
-use backup_core::storage::{self, FileId, FileKind, SftpOptions, Storage};
+use backup_core::storage::{self, FileId, FileKind, Storage, StorageOptions};
 
 /// In earnest: a random one, with a copy kept elsewhere, for without it no backup can be read.
 pub const PASSWORD: &str = "correct horse battery staple";
@@ -119,7 +119,7 @@ impl Mirror {
         // Each may as well be `sftp:user@host:/path`.
         let open = |place: &Path| {
             let location = place.display().to_string().parse()?;
-            storage::open(&location, &SftpOptions::default())
+            storage::open(&location, &StorageOptions::default())
         };
         Ok(Arc::new(Self {
             first: open(first)?,

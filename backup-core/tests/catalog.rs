@@ -15,7 +15,7 @@ use backup_core::error::{ErrorKind, Result};
 use backup_core::operations::{BackupRequest, Engine, init_repository};
 use backup_core::progress::{Cancel, Control};
 use backup_core::repository::{BackupType, Repository, SnapshotId};
-use backup_core::storage::{self, FileId, FileKind, Location, SftpOptions, Storage};
+use backup_core::storage::{self, FileId, FileKind, Location, Storage, StorageOptions};
 use backup_core::store::Store;
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -213,7 +213,7 @@ fn open(path: &Path) -> (Arc<Repository>, Arc<Reads>) {
     let location: Location = path.to_str().unwrap().parse().unwrap();
     let reads = Arc::new(Reads::default());
     let storage = Counted {
-        inner: storage::open(&location, &SftpOptions::default()).unwrap(),
+        inner: storage::open(&location, &StorageOptions::default()).unwrap(),
         reads: Arc::clone(&reads),
     };
     let repository = Repository::open(Arc::new(storage), &PASSWORD.to_owned().into());

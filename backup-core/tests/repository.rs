@@ -171,7 +171,7 @@ fn directory(path: &Path) -> std::fs::File {
 
 fn storage_at(path: &Path) -> Arc<dyn Storage> {
     let location: Location = path.to_str().unwrap().parse().unwrap();
-    storage::open(&location, &storage::SftpOptions::default()).unwrap()
+    storage::open(&location, &storage::StorageOptions::default()).unwrap()
 }
 
 /// Bytes that neither compress nor repeat, the same every time.

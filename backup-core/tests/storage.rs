@@ -13,11 +13,14 @@ use std::time::{Duration, Instant, SystemTime};
 
 use backup_core::error::{Error, ErrorKind};
 use backup_core::progress::Cancel;
-use backup_core::storage::{self, FileId, FileKind, Location, SftpOptions, Storage};
+use backup_core::storage::{self, AccessKey, FileId, FileKind, Location, Storage, StorageOptions};
 use bytes::Bytes;
 use tempfile::TempDir;
 use xtask::mount::Mount;
+use xtask::nginx::Nginx;
 use xtask::proxy::Proxy;
+use xtask::restic::Restic;
+use xtask::s3::{BUCKET, S3};
 use xtask::sshd::{Sshd, make_key, make_key_of};
 
 const KINDS: [FileKind; 5] = [
@@ -33,6 +36,7 @@ struct Bed {
     // Dropped in this order: the connections before the server.
     storage: Arc<dyn Storage>,
     _sshd: Option<Sshd>,
+    s3: Option<S3>,
     directory: TempDir,
 }
 
@@ -44,6 +48,7 @@ impl Bed {
         Self {
             storage,
             _sshd: None,
+            s3: None,
             directory,
         }
     }
@@ -60,14 +65,33 @@ impl Bed {
         Self {
             storage,
             _sshd: Some(sshd),
+            s3: None,
             directory,
         }
     }
 
+    fn s3() -> Self {
+        let s3 = S3::start().unwrap();
+        let storage = open_bucket(&s3, s3.port(), PATIENCE).unwrap();
+        storage.create().unwrap();
+        Self {
+            storage,
+            _sshd: None,
+            s3: Some(s3),
+            directory: tempfile::tempdir().unwrap(),
+        }
+    }
+
     fn root(&self) -> PathBuf {
-        root_of(&self.directory)
+        match &self.s3 {
+            Some(s3) => s3.bucket().join(PREFIX),
+            None => root_of(&self.directory),
+        }
     }
 }
+
+/// That of the repository in its bucket.
+const PREFIX: &str = "the repository";
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -76,15 +100,15 @@ fn root_of(directory: &TempDir) -> PathBuf {
 }
 
 fn open_local(root: &Path) -> Arc<dyn Storage> {
-    storage::open(&Location::from(root), &SftpOptions::default()).unwrap()
+    storage::open(&Location::from(root), &StorageOptions::default()).unwrap()
 }
 
-fn options(sshd: &Sshd, retry_for: Duration) -> SftpOptions {
-    SftpOptions {
+fn options(sshd: &Sshd, retry_for: Duration) -> StorageOptions {
+    StorageOptions {
         ssh_key: Some(sshd.client_key()),
         known_hosts: Some(sshd.known_hosts()),
         retry_for,
-        ..SftpOptions::default()
+        ..StorageOptions::default()
     }
 }
 
@@ -103,6 +127,27 @@ fn open(
         options.known_hosts = Some(file);
     }
     storage::open(&sshd.location_at(port, path).parse().unwrap(), &options)
+}
+
+fn bucket_options(s3: &S3, retry_for: Duration) -> StorageOptions {
+    StorageOptions {
+        access_key: Some(access_key(s3.key_id(), s3.secret())),
+        retry_for,
+        ..StorageOptions::default()
+    }
+}
+
+fn access_key(id: &str, secret: &str) -> AccessKey {
+    AccessKey {
+        id: id.to_owned(),
+        secret: secret.into(),
+        session_token: None,
+    }
+}
+
+fn open_bucket(s3: &S3, port: u16, retry_for: Duration) -> Result<Arc<dyn Storage>, Error> {
+    let location = s3.location_at(port, PREFIX).parse().unwrap();
+    storage::open(&location, &bucket_options(s3, retry_for))
 }
 
 fn id(n: u32) -> FileId {
@@ -148,7 +193,12 @@ fn directory_of(kind: FileKind) -> &'static str {
 /// Every file below a directory.
 fn files_below(directory: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
-    for entry in fs::read_dir(directory).unwrap() {
+    // A store has no directory without an object.
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return found,
+        entries => entries.unwrap(),
+    };
+    for entry in entries {
         let path = entry.unwrap().path();
         match path.is_dir() {
             true => found.extend(files_below(&path)),
@@ -401,6 +451,23 @@ macro_rules! keeps {
             $(#[test] fn $promise() { super::promises::$promise(&super::Bed::sftp()); })*
         }
     };
+}
+
+mod s3 {
+    use super::{Bed, promises};
+
+    macro_rules! keeps {
+        ($($promise:ident),* $(,)?) => { $(#[test] fn $promise() { promises::$promise(&Bed::s3()); })* };
+    }
+
+    // The others are about directories.
+    keeps!(
+        what_was_written_is_read_back_whole_and_in_parts,
+        what_is_not_there_is_not_found,
+        a_range_beyond_the_end_is_damage_not_less,
+        a_file_that_is_there_is_replaced,
+        twenty_threads_at_once_get_what_they_asked_for,
+    );
 }
 
 keeps!(
@@ -787,7 +854,7 @@ fn a_server_without_the_extensions_of_openssh_will_do() {
 }
 
 /// The error of opening, which must come at once although there is much time for trying again.
-fn refusal(sshd: &Sshd, options: &SftpOptions) -> Error {
+fn refusal(sshd: &Sshd, options: &StorageOptions) -> Error {
     let location = sshd.location(Path::new("/nowhere")).parse().unwrap();
     let begun = Instant::now();
     let error = storage::open(&location, options).unwrap_err();
@@ -805,7 +872,7 @@ fn an_unknown_or_changed_host_key_is_refused_at_once() {
     let sshd = Sshd::start().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("known_hosts");
-    let options = SftpOptions {
+    let options = StorageOptions {
         known_hosts: Some(file.clone()),
         ..options(&sshd, FOR_EVER)
     };
@@ -872,7 +939,7 @@ fn a_client_key_that_will_not_do_is_refused_at_once() {
     let sshd = Sshd::start().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let with_key = |key: PathBuf| SftpOptions {
+    let with_key = |key: PathBuf| StorageOptions {
         ssh_key: Some(key),
         ..options(&sshd, FOR_EVER)
     };
@@ -904,7 +971,7 @@ fn keys_of_every_usual_kind_are_accepted() {
         let key = directory.path().join(kind);
         make_key_of(&key, kind, "").unwrap();
         sshd.authorize(&key.with_extension("pub")).unwrap();
-        let options = SftpOptions {
+        let options = StorageOptions {
             ssh_key: Some(key),
             ..options(&sshd, PATIENCE)
         };
@@ -917,10 +984,10 @@ fn keys_of_every_usual_kind_are_accepted() {
 #[ignore = "is started by keys_come_from_the_agent_and_the_home_directory"]
 fn open_what_the_environment_says() {
     let location = std::env::var("TEST_LOCATION").unwrap().parse().unwrap();
-    let options = SftpOptions {
+    let options = StorageOptions {
         ssh_key: std::env::var_os("TEST_KEY").map(PathBuf::from),
         retry_for: PATIENCE,
-        ..SftpOptions::default()
+        ..StorageOptions::default()
     };
     storage::open(&location, &options).unwrap();
 }
@@ -1032,7 +1099,7 @@ fn a_missing_right_is_refused_at_once_and_never_taken_for_nothing() {
 fn the_number_of_connections_has_bounds() {
     let sshd = Sshd::start().unwrap();
     for connections in [0, 9] {
-        let options = SftpOptions {
+        let options = StorageOptions {
             connections,
             ..options(&sshd, FOR_EVER)
         };
@@ -1133,4 +1200,387 @@ fn restic_finds_what_we_wrote_where_it_looks() {
     let copy = sshd.location(&bed.root());
     restic(&copy, &["check", "--read-data"]);
     assert!(restic(&copy, &["snapshots", "--json"]).contains("/usr/lib/openssh"));
+}
+
+/// A store behind a proxy, and a repository in it.
+struct Bucket {
+    storage: Arc<dyn Storage>,
+    proxy: Proxy,
+    s3: S3,
+}
+
+impl Bucket {
+    fn start(retry_for: Duration) -> Self {
+        let s3 = S3::start().unwrap();
+        let proxy = Proxy::start(s3.port()).unwrap();
+        let storage = open_bucket(&s3, proxy.port(), retry_for).unwrap();
+        Self { storage, proxy, s3 }
+    }
+
+    fn path_of(&self, kind: FileKind, id: &FileId) -> PathBuf {
+        path_of(&self.s3.bucket().join(PREFIX), kind, id)
+    }
+}
+
+#[test]
+fn a_listing_of_a_bucket_has_every_object_with_its_size_and_nothing_else() {
+    let bed = Bed::s3();
+    let root = bed.root();
+    let lay = |path: PathBuf, content: &[u8]| {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    // More than a store tells at once.
+    let expected: BTreeSet<_> = (0..2_300).map(|n| (id(n), u64::from(n % 7))).collect();
+    for (id, size) in &expected {
+        for kind in [FileKind::Pack, FileKind::Snapshot] {
+            lay(path_of(&root, kind, id), &vec![1; *size as usize]);
+        }
+    }
+    let stranger = "ab".repeat(32);
+    for name in [
+        "snapshots/README",
+        "snapshots/.tmp-1-0123456789abcdef",
+        &format!("snapshots/deeper/{stranger}"),
+        &format!("data/{stranger}"),
+        &format!("data/00/{stranger}"),
+        &format!("snapshots-of-others/{stranger}"),
+        "config-of-others",
+    ] {
+        lay(root.join(name), b"a stranger");
+    }
+    for kind in [FileKind::Pack, FileKind::Snapshot] {
+        let listed = bed.storage.list(kind).unwrap();
+        assert_eq!(listed.len(), expected.len());
+        assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
+    }
+    assert_eq!(bed.storage.list(FileKind::Index).unwrap(), []);
+    assert_eq!(bed.storage.list(FileKind::Config).unwrap(), []);
+}
+
+/// nginx with TLS in front of a store: with a certificate of its own, in the file that is given, and conditional writes, which the store has none of.
+fn tls_in_front_of(s3: &S3, directory: &Path) -> (Nginx, String, PathBuf) {
+    let (certificate, key) = (directory.join("certificate"), directory.join("key"));
+    let made = Command::new("openssl")
+        .args([
+            "req",
+            "-x509",
+            "-newkey",
+            "ec",
+            "-pkeyopt",
+            "ec_paramgen_curve:prime256v1",
+        ])
+        .args([
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=store",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .arg("-keyout")
+        .arg(&key)
+        .arg("-out")
+        .arg(&certificate)
+        .output()
+        .unwrap();
+    assert!(made.status.success(), "{made:?}");
+    let port = xtask::sshd::free_port().unwrap();
+    let rules = format!(
+        "server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {}; ssl_certificate_key {}; client_max_body_size 0;\n\
+         set $refuse ''; if (-f {}$uri) {{ set $refuse 'there'; }} if ($http_if_none_match = '*') {{ set $refuse '$refuse and asked for'; }}\n\
+         if ($refuse = 'there and asked for') {{ return 412; }}\n\
+         location / {{ proxy_pass http://127.0.0.1:{}; proxy_set_header Host $http_host; }} }}\n",
+        certificate.display(),
+        key.display(),
+        s3.bucket().parent().unwrap().display(),
+        s3.port()
+    );
+    let nginx = Nginx::start(directory, &rules, &[port]).unwrap();
+    let location = s3.location_at(port, PREFIX).replace("http://", "https://");
+    (nginx, location, certificate)
+}
+
+#[test]
+fn an_object_store_is_believed_by_its_certificate_and_a_repository_is_made_in_it_once() {
+    let s3 = S3::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let (_nginx, location, certificate) = tls_in_front_of(&s3, directory.path());
+    let location = location.parse().unwrap();
+    let trusting = |ca_file| StorageOptions {
+        ca_file,
+        ..bucket_options(&s3, FOR_EVER)
+    };
+    // Nobody whom this machine trusts has signed it.
+    let begun = Instant::now();
+    let error = storage::open(&location, &trusting(None)).unwrap_err();
+    assert!(begun.elapsed() < Duration::from_secs(20), "{error:?}");
+    assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    assert!(error.chain().contains("s3_ca_file"), "{error:?}");
+    let empty = directory.path().join("empty");
+    fs::write(&empty, "").unwrap();
+    for file in [empty, directory.path().join("missing")] {
+        let error = storage::open(&location, &trusting(Some(file))).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration, "{error:?}");
+    }
+
+    let storage = storage::open(&location, &trusting(Some(certificate))).unwrap();
+    let whole = content(1, 5 << 20);
+    for n in 0..3 {
+        let piece = std::slice::from_ref(&whole);
+        storage.write(FileKind::Pack, &id(n), piece).unwrap();
+        assert_same(&storage.read(FileKind::Pack, &id(n)).unwrap(), &whole);
+    }
+    let part = storage.read_range(FileKind::Pack, &id(1), 1000, 2 << 20);
+    assert_same(&part.unwrap(), &whole.slice(1000..1000 + (2 << 20)));
+    assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 3);
+
+    let make = |n| storage.write(FileKind::Config, &id(0), &[content(n, 155)]);
+    make(1).unwrap();
+    let error = make(2).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    let config = storage.read(FileKind::Config, &id(0)).unwrap();
+    assert_same(&config, &content(1, 155));
+    // Whoever made it and did not hear so has made it.
+    make(1).unwrap();
+}
+
+#[test]
+fn a_cut_on_the_way_to_a_bucket_loses_nothing_and_leaves_nothing() {
+    let bucket = Bucket::start(PATIENCE);
+    let (storage, proxy) = (&bucket.storage, &bucket.proxy);
+    let whole = content(1, 8 << 20);
+    for (n, cut_after) in [1, 1000, 100_000, 3 << 20, 8 << 20].into_iter().enumerate() {
+        let id = id(n as u32);
+        proxy.cut_after(cut_after);
+        storage
+            .write(FileKind::Pack, &id, std::slice::from_ref(&whole))
+            .unwrap();
+        assert_same(
+            &fs::read(bucket.path_of(FileKind::Pack, &id)).unwrap(),
+            &whole,
+        );
+    }
+    assert_eq!(storage.list(FileKind::Pack).unwrap().len(), 5);
+    for cut_after in [1, 300, 1_000] {
+        proxy.cut_after(cut_after);
+        assert_same(&storage.read(FileKind::Pack, &id(1)).unwrap(), &whole);
+        proxy.cut_after(cut_after);
+        let part = storage.read_range(FileKind::Pack, &id(1), 100, 7 << 20);
+        assert_same(&part.unwrap(), &whole.slice(100..100 + (7 << 20)));
+    }
+}
+
+#[test]
+fn a_download_from_a_bucket_that_breaks_off_is_not_taken_for_whole() {
+    let bucket = Bucket::start(PATIENCE);
+    let (storage, proxy) = (&bucket.storage, &bucket.proxy);
+    let whole = content(1, 8 << 20);
+    storage
+        .write(FileKind::Pack, &id(1), std::slice::from_ref(&whole))
+        .unwrap();
+    proxy.set_bytes_per_second(Some(8 << 20));
+    std::thread::scope(|scope| {
+        let before = proxy.bytes_from_target();
+        let reader = scope.spawn(|| storage.read(FileKind::Pack, &id(1)));
+        wait_until("the download runs", || {
+            proxy.bytes_from_target() > before + (1 << 20)
+        });
+        proxy.cut();
+        proxy.set_bytes_per_second(None);
+        assert_same(&reader.join().unwrap().unwrap(), &whole);
+    });
+}
+
+#[test]
+fn an_upload_to_a_bucket_that_never_succeeds_leaves_nothing_under_the_final_name() {
+    let bucket = Bucket::start(Duration::from_secs(1));
+    bucket.proxy.cut_after(3 << 20);
+    bucket.proxy.refuse(true);
+    let begun = Instant::now();
+    let error = bucket
+        .storage
+        .write(FileKind::Pack, &id(1), &[content(1, 8 << 20)])
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+    assert!(!bucket.path_of(FileKind::Pack, &id(1)).exists());
+    bucket.proxy.refuse(false);
+    assert_eq!(bucket.storage.list(FileKind::Pack).unwrap(), []);
+}
+
+#[test]
+fn an_object_store_that_stalls_is_tried_again_and_one_that_stays_away_is_unreachable() {
+    let mut bucket = Bucket::start(Duration::from_secs(3));
+    let whole = content(1, 8 << 20);
+    let (storage, proxy) = (&bucket.storage, &bucket.proxy);
+    let before = proxy.bytes_to_target();
+    std::thread::scope(|scope| {
+        let writer =
+            scope.spawn(|| storage.write(FileKind::Pack, &id(1), std::slice::from_ref(&whole)));
+        wait_until("the upload runs", || {
+            proxy.bytes_to_target() > before + (1 << 20)
+        });
+        proxy.pause(true);
+        let connections = proxy.connections_accepted();
+        wait_until("it is given up", || {
+            proxy.connections_accepted() > connections
+        });
+        assert!(!bucket.path_of(FileKind::Pack, &id(1)).exists());
+        proxy.pause(false);
+        writer.join().unwrap().unwrap();
+    });
+    assert_same(&storage.read(FileKind::Pack, &id(1)).unwrap(), &whole);
+
+    bucket.s3.stop();
+    let begun = Instant::now();
+    let error = bucket.storage.list(FileKind::Pack).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(3));
+    bucket.s3.restart().unwrap();
+    assert_eq!(bucket.storage.list(FileKind::Pack).unwrap().len(), 1);
+}
+
+#[test]
+fn one_that_is_told_to_stop_waits_for_no_object_store_and_the_others_do() {
+    let bucket = Bucket::start(Duration::from_secs(5 * 60));
+    let proxy = &bucket.proxy;
+    let stop = Cancel::new();
+    let stoppable = bucket.storage.with_stop(&stop);
+    stoppable
+        .write(FileKind::Index, &id(1), &[content(1, 1000)])
+        .unwrap();
+    let read = |storage: &Arc<dyn Storage>| storage.read(FileKind::Index, &id(1));
+    std::thread::scope(|scope| {
+        proxy.refuse(true);
+        proxy.cut();
+        let tried = proxy.connections_accepted();
+        let stopped = scope.spawn(|| read(&stoppable));
+        let waiting = scope.spawn(|| read(&bucket.storage));
+        wait_until("they have tried", || {
+            proxy.connections_accepted() > tried + 2
+        });
+        stop.cancel();
+        let error = stopped.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
+        assert!(!waiting.is_finished());
+        proxy.refuse(false);
+        waiting.join().unwrap().unwrap();
+    });
+    // What meets no outage is done all the same: a lock can be removed.
+    stoppable.remove(FileKind::Index, &id(1)).unwrap();
+    assert!(bucket.storage.list(FileKind::Index).unwrap().is_empty());
+}
+
+#[test]
+fn a_wrong_key_and_a_missing_bucket_are_refused_at_once_in_a_sentence() {
+    let s3 = S3::start().unwrap();
+    let good = || bucket_options(&s3, FOR_EVER);
+    let with_key = |key| StorageOptions {
+        access_key: key,
+        ..good()
+    };
+    let here = s3.location(PREFIX);
+    let elsewhere = here.replace(&format!("/{BUCKET}/"), "/nowhere/");
+    for (location, options, kind, says) in [
+        (
+            &here,
+            with_key(Some(access_key("stranger", "hunter2"))),
+            ErrorKind::Refused,
+            "does not know the access key",
+        ),
+        (
+            &here,
+            with_key(Some(access_key(s3.key_id(), "hunter2"))),
+            ErrorKind::Refused,
+            "secret of the access key is wrong",
+        ),
+        (
+            &here,
+            with_key(None),
+            ErrorKind::Configuration,
+            "s3_key_file",
+        ),
+        (&elsewhere, good(), ErrorKind::Refused, "create it there"),
+    ] {
+        let begun = Instant::now();
+        let error = storage::open(&location.parse().unwrap(), &options).unwrap_err();
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "it was tried again: {error:?}"
+        );
+        assert_eq!(error.kind(), kind, "{error:?}");
+        assert!(error.chain().contains(says), "{error:?}");
+        for secret in ["hunter2", s3.secret(), "Signature="] {
+            assert!(!error.chain().contains(secret), "{error:?}");
+        }
+    }
+    let shown = format!("{:?} {:?}", open_bucket(&s3, s3.port(), PATIENCE), good());
+    assert!(!shown.contains(s3.secret()), "{shown}");
+
+    // And of a bucket that goes away later nothing is taken for empty.
+    let storage = open_bucket(&s3, s3.port(), FOR_EVER).unwrap();
+    fs::remove_dir_all(s3.bucket()).unwrap();
+    for error in [
+        storage.list(FileKind::Config).map(drop).unwrap_err(),
+        storage.list(FileKind::Snapshot).map(drop).unwrap_err(),
+        storage
+            .write(FileKind::Pack, &id(1), &[content(1, 10)])
+            .unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), ErrorKind::Refused, "{error:?}");
+    }
+}
+
+#[test]
+fn an_object_store_that_is_not_there_is_unreachable_after_the_deadline() {
+    let s3 = S3::start().unwrap();
+    let port = xtask::sshd::free_port().unwrap();
+    let begun = Instant::now();
+    let error = open_bucket(&s3, port, Duration::from_secs(1)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn what_trying_out_a_bucket_shows_leaves_nothing_in_it() {
+    let bed = Bed::s3();
+    let s3 = bed.s3.as_ref().unwrap();
+    let location = s3.location(PREFIX).parse().unwrap();
+    let trial = storage::try_out(&location, &bucket_options(s3, PATIENCE)).unwrap();
+    assert!(trial.can_replace && trial.can_sync);
+    assert_eq!(trial.clock_ahead, Some(0));
+    assert_eq!(files_below(&bed.root()), [] as [PathBuf; 0]);
+}
+
+#[test]
+fn restic_finds_in_a_bucket_what_we_wrote_there_and_we_what_it_wrote() {
+    let bed = Bed::s3();
+    let s3 = bed.s3.as_ref().unwrap();
+    let origin = tempfile::tempdir().unwrap();
+    let local = Restic::new(origin.path(), "test").unwrap();
+    local.init().unwrap();
+    local.run(["backup", "/usr/lib/openssh"]).unwrap();
+    let from = open_local(origin.path());
+    let sorted = |storage: &dyn Storage, kind| {
+        let mut listed = storage.list(kind).unwrap();
+        listed.sort();
+        listed
+    };
+    for kind in KINDS.into_iter().chain([FileKind::Config]) {
+        for (id, _) in from.list(kind).unwrap() {
+            let file = from.read(kind, &id).unwrap();
+            bed.storage.write(kind, &id, &[file]).unwrap();
+        }
+        assert_eq!(sorted(&*bed.storage, kind), sorted(&*from, kind));
+    }
+    let restic = Restic::new(s3.location(PREFIX), "test")
+        .unwrap()
+        .access_key(s3.key_id(), s3.secret());
+    restic.check_read_data().unwrap();
+    assert_eq!(restic.snapshots().unwrap().len(), 1);
+    restic.run(["backup", "/usr/lib/openssh"]).unwrap();
+    assert_eq!(bed.storage.list(FileKind::Snapshot).unwrap().len(), 2);
 }

@@ -117,12 +117,16 @@ fn start_logging(command: &Command, as_json: bool) {
         // What fails is told as the command's own result.
         _ => "warn,rustic_core=error,backup_core::worker::run=off,backup_core::worker::recover=off",
     };
+    // Requests to an object store have their signature in the address, which ureq would log whole. What fails of them our own code tells.
+    let without_addresses = |wanted: &str| format!("{wanted},ureq=off,ureq_proto=off");
+    let usual = || EnvFilter::new(without_addresses(usual));
     let filter = match std::env::var("RUST_LOG") {
-        Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(&wanted).unwrap_or_else(|e| {
-            output::message(&format!("warning: RUST_LOG is not understood: {e}"));
-            EnvFilter::new(usual)
-        }),
-        _ => EnvFilter::new(usual),
+        Ok(wanted) if !wanted.is_empty() => EnvFilter::try_new(without_addresses(&wanted))
+            .unwrap_or_else(|e| {
+                output::message(&format!("warning: RUST_LOG is not understood: {e}"));
+                usual()
+            }),
+        _ => usual(),
     };
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -15,6 +15,7 @@ pub mod product;
 pub mod proxy;
 pub mod redis;
 pub mod restic;
+pub mod s3;
 pub mod sandbox;
 pub mod sshd;
 pub mod testbed;

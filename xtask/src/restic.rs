@@ -21,17 +21,19 @@ pub struct Restic {
     program: PathBuf,
     repository: OsString,
     options: Vec<OsString>,
+    access_key: Option<[String; 2]>,
     scratch: TempDir,
 }
 
 impl Restic {
-    /// The repository at a location in restic's syntax: a local path, or `sftp:…` (see [`Restic::sftp_command`]).
+    /// The repository at a location in restic's syntax: a local path, `sftp:…` (see [`Restic::sftp_command`]) or `s3:…` (see [`Restic::access_key`]).
     pub fn new(repository: impl Into<OsString>, password: &str) -> Result<Self> {
         let scratch = tempfile::tempdir()?;
         let restic = Self {
             program: "restic".into(),
             repository: repository.into(),
             options: Vec::new(),
+            access_key: None,
             scratch,
         };
         fs::create_dir(restic.cache())?;
@@ -52,6 +54,13 @@ impl Restic {
     pub fn sftp_command(mut self, command: &str) -> Self {
         self.options.push("-o".into());
         self.options.push(format!("sftp.command={command}").into());
+        self
+    }
+
+    /// The access key of the object store.
+    #[must_use]
+    pub fn access_key(mut self, id: &str, secret: &str) -> Self {
+        self.access_key = Some([id, secret].map(str::to_owned));
         self
     }
 
@@ -78,6 +87,11 @@ impl Restic {
             .args(&self.options)
             .args(arguments)
             .stdin(Stdio::null());
+        if let Some([id, secret]) = &self.access_key {
+            command
+                .env("AWS_ACCESS_KEY_ID", id)
+                .env("AWS_SECRET_ACCESS_KEY", secret);
+        }
         command
     }
 

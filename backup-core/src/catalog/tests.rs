@@ -13,7 +13,7 @@ use super::figures::NEWEST;
 use super::*;
 use crate::config::{Config, Environment, Origin as ConfigOrigin};
 use crate::repository::{Repository, SnapshotId};
-use crate::storage::{self, Location, SftpOptions};
+use crate::storage::{self, Location, StorageOptions};
 
 const REPOSITORY: &str = "1111111111111111111111111111111111111111111111111111111111111111";
 const ELSEWHERE: &str = "2222222222222222222222222222222222222222222222222222222222222222";
@@ -56,7 +56,7 @@ async fn connect(url: &str) -> Store {
 /// A new repository, and the stock program that writes into it.
 fn repository_at(path: &Path) -> (Arc<Repository>, Restic) {
     let location: Location = path.to_str().unwrap().parse().unwrap();
-    let storage = storage::open(&location, &SftpOptions::default()).unwrap();
+    let storage = storage::open(&location, &StorageOptions::default()).unwrap();
     let password = "a password".to_owned().into();
     let repository = Arc::new(Repository::init(storage, &password).unwrap());
     (repository, Restic::new(path, "a password").unwrap())

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::template::{Placeholder, Template};
-use super::{Config, LoginConfig, PasswordSource, RepositoryConfig, values};
+use super::{AccessKey, Config, LoginConfig, PasswordSource, RepositoryConfig, values};
 use crate::error::{Error, ErrorKind, Result};
 
 const PREFIX: &str = "BACKUP__";
@@ -120,6 +120,7 @@ impl Config {
         config.origin = origin;
         config
             .find_passwords(environment)
+            .and_then(|()| config.fill_locations())
             .and_then(|()| config.judge())
             .map_err(|wrong| wrong.in_any_of(&figment))?;
         Ok(config)
@@ -163,6 +164,10 @@ impl Config {
             if matches!(repository.password, PasswordSource::None) {
                 return Err(wrong(section, "needs password_file (or password_env)"));
             }
+            repository.access_key = access_key(environment);
+            if repository.s3_region.is_none() && repository.is_object_storage() {
+                repository.s3_region = environment.get("AWS_DEFAULT_REGION").map(str::to_owned);
+            }
         }
         let database = &mut self.customer_database;
         database.password = password_source(
@@ -179,6 +184,20 @@ impl Config {
             };
         }
         self.database.password = platforms;
+        Ok(())
+    }
+
+    /// Put into locations what differs from one hosting server to the next.
+    fn fill_locations(&mut self) -> std::result::Result<(), Wrong> {
+        let server = self.worker.server.clone();
+        let manual = ("repositories.manual", &mut self.repositories.manual);
+        let daily = self.repositories.daily.as_mut();
+        for (section, repository) in
+            std::iter::once(manual).chain(daily.map(|daily| ("repositories.daily", daily)))
+        {
+            repository.location = location_of_server(&repository.location, &server)
+                .map_err(|reason| wrong(&format!("{section}.location"), &reason))?;
+        }
         Ok(())
     }
 
@@ -283,6 +302,26 @@ impl Config {
                 (1..=8).contains(&repository.connections),
                 &format!("{section}.connections"),
                 "must be 1 to 8: an SSH server refuses more logins at once",
+            )?;
+            for (key, is_set) in [
+                ("s3_key_file", repository.s3_key_file.is_some()),
+                ("s3_region", repository.s3_region.is_some()),
+                ("s3_ca_file", repository.s3_ca_file.is_some()),
+            ] {
+                require(
+                    !is_set || repository.is_object_storage(),
+                    &format!("{section}.{key}"),
+                    "goes with a location of the kind `s3:` alone",
+                )?;
+            }
+            let is_of_region = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+            require(
+                repository
+                    .s3_region
+                    .as_deref()
+                    .is_none_or(|region| !region.is_empty() && region.bytes().all(is_of_region)),
+                &format!("{section}.s3_region"),
+                "must be the name of a region, such as `eu-central-1`",
             )?;
         }
         if let Some(daily) = &self.repositories.daily {
@@ -678,6 +717,42 @@ fn embedded(figment: &Figment) -> Result<Layer> {
     })
 }
 
+/// The location with the name of the hosting server in its place; else why not.
+fn location_of_server(location: &str, server: &str) -> std::result::Result<String, String> {
+    let Some(at) = location.find(['{', '}']) else {
+        return Ok(location.to_owned());
+    };
+    let filled = location.replace("{server}", server);
+    if filled.contains("{customer}") {
+        return Err("cannot hold {customer}: all customers of a hosting server have one repository; {server} makes it one for each of these".into());
+    }
+    if location.replace("{server}", "").contains(['{', '}']) {
+        let stray = location[at..]
+            .split_inclusive('}')
+            .next()
+            .unwrap_or_default();
+        return Err(format!("cannot hold `{stray}`: there is {{server}} alone"));
+    }
+    // A part of a path and nothing else: no way up, nothing hidden, nothing that a URL or a shell takes for something else.
+    let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if !server.bytes().all(is_of_name) || server.starts_with(['.', '-']) {
+        return Err(format!(
+            "holds {{server}}, and worker.server (`{}`) cannot be a part of a path: let it be of letters, digits, `-`, `_` and `.`",
+            server.escape_debug()
+        ));
+    }
+    Ok(filled)
+}
+
+/// That of the environment, as restic reads it.
+fn access_key(environment: &Environment) -> Option<AccessKey> {
+    Some(AccessKey {
+        id: environment.get("AWS_ACCESS_KEY_ID")?.to_owned(),
+        secret: environment.secret("AWS_SECRET_ACCESS_KEY")?,
+        session_token: environment.secret("AWS_SESSION_TOKEN"),
+    })
+}
+
 fn password_source(
     section: &str,
     file: &Option<PathBuf>,
@@ -931,6 +1006,102 @@ password_file = "/root/.password"
             (small.name, small.dump_path, small.daily_dump_path),
             (example.name, example.dump_path, example.daily_dump_path)
         );
+    }
+
+    const IN_A_BUCKET: &str = r#"
+[database]
+url = "sqlite:///var/lib/backup.db"
+[repositories.manual]
+location = "s3:https://s3.example.com/backups/{server}"
+password_file = "/root/.password"
+"#;
+
+    #[test]
+    fn an_access_key_comes_from_its_file_or_from_the_variables_that_restic_reads() {
+        let variables = [
+            ("AWS_ACCESS_KEY_ID", "AKID"),
+            ("AWS_SECRET_ACCESS_KEY", "s3cret"),
+            ("AWS_DEFAULT_REGION", "eu-central-1"),
+        ];
+        let config = read(IN_A_BUCKET, &variables).unwrap();
+        let repository = &config.repositories.manual;
+        let key = repository.read_access_key().unwrap().unwrap();
+        assert_eq!(
+            (key.id.as_str(), key.secret.expose_secret()),
+            ("AKID", "s3cret")
+        );
+        assert_eq!(repository.s3_region.as_deref(), Some("eu-central-1"));
+        assert!(!format!("{config:?}").contains("s3cret"));
+
+        let none = read(IN_A_BUCKET, &variables[..1]).unwrap();
+        let none = none.repositories.manual.read_access_key().unwrap();
+        assert!(none.is_none());
+
+        let text =
+            IN_A_BUCKET.to_owned() + "s3_key_file = '/nonexistent'\ns3_region = 'eu-west-1'\n";
+        let config = read(&text, &variables).unwrap();
+        let repository = &config.repositories.manual;
+        assert_eq!(repository.s3_region.as_deref(), Some("eu-west-1"));
+        let error = repository.read_access_key().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Configuration);
+
+        // They are nothing to a repository elsewhere.
+        let config = read(SMALLEST, &variables).unwrap();
+        let repository = &config.repositories.manual;
+        assert!(repository.read_access_key().unwrap().is_none());
+        assert!(repository.s3_region.is_none());
+        let refused = refusal(&(SMALLEST.to_owned() + "s3_region = 'eu-west-1'"), &[]);
+        assert!(
+            refused.contains("repositories.manual.s3_region"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn every_hosting_server_can_have_a_repository_of_its_own() {
+        let at = |location: &str, server: &str| {
+            let variables = [
+                ("BACKUP__REPOSITORIES__MANUAL__LOCATION", location),
+                ("BACKUP__WORKER__SERVER", server),
+            ];
+            read(SMALLEST, &variables).map(|config| config.repositories.manual.location)
+        };
+        for (location, filled) in [
+            ("/srv/{server}/backup", "/srv/web-1/backup"),
+            ("sftp:u@h:/srv/{server}", "sftp:u@h:/srv/web-1"),
+            ("s3:https://h/b/{server}", "s3:https://h/b/web-1"),
+            ("/srv/{server}/{server}", "/srv/web-1/web-1"),
+            ("/srv/backup", "/srv/backup"),
+        ] {
+            assert_eq!(at(location, "web-1").unwrap(), filled);
+        }
+        for server in [
+            "..",
+            ".",
+            "a/b",
+            "-x",
+            "a b",
+            "a%2fb",
+            "ä",
+            "{customer}",
+            "{server}",
+        ] {
+            let refused = at("/srv/{server}", server).unwrap_err().chain();
+            assert!(
+                refused.contains("repositories.manual.location"),
+                "{refused}"
+            );
+            // Where it stands nowhere it is anybody's business.
+            at("/srv/backup", server).unwrap();
+        }
+        for location in ["/srv/{customer}", "/srv/{server}/{customer}"] {
+            let refused = at(location, "web-1").unwrap_err().chain();
+            assert!(refused.contains("cannot hold {customer}"), "{refused}");
+        }
+        for location in ["/srv/{id}", "/srv/{server", "/srv/}", "/srv/{server}}"] {
+            let refused = at(location, "web-1").unwrap_err().chain();
+            assert!(refused.contains("{server} alone"), "{refused}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use load::{Environment, Origin};
 use template::Part;
 pub use template::{Placeholder, Template};
-pub use values::{DatabaseUrl, PasswordSource, SecretUrl};
+pub use values::{AccessKey, DatabaseUrl, PasswordSource, SecretUrl};
 
 /// The whole configuration. Read it with [`Config::load`]; it does not change afterwards.
 #[derive(Debug, Clone, Deserialize)]
@@ -185,7 +185,8 @@ pub struct RepositoriesConfig {
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RepositoryConfig {
-    /// In restic's syntax: `sftp:user@host:/path`, `sftp://user@host:port//path` or a directory.
+    /// In restic's syntax: `sftp:user@host:/path`, `sftp://user@host:port//path`, `s3:https://host/bucket/prefix` or a directory. In what was read
+    /// `{server}` has become the name of the hosting server, `worker.server`.
     pub location: String,
     /// A file that holds the repository's password. This or `password_env`.
     #[serde(default, deserialize_with = "values::optional_absolute_path")]
@@ -201,12 +202,24 @@ pub struct RepositoryConfig {
     /// SFTP connections at once, 1 to 8 (a server lets 10 log in at the same time). Default 2.
     #[serde(default = "default_connections")]
     pub connections: u32,
+    /// A file with the access key of the object store: the lines `AWS_ACCESS_KEY_ID=…` and `AWS_SECRET_ACCESS_KEY=…`. Without one these
+    /// variables of the environment count.
+    #[serde(default, deserialize_with = "values::optional_absolute_path")]
+    pub s3_key_file: Option<PathBuf>,
+    /// The region of the bucket. Falls back to `AWS_DEFAULT_REGION`, then to what the location says, then to `us-east-1`.
+    pub s3_region: Option<String>,
+    /// A file of the certificate authorities that are trusted for the object store. Default: those of the system.
+    #[serde(default, deserialize_with = "values::optional_absolute_path")]
+    pub s3_ca_file: Option<PathBuf>,
     /// How long passing faults are retried. Default `5m`.
     #[serde(default = "default_retry_for", deserialize_with = "values::duration")]
     pub retry_for: Duration,
     /// Where the password comes from, out of the two keys above.
     #[serde(skip)]
     pub password: PasswordSource,
+    /// The access key of the environment, as it was when the configuration was read.
+    #[serde(skip)]
+    access_key: Option<AccessKey>,
 }
 
 /// `[customers]`: where customers' files are.
@@ -442,6 +455,25 @@ impl RepositoryConfig {
                 ),
             )
         })
+    }
+}
+
+impl RepositoryConfig {
+    /// Whether it is in an object store.
+    pub fn is_object_storage(&self) -> bool {
+        self.location.starts_with("s3:")
+    }
+
+    /// The access key of the object store; None where the repository is in none, or no key is given. [`ErrorKind::Configuration`] when it cannot
+    /// be had.
+    pub fn read_access_key(&self) -> Result<Option<AccessKey>> {
+        if !self.is_object_storage() {
+            return Ok(None);
+        }
+        match &self.s3_key_file {
+            Some(file) => values::read_access_key(file).map(Some),
+            None => Ok(self.access_key.clone()),
+        }
     }
 }
 

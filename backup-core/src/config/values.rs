@@ -284,6 +284,55 @@ pub(super) fn read_secret_file(what: &str, path: &Path) -> Result<SecretString> 
     Ok(secret.into())
 }
 
+/// The access key of an object store.
+#[derive(Clone)]
+pub struct AccessKey {
+    /// Its id: `AWS_ACCESS_KEY_ID`.
+    pub id: String,
+    /// Its secret: `AWS_SECRET_ACCESS_KEY`.
+    pub secret: SecretString,
+    /// What a key that is good for a while comes with: `AWS_SESSION_TOKEN`.
+    pub session_token: Option<SecretString>,
+}
+
+impl fmt::Debug for AccessKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessKey")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The access key of an object store, from a file that a shell or systemd could read as well: `NAME=value`, one a line. What has another name, or is a
+/// comment, does not count.
+pub(super) fn read_access_key(path: &Path) -> Result<AccessKey> {
+    let text = read_secret_file("s3_key_file", path)?;
+    let value = |name: &str| {
+        let lines = text.expose_secret().lines().map(str::trim);
+        lines
+            .filter_map(|line| {
+                let line = line.strip_prefix("export ").unwrap_or(line).trim_start();
+                let value = line.strip_prefix(name)?.trim_start().strip_prefix('=')?;
+                Some(value.trim().trim_matches(['"', '\'']))
+            })
+            .next_back()
+            .filter(|value| !value.is_empty())
+    };
+    let required = |name: &str| {
+        value(name).ok_or_else(|| {
+            Error::new(
+                ErrorKind::Configuration,
+                format!("the s3_key_file {} has no line `{name}=…`", path.display()),
+            )
+        })
+    };
+    Ok(AccessKey {
+        id: required("AWS_ACCESS_KEY_ID")?.to_owned(),
+        secret: required("AWS_SECRET_ACCESS_KEY")?.into(),
+        session_token: value("AWS_SESSION_TOKEN").map(SecretString::from),
+    })
+}
+
 /// Make a password file with a random password, for this user alone; false where there is one already, which is never touched.
 pub(super) fn create_password_file(path: &Path) -> Result<bool> {
     let failed = |e: std::io::Error| {
@@ -581,6 +630,45 @@ mod tests {
             .unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Configuration);
         assert!(error.to_string().contains("none"));
+    }
+
+    #[test]
+    fn an_access_key_is_read_from_what_a_shell_could_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let read = |content: &str| {
+            std::fs::write(&path, content).unwrap();
+            read_access_key(&path)
+        };
+        for content in [
+            "AWS_ACCESS_KEY_ID=AKID\nAWS_SECRET_ACCESS_KEY=s3/cr+et=\n",
+            "# for restic, too\nexport AWS_SECRET_ACCESS_KEY='s3/cr+et='\nexport AWS_ACCESS_KEY_ID=\"AKID\"\nRESTIC_PASSWORD=x\n",
+            "AWS_ACCESS_KEY_ID=old\nAWS_ACCESS_KEY_ID = AKID\r\nAWS_SECRET_ACCESS_KEY = s3/cr+et=\r\n",
+        ] {
+            let key = read(content).unwrap();
+            assert_eq!(key.id, "AKID");
+            assert_eq!(key.secret.expose_secret(), "s3/cr+et=");
+            assert!(key.session_token.is_none());
+            assert!(!format!("{key:?}").contains("cr+et"));
+        }
+        let key = read("AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\nAWS_SESSION_TOKEN=c");
+        assert_eq!(key.unwrap().session_token.unwrap().expose_secret(), "c");
+        for (content, missing) in [
+            ("AKID\ns3cret\n", "AWS_ACCESS_KEY_ID"),
+            (
+                "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=\n",
+                "AWS_SECRET_ACCESS_KEY",
+            ),
+            (
+                "AWS_ACCESS_KEY_ID_OLD=a\nAWS_SECRET_ACCESS_KEY=s3cret",
+                "AWS_ACCESS_KEY_ID",
+            ),
+        ] {
+            let error = read(content).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Configuration);
+            assert!(error.to_string().contains(missing), "{error}");
+            assert!(!error.chain().contains("s3cret"), "{error}");
+        }
     }
 
     #[test]

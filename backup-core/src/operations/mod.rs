@@ -19,7 +19,7 @@ use crate::database::{Endpoint, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor, Phase};
 use crate::repository::Repository;
-use crate::storage::{self, Location, SftpOptions, Storage, Trial};
+use crate::storage::{self, Location, Storage, StorageOptions, Trial};
 
 pub use crate::catalog::{BackupEntry, BackupList, Source};
 pub use backup::{BackupReport, BackupRequest};
@@ -147,24 +147,31 @@ fn open_storage_for(
     stop_opening: &Cancel,
 ) -> Result<Arc<dyn Storage>> {
     let location: Location = config.location.parse()?;
-    storage::open(&location, &sftp_options(config, stop, stop_opening))
+    storage::open(&location, &storage_options(config, stop, stop_opening)?)
 }
 
-fn sftp_options(config: &RepositoryConfig, stop: &Cancel, stop_opening: &Cancel) -> SftpOptions {
-    SftpOptions {
+fn storage_options(
+    config: &RepositoryConfig,
+    stop: &Cancel,
+    stop_opening: &Cancel,
+) -> Result<StorageOptions> {
+    Ok(StorageOptions {
         ssh_key: config.ssh_key.clone(),
         known_hosts: config.known_hosts.clone(),
         connections: usize::try_from(config.connections).unwrap_or(1),
+        access_key: config.read_access_key()?,
+        region: config.s3_region.clone(),
+        ca_file: config.s3_ca_file.clone(),
         retry_for: config.retry_for,
         stop: stop.clone(),
         stop_opening: stop_opening.clone(),
-    }
+    })
 }
 
 /// Try out the storage of a configured repository that exists, as [`storage::try_out`] does.
 pub fn try_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Trial> {
     let location: Location = config.location.parse()?;
-    storage::try_out(&location, &sftp_options(config, stop, &Cancel::new()))
+    storage::try_out(&location, &storage_options(config, stop, &Cancel::new())?)
 }
 
 /// Create a configured repository; false where there is one already.

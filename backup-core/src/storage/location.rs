@@ -1,7 +1,7 @@
 //! Where a repository is, in the syntax of restic.
 //!
 //! What an operator wrote is kept word for word, so that every message names the repository as he knows it. Never: a
-//! password in a location, nor in the message that refuses one.
+//! password or an access key in a location, nor in the message that refuses one.
 
 use std::fmt;
 use std::net::Ipv6Addr;
@@ -9,15 +9,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::Deserialize;
+use url::{Host, Url};
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// Kinds of repositories that restic and rustic know by these prefixes and that this program does not have yet.
-const NOT_SUPPORTED: [&str; 8] = [
-    "azure", "b2", "gs", "opendal", "rclone", "rest", "s3", "swift",
-];
+const NOT_SUPPORTED: [&str; 7] = ["azure", "b2", "gs", "opendal", "rclone", "rest", "swift"];
 
-/// Where a repository is: `sftp:user@host:/path`, `sftp://user@host:port//path` or a local path.
+/// Where a repository is: `sftp:user@host:/path`, `sftp://user@host:port//path`, `s3:https://host/bucket/prefix` or a local path.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Location {
@@ -30,6 +29,17 @@ pub struct Location {
 pub(crate) enum Place {
     Local(PathBuf),
     Sftp(SftpPlace),
+    S3(S3Place),
+}
+
+/// A prefix in a bucket of an S3-compatible object store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct S3Place {
+    /// The store, without the bucket.
+    pub(crate) endpoint: Url,
+    pub(crate) bucket: String,
+    /// Without slashes at its ends; empty: the bucket is all the repository's.
+    pub(crate) prefix: String,
 }
 
 /// A directory on an SFTP server.
@@ -111,6 +121,9 @@ fn parse(text: &str) -> Result<Place> {
     if let Some(rest) = text.strip_prefix("sftp:") {
         return parse_scp(rest).map(Place::Sftp);
     }
+    if let Some(rest) = text.strip_prefix("s3:") {
+        return parse_s3(rest).map(Place::S3);
+    }
     if let Some(path) = text.strip_prefix("local:") {
         return match path {
             "" => Err(bad("the repository location `local:` names no directory")),
@@ -122,7 +135,7 @@ fn parse(text: &str) -> Result<Place> {
         && NOT_SUPPORTED.contains(&scheme)
     {
         return Err(bad(format!(
-            "repositories of the kind `{scheme}:` are not supported yet: use `sftp:user@host:/path` or a local path"
+            "repositories of the kind `{scheme}:` are not supported yet: use `sftp:user@host:/path`, `s3:https://host/bucket/prefix` or a local path"
         )));
     }
     if let Some((scheme, _)) = text.split_once("://")
@@ -187,6 +200,66 @@ fn parse_url(text: &str) -> Result<SftpPlace> {
         _ => (host_and_port, 22),
     };
     finish(user, host, port, decode(path)?)
+}
+
+/// `https://host[:port]/bucket/prefix`, as restic has it; also with `//` or nothing in place of `https://`.
+fn parse_s3(text: &str) -> Result<S3Place> {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme @ ("http" | "https"), rest)) => (scheme, rest),
+        Some(_) => {
+            return Err(bad(
+                "an object store is reached by https: `s3:https://host/bucket/prefix`",
+            ));
+        }
+        None => ("https", text.strip_prefix("//").unwrap_or(text)),
+    };
+    // Every message does without the text: somebody may have written his access key into it.
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    if authority.contains('@') {
+        return Err(bad(
+            "an object storage location must not hold an access key: use `s3_key_file`, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ));
+    }
+    let endpoint = Url::parse(&format!("{scheme}://{authority}/"))
+        .ok()
+        .filter(|url| url.path() == "/" && url.query().is_none() && url.fragment().is_none())
+        .ok_or_else(|| {
+            bad("an object storage location needs a host: `s3:https://host/bucket/prefix`")
+        })?;
+    let is_loopback = match endpoint.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    if scheme == "http" && !is_loopback {
+        return Err(bad(
+            "an object store is reached by `s3:http://` on this machine alone: use `s3:https://host/bucket/prefix`",
+        ));
+    }
+    let (bucket, prefix) = path.split_once('/').unwrap_or((path, ""));
+    let is_of_bucket = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    if bucket.is_empty() || !bucket.bytes().all(is_of_bucket) || bucket.starts_with('.') {
+        return Err(bad(
+            "an object storage location needs the name of a bucket after the host: `s3:https://host/bucket/prefix`",
+        ));
+    }
+    let prefix = prefix.trim_end_matches('/');
+    let is_plain = |part: &str| !matches!(part, "" | "." | "..");
+    // What restic would decode, tidy up or take for something else.
+    if !prefix.is_empty()
+        && (!prefix.split('/').all(is_plain)
+            || prefix.contains(|c: char| c.is_control() || "%?#\\".contains(c)))
+    {
+        return Err(bad(
+            "the prefix of an object storage location has a part that is empty, `.` or `..`, or one of the characters % ? # \\",
+        ));
+    }
+    Ok(S3Place {
+        endpoint,
+        bucket: bucket.to_owned(),
+        prefix: prefix.to_owned(),
+    })
 }
 
 fn finish(user: Option<String>, host: &str, port: u16, path: String) -> Result<SftpPlace> {
@@ -284,7 +357,14 @@ mod tests {
     fn sftp(text: &str) -> SftpPlace {
         match text.parse::<Location>().unwrap().place {
             Place::Sftp(place) => place,
-            Place::Local(path) => panic!("{text} became the local path {}", path.display()),
+            other => panic!("{text} became {other:?}"),
+        }
+    }
+
+    fn s3(text: &str) -> S3Place {
+        match text.parse::<Location>().unwrap().place {
+            Place::S3(place) => place,
+            other => panic!("{text} became {other:?}"),
         }
     }
 
@@ -341,9 +421,53 @@ mod tests {
     }
 
     #[test]
-    fn object_storage_is_refused_by_name_and_without_its_key() {
+    fn every_form_that_restic_has_of_a_bucket_is_understood() {
+        let place = |endpoint: &str, bucket: &str, prefix: &str| S3Place {
+            endpoint: endpoint.parse().unwrap(),
+            bucket: bucket.into(),
+            prefix: prefix.into(),
+        };
+        let store = "https://s3.example.com";
+        for (text, expected) in [
+            ("s3:https://s3.example.com/b/a/c", place(store, "b", "a/c")),
+            ("s3:s3.example.com/b/a/c/", place(store, "b", "a/c")),
+            ("s3://s3.example.com/b", place(store, "b", "")),
+            ("s3:https://s3.example.com/b/", place(store, "b", "")),
+            (
+                "s3:https://h:9000/my-bucket/a b",
+                place("https://h:9000", "my-bucket", "a b"),
+            ),
+            (
+                "s3:http://127.0.0.1:9000/b/p",
+                place("http://127.0.0.1:9000", "b", "p"),
+            ),
+            (
+                "s3:http://[::1]:9000/b",
+                place("http://[::1]:9000", "b", ""),
+            ),
+            ("s3:http://localhost/b", place("http://localhost", "b", "")),
+        ] {
+            assert_eq!(s3(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_object_store_elsewhere_is_reached_by_https_alone() {
         for text in [
-            "s3:https://key:hunter2@h/b",
+            "s3:http://s3.example.com/b",
+            "s3:http://10.0.0.5:9000/b",
+            "s3:http://localhost.example.com/b",
+            "s3:http://127.0.0.1.example.com/b",
+            "s3:ftp://127.0.0.1/b",
+        ] {
+            let error = text.parse::<Location>().unwrap_err();
+            assert!(error.to_string().contains("https"), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn other_object_storage_is_refused_by_name_and_without_its_key() {
+        for text in [
             "b2:bucket:hunter2",
             "rest:https://u:hunter2@h/",
             "azure:hunter2:/",
@@ -361,6 +485,10 @@ mod tests {
             "sftp://u:hunter2@h//a",
             "sftp:u:hunter2@h:/a",
             "http://u:hunter2@h/",
+            "s3:https://key:hunter2@h/b",
+            "s3:key:hunter2@h/b",
+            "s3://hunter2@h/b",
+            "s3:hunter2://h/b",
         ] {
             let error = match text.parse::<Location>() {
                 Err(error) => error,
@@ -395,6 +523,20 @@ mod tests {
             "sftp://h//a%ff",
             "sftp://h//a%00",
             "ftp://h/a",
+            "s3:",
+            "s3:h",
+            "s3:https://",
+            "s3:https:///b",
+            "s3:https://h/",
+            "s3:https://h//p",
+            "s3:https://h/..",
+            "s3:https://h/b c/p",
+            "s3:https://h/b//p",
+            "s3:https://h/b/../c",
+            "s3:https://h/b/a%20b",
+            "s3:https://h/b/a?x",
+            "s3:https://h:x/b",
+            "s3:https://h?/b",
             "a\nb",
         ] {
             match text.parse::<Location>() {
@@ -406,7 +548,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_text_panics_and_what_is_accepted_is_shown_as_written(text in "(sftp:|sftp://|local:|)[a-z@:/\\[\\]%~. é0-9-]{0,24}") {
+        fn no_text_panics_and_what_is_accepted_is_shown_as_written(text in "(sftp:|sftp://|s3:|s3:https://|local:|)[a-z@:/\\[\\]%~. é0-9-]{0,24}") {
             if let Ok(location) = text.parse::<Location>() {
                 prop_assert_eq!(location.to_string(), text);
             }

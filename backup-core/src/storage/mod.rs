@@ -6,6 +6,9 @@
 
 mod local;
 mod location;
+mod options;
+#[cfg(feature = "object-storage")]
+mod s3;
 mod sftp;
 mod temporary;
 mod trial;
@@ -19,32 +22,50 @@ use bytes::Bytes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
+pub use crate::config::AccessKey;
 pub use location::Location;
-pub use sftp::SftpOptions;
+pub use options::StorageOptions;
 pub use trial::Trial;
 
 /// Reach the storage of a repository.
 ///
-/// For SFTP it connects at once, so that a wrong key, host key or address shows here: see [`Storage`] for the kinds
-/// of errors. Whether there is a repository yet is not looked at. The options are for SFTP only.
-pub fn open(location: &Location, options: &SftpOptions) -> Result<Arc<dyn Storage>> {
+/// An SFTP server or an object store is asked at once, so that a wrong key, host key, bucket or address shows here: see [`Storage`] for the kinds
+/// of errors. Whether there is a repository yet is not looked at.
+pub fn open(location: &Location, options: &StorageOptions) -> Result<Arc<dyn Storage>> {
     Ok(match location.place() {
         location::Place::Local(path) => Arc::new(local::LocalStorage::open(location, path.clone())),
         location::Place::Sftp(place) => {
             Arc::new(sftp::SftpStorage::open(location, place, options)?)
         }
+        #[cfg(feature = "object-storage")]
+        location::Place::S3(place) => Arc::new(s3::S3Storage::open(location, place, options)?),
+        #[cfg(not(feature = "object-storage"))]
+        location::Place::S3(_) => return Err(not_built()),
     })
 }
 
-/// Try out, in the storage of a repository that exists, all that publishing a file takes: a file is written, synced and renamed beside its
-/// locks, under names that nobody takes for one of the repository's, and removed. Errors as those of [`Storage::write`].
-pub fn try_out(location: &Location, options: &SftpOptions) -> Result<Trial> {
+/// Try out, in the storage of a repository that exists, all that publishing a file takes: a file is written, synced, renamed and removed beside its
+/// locks (an object store has no temporary names and no disk: there it is written, read and removed), under names that nobody takes for one of the
+/// repository's. Errors as those of [`Storage::write`].
+pub fn try_out(location: &Location, options: &StorageOptions) -> Result<Trial> {
     match location.place() {
         location::Place::Local(path) => local::try_out(path),
         location::Place::Sftp(place) => {
             sftp::SftpStorage::open(location, place, options)?.try_out()
         }
+        #[cfg(feature = "object-storage")]
+        location::Place::S3(place) => s3::S3Storage::open(location, place, options)?.try_out(),
+        #[cfg(not(feature = "object-storage"))]
+        location::Place::S3(_) => Err(not_built()),
     }
+}
+
+#[cfg(not(feature = "object-storage"))]
+fn not_built() -> Error {
+    Error::new(
+        ErrorKind::Configuration,
+        "this program was built without object storage: build it with the feature `object-storage`",
+    )
 }
 
 /// The kinds of files in a repository, each in a place of its own.
@@ -171,7 +192,7 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     /// The location as an operator wrote it, without any secret.
     fn location(&self) -> &str;
 
-    /// Create the directories of an empty repository. Safe to repeat.
+    /// Create the directories of an empty repository, where there are such. Safe to repeat.
     fn create(&self) -> Result<()>;
 
     /// All files of a kind with their sizes in bytes. Names that are not ids (temporary files) are left out; a directory that
@@ -185,7 +206,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     fn read_range(&self, kind: FileKind, id: &FileId, offset: u64, length: u64) -> Result<Bytes>;
 
     /// Publish a file: after Ok it is whole and durable under its name (as far as the other side offers that); before,
-    /// nothing is visible under it. A file that is already there is replaced.
+    /// nothing is visible under it. A file that is already there is replaced, but for the `config` in an object store that knows conditional writes: of
+    /// several who make a repository there at once one does, and the others get [`ErrorKind::Busy`].
     fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()>;
 
     /// Remove a file. One that is already gone is fine.

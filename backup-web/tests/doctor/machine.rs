@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use xtask::restic::Restic;
+use xtask::s3::{BUCKET, S3};
 
 use crate::diagnosis::{Diagnosis, Mount, listing};
 
@@ -312,6 +313,66 @@ fn what_is_broken_of_a_customers_site_is_told_and_only_that_customers_is_looked_
     twelve.warns("site of customer 12", &["no directory"]);
     Diagnosis::with(&mut machine.product(), &["--customer", "99"])
         .fails("customers", &["no customer 99"]);
+}
+
+#[test]
+fn what_is_broken_of_a_repository_in_a_bucket_is_told_and_nothing_is_left_there() {
+    let machine = Machine::new();
+    let s3 = S3::start().unwrap();
+    let (location, key) = (s3.location("{server}"), s3.key_file());
+    let with = |keys: &[(&str, &str)]| {
+        let mut all = vec![
+            ("REPOSITORIES__MANUAL__LOCATION", location.as_str()),
+            ("REPOSITORIES__MANUAL__S3_KEY_FILE", shown(&key)),
+        ];
+        all.extend(keys);
+        let diagnosis = machine.doctor_with(&all);
+        diagnosis.does_not_show(s3.secret());
+        diagnosis
+    };
+    with(&[]).warns("repositories.manual", &["there is no repository"]);
+    let output = machine
+        .product()
+        .arg("init")
+        .env("BACKUP__REPOSITORIES__MANUAL__LOCATION", &location)
+        .env("BACKUP__REPOSITORIES__MANUAL__S3_KEY_FILE", &key)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let before = listing(&s3.bucket());
+    with(&[])
+        .finds("repositories.manual", &["default, 0 backups"])
+        .finds("repositories.manual s3_key_file", &[shown(&key)])
+        .finds("repositories.manual writing", &["read back and removed"])
+        .finds("repositories.manual clock", &[]);
+    assert_eq!(listing(&s3.bucket()), before);
+
+    chmod(&key, 0o644);
+    with(&[]).warns("repositories.manual s3_key_file", &["every user"]);
+    chmod(&key, 0o600);
+    let wrong = machine.path("wrong-key");
+    let text = format!(
+        "AWS_ACCESS_KEY_ID={}\nAWS_SECRET_ACCESS_KEY=wr0ng",
+        s3.key_id()
+    );
+    write_secret(&wrong, &text);
+    with(&[("REPOSITORIES__MANUAL__S3_KEY_FILE", shown(&wrong))])
+        .fails(
+            "repositories.manual",
+            &["secret of the access key is wrong"],
+        )
+        .does_not_show("wr0ng");
+    write_secret(&wrong, "wr0ng");
+    with(&[("REPOSITORIES__MANUAL__S3_KEY_FILE", shown(&wrong))])
+        .fails("repositories.manual s3_key_file", &["AWS_ACCESS_KEY_ID"])
+        .does_not_show("wr0ng");
+    let nowhere = location.replace(&format!("/{BUCKET}/"), "/nowhere/");
+    with(&[("REPOSITORIES__MANUAL__LOCATION", &nowhere)])
+        .fails("repositories.manual", &["no bucket `nowhere`"]);
+    machine
+        .doctor_with(&[("REPOSITORIES__MANUAL__LOCATION", &location)])
+        .fails("repositories.manual s3_key_file", &["no access key"]);
+    assert_eq!(listing(&s3.bucket()), before);
 }
 
 #[test]

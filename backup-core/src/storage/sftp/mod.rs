@@ -13,7 +13,6 @@ mod pool;
 mod session;
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
@@ -26,7 +25,10 @@ use self::files::{Upload, join};
 use self::pool::Pool;
 use self::session::{Session, Target};
 use super::location::SftpPlace;
-use super::{FileId, FileKind, Location, Storage, Trial, all_directories, describe, temporary};
+use super::{
+    FileId, FileKind, Location, Storage, StorageOptions, Trial, all_directories, describe,
+    temporary,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
@@ -43,37 +45,6 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// A connection is lost when nothing arrives for so long: not more than this, and not much more than the caller would wait.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 const STALL_LIMIT_MIN: Duration = Duration::from_secs(3);
-
-/// How an SFTP server is reached.
-#[derive(Debug, Clone)]
-pub struct SftpOptions {
-    /// The private key file, and no other key; None: the ssh agent's and the user's default ones.
-    pub ssh_key: Option<PathBuf>,
-    /// The file of known host keys, and no other; None: the user's and the system's.
-    pub known_hosts: Option<PathBuf>,
-    /// How many connections are used at once, from 1 to 8.
-    pub connections: usize,
-    /// How long a call goes on trying after its first passing fault.
-    pub retry_for: Duration,
-    /// Once it is set, a passing fault is not waited out any more: a call that meets one fails with
-    /// [`ErrorKind::Cancelled`]. A call that meets none is done all the same: what was begun can be tidied up.
-    pub stop: Cancel,
-    /// The same, but for the opening of the storage alone: whoever needs it first may be told to stop.
-    pub stop_opening: Cancel,
-}
-
-impl Default for SftpOptions {
-    fn default() -> Self {
-        Self {
-            ssh_key: None,
-            known_hosts: None,
-            connections: 2,
-            retry_for: Duration::from_secs(5 * 60),
-            stop: Cancel::new(),
-            stop_opening: Cancel::new(),
-        }
-    }
-}
 
 /// A repository on an SFTP server.
 #[derive(Clone)]
@@ -95,7 +66,7 @@ impl SftpStorage {
     pub(super) fn open(
         location: &Location,
         place: &SftpPlace,
-        options: &SftpOptions,
+        options: &StorageOptions,
     ) -> Result<Self> {
         if !(1..=CONNECTIONS_MAX).contains(&options.connections) {
             return Err(Error::new(

@@ -164,6 +164,7 @@ fn check_passwords(config: &Config, report: &mut Report) {
             source => check_password(&section, source, report),
         }
         check_ssh_files(&section, repository, report);
+        check_access_key(&section, repository, report);
     }
     match &config.customer_database.password {
         PasswordSource::None => report.ok("customer_database password", "none"),
@@ -189,6 +190,34 @@ fn check_password(section: &str, source: &PasswordSource, report: &mut Report) {
             report.ok(&name, format!("from {variable}"))
         }
         (Ok(_), PasswordSource::None) => report.ok(&name, "none"),
+    }
+}
+
+fn check_access_key(section: &str, repository: &RepositoryConfig, report: &mut Report) {
+    if !repository.is_object_storage() {
+        return;
+    }
+    let name = format!("{section} s3_key_file");
+    let file = repository.s3_key_file.as_deref();
+    match (repository.read_access_key(), file) {
+        (Err(e), _) => report.error(
+            &name,
+            &e,
+            "write the lines AWS_ACCESS_KEY_ID=… and AWS_SECRET_ACCESS_KEY=… into that file",
+        ),
+        (Ok(None), _) => report.failed(
+            &name,
+            "there is no access key",
+            "name a file with one in s3_key_file, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+        ),
+        (Ok(Some(_)), Some(file)) if mode(file).is_some_and(|mode| mode & 0o004 != 0) => report
+            .warning(
+                &name,
+                format!("every user can read {}", file.display()),
+                format!("chmod 600 {}", file.display()),
+            ),
+        (Ok(Some(_)), Some(file)) => report.ok(&name, file.display().to_string()),
+        (Ok(Some(_)), None) => report.ok(&name, "from AWS_SECRET_ACCESS_KEY"),
     }
 }
 

@@ -104,7 +104,7 @@ fn check_one(
         Err(e) => report.error(name, &e, remedy(&e)),
     }
     match try_storage(config, cancel) {
-        Ok(trial) => check_storage(name, &trial, report),
+        Ok(trial) => check_storage(name, config, &trial, report),
         Err(e) => report.error(
             &format!("{name} writing"),
             &e,
@@ -121,7 +121,7 @@ fn remedy(error: &Error) -> &'static str {
     match error.kind() {
         ErrorKind::Unreachable => "start that server, mend the way to it, or correct location",
         ErrorKind::Refused => {
-            "correct what was refused: password_file, ssh_key, or known_hosts, once the backup server's operator confirms its host key"
+            "correct what was refused: password_file, ssh_key, or known_hosts, once the backup server's operator confirms its host key; the access key or the bucket of an object store"
         }
         ErrorKind::Damaged => "see what is damaged: shophosting-backup check",
         ErrorKind::NotFound | ErrorKind::Configuration => "correct location, or what is named",
@@ -184,8 +184,12 @@ fn check_age(name: &str, newest: Option<Timestamp>, ours: bool, report: &mut Rep
     }
 }
 
-fn check_storage(name: &str, trial: &Trial, report: &mut Report) {
+fn check_storage(name: &str, config: &RepositoryConfig, trial: &Trial, report: &mut Report) {
     let writing = format!("{name} writing");
+    if config.is_object_storage() {
+        report.ok(&writing, "an object was written, read back and removed");
+        return check_storage_clock(name, trial, report);
+    }
     if !trial.can_replace {
         report.warning(
             &writing,
@@ -213,6 +217,10 @@ fn check_storage(name: &str, trial: &Trial, report: &mut Report) {
         Some(bytes) => report.ok(&space, format!("{} GiB are free there", bytes >> 30)),
         None => report.ok(&space, "the server does not tell (statvfs@openssh.com)"),
     }
+    check_storage_clock(name, trial, report);
+}
+
+fn check_storage_clock(name: &str, trial: &Trial, report: &mut Report) {
     if let Some(ahead) = trial.clock_ahead {
         check_clock(&format!("{name} clock"), "the backup server", ahead, report);
     }
