@@ -123,6 +123,20 @@ export async function untilDone(page: Page, title: string): Promise<void> {
   await expect(section(page, 'Make a backup').getByRole('link')).toHaveCount(3);
 }
 
+/** The page of backups, with all that it loads. */
+export async function open(page: Page): Promise<void> {
+  await page.goto('/backups');
+  await expect(page.getByRole('heading', { name: 'Backups of your shop' })).toBeAttached();
+  await page.waitForLoadState('networkidle');
+}
+
+/** A backup of all that is there now, made and told. */
+export async function makeBackup(page: Page, note: string): Promise<void> {
+  await open(page);
+  await startBackup(page, 'both', note);
+  await untilDone(page, 'Backup of database & files');
+}
+
 export async function expectAccessible(page: Page): Promise<void> {
   const { violations } = await new AxeBuilder({ page }).analyze();
   const told = violations.map(({ id, help, nodes }) => `${id}: ${help}: ${nodes.map((node) => node.html).join(' | ')}`);

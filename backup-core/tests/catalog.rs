@@ -55,7 +55,7 @@ impl World {
                 server
                     .sql(
                         "CREATE DATABASE platform;
-                         CREATE TABLE platform.customers (id INT PRIMARY KEY, status VARCHAR(20), db_name VARCHAR(64));
+                         CREATE TABLE platform.customers (id INT PRIMARY KEY, status VARCHAR(20), db_name VARCHAR(64), server_id INT);
                          CREATE USER app@localhost IDENTIFIED BY 's3cret';
                          GRANT ALL ON platform.* TO app@localhost",
                     )
@@ -83,7 +83,7 @@ impl World {
             Some(server) => {
                 let name = db_name.map_or("NULL".to_owned(), |name| format!("'{name}'"));
                 let insert =
-                    format!("INSERT INTO platform.customers VALUES ({id}, 'active', {name})");
+                    format!("INSERT INTO platform.customers VALUES ({id}, 'active', {name}, 1)");
                 server.sql(&insert).unwrap();
             }
             None => {
@@ -341,6 +341,7 @@ async fn a_daily_snapshot_is_everybodys_of_whom_it_holds_something() {
             world.add_customer(id, None).await;
         }
         world.add_customer(5, Some("shop")).await;
+        world.add_customer(6, Some("shop_6")).await;
         // Both.
         world.add_files(1);
         world.add_dump("customer_1", "CREATE TABLE a (b INT);");
@@ -354,8 +355,10 @@ async fn a_daily_snapshot_is_everybodys_of_whom_it_holds_something() {
         world.add_dump("customer_12", "-- 12");
         // Only files.
         fs::create_dir_all(world.site(123).join("volumes/files")).unwrap();
-        // A database of another name.
+        // A database of another name, which is his beside his directory alone: it may have been somebody else's before.
         world.add_dump("shop", "-- shop");
+        world.add_dump("shop_6", "-- shop 6");
+        world.site(6);
         // Somebody whom the table does not have.
         world.add_files(1_234);
         world.add_dump("customer_1234", "-- 1234");
@@ -374,7 +377,8 @@ async fn a_daily_snapshot_is_everybodys_of_whom_it_holds_something() {
             (2, None),
             (3, None),
             (4, None),
-            (5, Some((BackupType::Db, Some(7)))),
+            (5, None),
+            (6, Some((BackupType::Db, Some(9)))),
             (12, Some((BackupType::Db, Some(5)))),
             (123, Some((BackupType::Files, None))),
             (1_234, None),
@@ -390,6 +394,69 @@ async fn a_daily_snapshot_is_everybodys_of_whom_it_holds_something() {
             assert_eq!(resolved.await.is_ok(), expected.is_some());
         }
         assert_eq!(world.list(1).await.daily[0].id, daily);
+        world.store.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dump_is_his_alone_on_whose_hosting_server_it_was_made() {
+    on_both(async |world| {
+        // Customers of two hosting servers whose databases have the same names.
+        for (id, database) in [
+            (1, Some("shop")),
+            (2, Some("shop")),
+            (3, None),
+            (4, Some("customer_3")),
+        ] {
+            world.add_customer(id, database).await;
+        }
+        for id in [1, 4] {
+            world.add_files(id);
+        }
+        world.add_dump("shop", "-- 1");
+        world.add_dump("customer_3", "-- 4");
+        let of_one_server = world.back_up_daily();
+        for id in [1, 4] {
+            fs::remove_dir_all(world.site(id)).unwrap();
+        }
+        world.add_files(2);
+        world.add_dump("shop", "-- 2, and longer");
+        let of_the_other = world.back_up_daily();
+        world.sync_daily(Missing::Remember).await;
+        for (id, expected) in [
+            (1, Some((of_one_server, 4))),
+            (2, Some((of_the_other, 16))),
+            (3, None),
+            (4, Some((of_one_server, 4))),
+        ] {
+            let list = world.list(id).await;
+            assert!(list.daily.len() <= 1, "customer {id}: {list:?}");
+            let held = list.daily.first().map(|entry| {
+                assert_eq!(entry.backup_type, BackupType::Both);
+                (entry.id, entry.database_bytes.unwrap())
+            });
+            assert_eq!(held, expected, "customer {id}");
+        }
+
+        // He has moved to the other server, where somebody has a database of that name as well. His directory stayed behind.
+        if let Some(server) = &world.server {
+            server
+                .sql("UPDATE platform.customers SET server_id = 2 WHERE id = 2")
+                .unwrap();
+            for id in [1, 4] {
+                world.add_files(id);
+            }
+            let made = world.back_up_daily();
+            world.sync_daily(Missing::Remember).await;
+            let types = async |id| {
+                let list = world.list(id).await;
+                let entry = list.daily.iter().find(|entry| entry.id == made);
+                entry.map(|entry| entry.backup_type)
+            };
+            assert_eq!(types(1).await, Some(BackupType::Both));
+            assert_eq!(types(2).await, Some(BackupType::Files));
+        }
         world.store.close().await;
     })
     .await;

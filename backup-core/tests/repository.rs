@@ -541,6 +541,7 @@ fn what_a_restore_replaced_is_saved_from_where_it_waits_as_if_it_were_in_its_pla
                 path: bench.site().join(site_dirs[n]),
                 exclude: Vec::new(),
                 hold: None,
+                limit: None,
             })
             .into(),
         streams: vec![StreamSource {
@@ -603,6 +604,7 @@ fn trees_inside_each_other_or_behind_a_link_are_refused() {
             path: path.into(),
             exclude: Vec::new(),
             hold: None,
+            limit: None,
         });
         let request = ArchiveRequest {
             trees: trees.collect(),

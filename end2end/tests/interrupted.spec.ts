@@ -8,8 +8,8 @@ import {
   expectAllAccessible,
   failure,
   jobs,
+  makeBackup,
   section,
-  startBackup,
   startRestore,
   test,
   told,
@@ -29,9 +29,7 @@ const picture = (me: Owner): string => join(me.site, 'wp-content/in-the-backup.b
 
 test('a backup to go back to', async ({ page, me }) => {
   writeFileSync(picture(me), randomBytes(2_000_000));
-  await page.goto('/backups');
-  await startBackup(page, 'both', 'before the worker dies');
-  await untilDone(page, 'Backup of database & files');
+  await makeBackup(page, 'before the worker dies');
 });
 
 test('a restore whose worker dies before the exchange is undone, and the page says so', async ({ page, me }) => {

@@ -6,8 +6,8 @@ import {
   expect,
   failure,
   jobs,
+  makeBackup,
   section,
-  startBackup,
   startRestore,
   test,
   untilDone,
@@ -58,9 +58,7 @@ function expectGoodFiles(me: Owner): void {
 
 test('a backup of its own to start from', async ({ page, me }) => {
   await expectGoodShop(me);
-  await page.goto('/backups');
-  await startBackup(page, 'both', 'the good state');
-  await untilDone(page, 'Backup of database & files');
+  await makeBackup(page, 'the good state');
 });
 
 test('nothing happens without the word', async ({ page, me }) => {

@@ -10,6 +10,7 @@ import {
   failure,
   hold,
   jobs,
+  open,
   question,
   section,
   startBackup,
@@ -63,12 +64,6 @@ test.describe('nobody', () => {
 });
 
 /** All backups, come to life. */
-async function open(page: Page): Promise<void> {
-  await page.goto('/backups');
-  await expect(page.getByRole('heading', { name: 'Backups of your shop' })).toBeAttached();
-  await page.waitForLoadState('networkidle');
-}
-
 /** The question that an address asks. */
 async function openQuestion(page: Page, address: string, title: string | RegExp): Promise<Locator> {
   await page.goto(address);

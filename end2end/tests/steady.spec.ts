@@ -11,6 +11,8 @@ import {
   failure,
   hold,
   jobs,
+  makeBackup,
+  open,
   question,
   section,
   startBackup,
@@ -24,15 +26,8 @@ import { lockTable, turn, type Owner } from '../sandbox';
 // Pages stay calm: while they wait, while jobs come and go, on large screens, and for those whom motion makes ill.
 test.use({ customer: 7 });
 
-async function open(page: Page): Promise<void> {
-  await page.goto('/backups');
-  await page.waitForLoadState('networkidle');
-}
-
 test('a backup to look at', async ({ page }) => {
-  await open(page);
-  await startBackup(page, 'both', 'to look at');
-  await untilDone(page, 'Backup of database & files');
+  await makeBackup(page, 'to look at');
 });
 
 test('a page that is on its way says so in the frame of the one before', async ({ page }) => {

@@ -9,6 +9,7 @@ import {
   expectAllAccessible,
   failure,
   jobs,
+  makeBackup,
   question,
   section,
   startBackup,
@@ -37,8 +38,7 @@ function hasOrder(me: Owner, token: string): boolean {
 test('a backup to go back to', async ({ page }) => {
   await page.goto('/backups');
   await expect(section(page, REPLACED)).toHaveCount(0);
-  await startBackup(page, 'both', 'the start');
-  await untilDone(page, 'Backup of database & files');
+  await makeBackup(page, 'the start');
 });
 
 test('undoing a restore brings back the order and the file of just before it', async ({ page, me }) => {

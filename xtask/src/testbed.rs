@@ -23,6 +23,22 @@ pub const PLATFORM_SCHEMA: &str = "shophosting_db";
 /// The platform's account, which may do everything.
 pub const PLATFORM_USER: &str = "shophosting_app";
 
+/// The table of jobs as an earlier deployment made it by hand, beside the platform's `customers`.
+pub const JOBS_BY_HAND: &str = "
+CREATE TABLE customer_backup_jobs (
+    id INT AUTO_INCREMENT PRIMARY KEY,
+    customer_id INT NOT NULL,
+    job_type ENUM('backup', 'restore') NOT NULL,
+    backup_type ENUM('db', 'files', 'both') NOT NULL,
+    snapshot_id VARCHAR(64),
+    status ENUM('pending', 'running', 'completed', 'failed') DEFAULT 'pending',
+    error_message TEXT,
+    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
+    completed_at TIMESTAMP NULL,
+    FOREIGN KEY (customer_id) REFERENCES customers(id) ON DELETE CASCADE,
+    INDEX idx_customer_status (customer_id, status)
+);";
+
 /// The tables that the product keeps in the platform's schema.
 const PRODUCT_TABLES: [&str; 7] = [
     "backup_migrations",

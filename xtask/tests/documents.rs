@@ -32,6 +32,46 @@ fn named_tests(text: &str) -> Vec<(&str, &str)> {
         .collect()
 }
 
+/// Runs each of the functions that it is given on both kinds of database.
+const MACRO: &str = "on_both!(";
+
+/// Whether these lines have a test of this name: a function below an attribute that makes it one, or one that is given to the macro.
+fn has_test(text: &str, test: &str) -> bool {
+    let is_head = |line: &str| {
+        let line = line.trim_start();
+        let line = line.strip_prefix("async ").unwrap_or(line);
+        line.starts_with(&format!("fn {test}("))
+    };
+    let is_attribute = |line: &str| {
+        let line = line.trim();
+        line == "#[test]" || line == "#[tokio::test]" || line.starts_with("#[tokio::test(")
+    };
+    let lines: Vec<_> = text.lines().collect();
+    let is_below_attribute = lines
+        .windows(2)
+        .any(|pair| is_attribute(pair[0]) && is_head(pair[1]));
+    let mut given = text
+        .split(MACRO)
+        .skip(1)
+        .filter_map(|rest| rest.split_once(");"))
+        .flat_map(|(names, _)| names.split(',').map(str::trim));
+    is_below_attribute || (given.any(|name| name == test) && lines.iter().any(|line| is_head(line)))
+}
+
+#[test]
+fn a_test_is_told_from_what_is_none() {
+    let text = "on_both!(first, second,\n    third,\n);\n\
+        async fn first(database: &Database) {\n    #[cfg(unix)]\n    fn inner() {}\n}\nasync fn second() {}\n\
+        #[test]\nfn plain() {}\n    #[tokio::test]\n    async fn waiting() {}\n\
+        #[tokio::test(flavor = \"multi_thread\")]\nasync fn threaded() {}\n#[cfg(test)]\nfn helper() {}\n";
+    for test in ["first", "second", "plain", "waiting", "threaded"] {
+        assert!(has_test(text, test), "{test}");
+    }
+    for none in ["third", "inner", "helper", "plai", "fir", "database"] {
+        assert!(!has_test(text, none), "{none}");
+    }
+}
+
 #[test]
 fn every_test_that_the_page_on_security_names_exists() {
     let mut files = BTreeMap::new();
@@ -43,17 +83,9 @@ fn every_test_that_the_page_on_security_names_exists() {
     let page = fs::read_to_string(workspace().join("docs/security.md")).unwrap();
     let named = named_tests(&page);
     assert!(named.len() > 40, "the page is not understood: {named:?}");
-    let is_test = |file: &str, test: &str| {
-        let text = files.get(file).map_or("", String::as_str);
-        let head = |line: &str| line.trim_start().starts_with(&format!("fn {test}("));
-        let lines: Vec<_> = text.lines().collect();
-        lines
-            .windows(2)
-            .any(|pair| pair[0].trim() == "#[test]" && head(pair[1]))
-    };
     let missing: Vec<_> = named
         .into_iter()
-        .filter(|(file, test)| !is_test(file, test))
+        .filter(|(file, test)| !files.get(*file).is_some_and(|text| has_test(text, test)))
         .collect();
     assert!(missing.is_empty(), "there are no such tests: {missing:#?}");
 }

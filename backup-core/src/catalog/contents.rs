@@ -14,6 +14,9 @@ pub(crate) struct Place {
     pub directory: PathBuf,
     /// The dump of his database.
     pub dump: PathBuf,
+    /// Whether that path is nobody's but his. On another hosting server somebody else may have, or have had, a database of the same name: then his
+    /// directory has to lie in the same snapshot.
+    pub is_dump_his: bool,
 }
 
 /// What there is to restore at a [`Place`].
@@ -23,8 +26,10 @@ pub(crate) struct Contents {
     pub directory: PathBuf,
     /// Where the dump would be.
     pub dump: PathBuf,
-    /// The size of the dump, if there is one.
+    /// The size of the dump, if there is one, and it is his.
     pub dump_bytes: Option<u64>,
+    /// Whether his directory is there.
+    pub has_directory: bool,
     /// The configured site directories that are there, relative to the customer's.
     pub site_dirs: Vec<PathBuf>,
 }
@@ -48,7 +53,7 @@ pub(crate) fn contents(
         .flat_map(|place| paths(place, site_dirs))
         .collect();
     let entries = view.entries(snapshot, &paths)?;
-    let entries = entries.chunks(1 + site_dirs.len());
+    let entries = entries.chunks(2 + site_dirs.len());
     Ok(places
         .into_iter()
         .zip(entries)
@@ -56,27 +61,34 @@ pub(crate) fn contents(
         .collect())
 }
 
-/// The dump, and the site directories in their order.
+/// The dump, the directory, and the site directories in their order.
 fn paths(place: &Place, site_dirs: &[PathBuf]) -> Vec<PathBuf> {
     let in_directory = |site_dir: &PathBuf| place.directory.join(site_dir);
-    std::iter::once(place.dump.clone())
+    [place.dump.clone(), place.directory.clone()]
+        .into_iter()
         .chain(site_dirs.iter().map(in_directory))
         .collect()
 }
 
 fn judge(place: Place, site_dirs: &[PathBuf], entries: &[Option<EntryKind>]) -> Contents {
-    let (dump, directories) = match entries {
-        [dump, directories @ ..] => (*dump, directories),
-        [] => (None, entries),
+    let (dump, directory, directories) = match entries {
+        [dump, directory, directories @ ..] => (*dump, *directory, directories),
+        _ => (None, None, entries),
     };
+    let has_directory = directory == Some(EntryKind::Directory);
     Contents {
         directory: place.directory,
         dump: place.dump,
         dump_bytes: match dump {
             // The restic program stores an empty file for a dump that failed.
-            Some(EntryKind::File { bytes }) if bytes > 0 => Some(bytes),
+            Some(EntryKind::File { bytes })
+                if bytes > 0 && (place.is_dump_his || has_directory) =>
+            {
+                Some(bytes)
+            }
             _ => None,
         },
+        has_directory,
         site_dirs: site_dirs
             .iter()
             .zip(directories)
@@ -84,9 +96,4 @@ fn judge(place: Place, site_dirs: &[PathBuf], entries: &[Option<EntryKind>]) -> 
             .map(|(site_dir, _)| site_dir.clone())
             .collect(),
     }
-}
-
-/// The platform's script tags them so.
-pub(crate) fn is_daily(snapshot: &Snapshot) -> bool {
-    snapshot.tags.iter().any(|tag| tag == "daily")
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::repository::{BackupType, Origin, SnapshotId};
 use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
-pub(crate) use contents::{Contents, Place, contents, is_daily};
+pub(crate) use contents::{Contents, Place, contents};
 pub(crate) use deletions::Deletion;
 pub use figures::Synced;
 pub use sync::{Missing, SyncReport};

@@ -4,7 +4,7 @@
 //! snapshot and its customers' rows are taken in by one transaction, by whoever is first. Never: a customer's row for what the
 //! repository no longer lists; a deleted backup back again; one damaged snapshot in the way of all others.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 
 use super::{
     BackupEntry, Catalog, Contents, Place, Remembered, Row, Rows, SNAPSHOTS_A_STATEMENT, Source,
-    contents, delete_rows, deletions, in_list, insert_rows, is_daily, of_repository, remember,
+    contents, delete_rows, deletions, in_list, insert_rows, of_repository, remember,
 };
 use crate::config::Config;
 use crate::customer::{CustomerId, CustomerStore};
@@ -139,19 +139,25 @@ impl Catalog {
     /// Where everybody's part of a daily snapshot is looked for.
     async fn layout(&self, config: &Config) -> Result<Layout> {
         let customers = CustomerStore::new(&self.store, config);
+        let databases = &config.customer_database;
         let mut layout = Layout {
             site_dirs: config.customers.site_dirs.clone(),
             customers: Vec::new(),
             places: Vec::new(),
         };
-        for (customer, database) in customers.database_names().await? {
-            layout.customers.push(customer);
+        let mut claims: HashMap<PathBuf, usize> = HashMap::new();
+        for (customer, database, server) in customers.database_names().await? {
+            let dump = databases.daily_dump_path(customer, &database)?;
+            *claims.entry(dump.clone()).or_default() += 1;
+            layout.customers.push((customer, server));
             layout.places.push(Place {
                 directory: config.customers.dir(customer),
-                dump: config
-                    .customer_database
-                    .daily_dump_path(customer, &database)?,
+                dump,
+                is_dump_his: databases.is_daily_dump_by_number(customer, &database)?,
             });
+        }
+        for place in &mut layout.places {
+            place.is_dump_his &= claims[&place.dump] == 1;
         }
         Ok(layout)
     }
@@ -344,7 +350,8 @@ enum Known {
 /// Where the customers' parts of a daily snapshot are.
 struct Layout {
     site_dirs: Vec<PathBuf>,
-    customers: Vec<CustomerId>,
+    /// With the number of the hosting server.
+    customers: Vec<(CustomerId, Option<i64>)>,
     /// In the order of the customers.
     places: Vec<Place>,
 }
@@ -443,11 +450,12 @@ fn own_row(snapshot: &Snapshot) -> Vec<Row> {
 impl Layout {
     /// A row for everybody of whom a daily snapshot holds something.
     fn rows(&self, view: &View<'_>, snapshot: &Snapshot) -> Result<Vec<Row>> {
-        if !is_daily(snapshot) {
+        if !snapshot.is_daily() {
             return Ok(Vec::new());
         }
-        let held = contents(view, snapshot, &self.site_dirs, self.places.clone())?;
-        let row = |(customer, held): (&CustomerId, Contents)| {
+        let mut held = contents(view, snapshot, &self.site_dirs, self.places.clone())?;
+        self.deny_dumps_of_others(&mut held);
+        let row = |((customer, _), held): (&(CustomerId, Option<i64>), Contents)| {
             Some(Row {
                 customer: *customer,
                 source: Source::Daily,
@@ -465,6 +473,37 @@ impl Layout {
             })
         };
         Ok(self.customers.iter().zip(held).filter_map(row).collect())
+    }
+
+    /// Of several customers with a database of the same name on different hosting servers only one server's have it in this snapshot. It has directories
+    /// of more than one of them where somebody's stayed behind when he moved: then the server is the one that most directories are of.
+    fn deny_dumps_of_others(&self, held: &mut [Contents]) {
+        let servers = || self.customers.iter().map(|(_, server)| *server);
+        let mut claims: HashMap<PathBuf, BTreeSet<Option<i64>>> = HashMap::new();
+        let mut directories: BTreeMap<Option<i64>, usize> = BTreeMap::new();
+        for (server, held) in servers().zip(held.iter()) {
+            if held.dump_bytes.is_some() {
+                claims.entry(held.dump.clone()).or_default().insert(server);
+            }
+            *directories.entry(server).or_default() += usize::from(held.has_directory);
+        }
+        let most = directories.values().copied().max();
+        let mut first = directories
+            .iter()
+            .filter(|(_, count)| Some(**count) == most);
+        let maker = match (first.next(), first.next()) {
+            (Some((server, _)), None) => Some(*server),
+            // Nobody can tell.
+            _ => None,
+        };
+        for (server, held) in servers().zip(held.iter_mut()) {
+            let is_disputed = claims
+                .get(&held.dump)
+                .is_some_and(|servers| servers.len() > 1);
+            if is_disputed && maker != Some(server) {
+                held.dump_bytes = None;
+            }
+        }
     }
 }
 

@@ -466,6 +466,11 @@ impl Config {
             "needs a repository: set repositories.daily",
         )?;
         require(daily.keep >= 1, "daily.keep", "must be at least 1")?;
+        require(
+            daily.customer_timeout.as_secs() >= 1,
+            "daily.customer_timeout",
+            "must be at least 1s",
+        )?;
         let dump = self.customer_database.daily_dump_path.sample();
         let elsewhere = [self.customers.root.as_path(), Path::new(&dump)];
         for (n, path) in daily.paths.iter().enumerate() {
@@ -1281,6 +1286,7 @@ password_file = "/root/.password"
         let empty = daily(daily!("")).unwrap();
         assert_eq!((empty.keep, empty.platform_database), (30, true));
         assert!(empty.paths.is_empty());
+        assert_eq!(empty.customer_timeout.as_secs(), 3600);
         let set = daily(daily!("keep = 7\npaths = ['/etc/nginx/sites-available']")).unwrap();
         assert_eq!(set.keep, 7);
         assert_eq!(set.paths, [Path::new("/etc/nginx/sites-available")]);
@@ -1553,6 +1559,10 @@ password_file = "/root/.password"
             ),
             ("daily.paths", daily!("paths = ['/tmp']")),
             ("daily.wait", daily!("wait = 'long'")),
+            (
+                "daily.customer_timeout",
+                daily!("customer_timeout = '999ms'"),
+            ),
         ];
         for (key, lines) in cases {
             let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);

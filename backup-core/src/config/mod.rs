@@ -366,6 +366,10 @@ pub struct DailyConfig {
     /// the backup is made without him. Default `5m`.
     #[serde(deserialize_with = "values::duration")]
     pub wait: Duration,
+    /// The longest that reading the files of one customer may take, at least `1s`: after that the backup is made without them. Dumps have
+    /// `customer_database.dump_timeout`. Default `1h`.
+    #[serde(deserialize_with = "values::duration")]
+    pub customer_timeout: Duration,
 }
 
 impl Config {
@@ -529,6 +533,15 @@ impl CustomerDatabaseConfig {
         database: &DatabaseName,
     ) -> Result<PathBuf> {
         path_inside_snapshots(&self.daily_dump_path, customer, database)
+    }
+
+    /// Whether the customer's number alone says where that is: by the path, or by the name of his database.
+    pub fn is_daily_dump_by_number(
+        &self,
+        customer: CustomerId,
+        database: &DatabaseName,
+    ) -> Result<bool> {
+        Ok(self.daily_dump_path.has(Placeholder::Id) || self.default_name(customer)? == *database)
     }
 
     /// Where the dump of the platform's own database is inside daily snapshots: where that of a customer with a database of that name would be. None
@@ -701,6 +714,7 @@ impl Default for DailyConfig {
             paths: Vec::new(),
             platform_database: true,
             wait: Duration::from_secs(5 * 60),
+            customer_timeout: Duration::from_secs(60 * 60),
         }
     }
 }

@@ -146,6 +146,13 @@ pub struct Customer {
     pub server: String,
 }
 
+impl Customer {
+    /// Whether the platform serves him; so it does whomever it has no state of.
+    pub fn is_active(&self) -> bool {
+        self.status.as_deref().is_none_or(|is| is == "active")
+    }
+}
+
 /// Hostile input made fit for a message.
 fn shorten(text: &str) -> String {
     let mut shown: String = text.chars().take(40).flat_map(char::escape_debug).collect();

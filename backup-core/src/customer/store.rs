@@ -123,14 +123,15 @@ impl CustomerStore {
         Ok(found)
     }
 
-    /// The database schema of every customer, by number. Whose name cannot be used is left out: he can have no backup of it.
-    pub async fn database_names(&self) -> Result<Vec<(CustomerId, DatabaseName)>> {
+    /// The database schema of every customer, by number, with what the platform numbers his hosting server by. Whose name cannot be used is left out:
+    /// he can have no backup of it.
+    pub async fn database_names(&self) -> Result<Vec<(CustomerId, DatabaseName, Option<i64>)>> {
         const QUERY: &str = "SELECT * FROM customers ORDER BY id";
         let raw: Vec<RawCustomer> = self.store.rows(QUERY, &[]).await?;
         let named = |raw: RawCustomer| {
-            let id = raw.id()?;
+            let (id, server) = (raw.id()?, raw.server_id);
             let customer = self.understand(id, raw, String::new()).ok()?;
-            Some((id, customer.db_name))
+            Some((id, customer.db_name, server))
         };
         Ok(raw.into_iter().filter_map(named).collect())
     }

@@ -3,9 +3,11 @@
 //!
 //! The commit point is the snapshot file; forgetting old ones is a step after it, which its caller takes. Each dump and each directory is a part that is
 //! in the snapshot whole or not at all. Never: a cut dump or half a directory in it; one customer's fault in the way of the others; a failure that is
-//! not in the report; a dump and files of one customer with a restore between them; a temporary file.
+//! not in the report; a dump and files of one customer with a restore between them; a customer's only backup of a day forgotten for one that lacks
+//! him; a temporary file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,14 +20,14 @@ use serde::Serialize;
 use tokio::sync::OwnedMutexGuard;
 
 use super::{Engine, Noting};
-use crate::catalog::is_daily;
 use crate::config::DailyConfig;
 use crate::customer::{Customer, CustomerId};
 use crate::database::{self, Dump, Endpoint, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Phase};
 use crate::repository::{
-    ArchiveRequest, Hold, Repository, Snapshot, SnapshotId, StreamSource, TreeSource, hostname,
+    ArchiveRequest, EntryKind, Hold, Repository, Snapshot, SnapshotId, StreamSource, TreeSource,
+    View,
 };
 use crate::site::{Claim, LastExclusive, Site};
 
@@ -153,15 +155,93 @@ impl Engine {
     }
 
     /// This server's daily snapshots beyond the newest of each of the last `daily.keep` days that have one, oldest first; a day is one where the snapshot was
-    /// made. The one that was just made is none of them in any case: clocks go wrong.
+    /// made. The one that was just made is none of them in any case: clocks go wrong. Nor is one of a day that is kept as long as it holds something that
+    /// nothing newer of that day does.
     pub fn beyond_daily_retention(&self, made: SnapshotId) -> Result<Vec<SnapshotId>> {
         let keep = self.daily_config()?.keep;
-        let own = of_this_server(
-            &*self.daily_repository(&Control::default())?,
-            &self.config.customers.root,
-        )?;
+        let repository = self.daily_repository(&Control::default())?;
+        let own = of_this_server(&repository, &self.config.customers.root)?;
         let days: Vec<(SnapshotId, Date)> = own.iter().map(|one| (one.id, one.date)).collect();
-        Ok(beyond(&days, keep, made))
+        self.without_missed(&repository, &own, beyond(&days, keep, made))
+    }
+
+    /// Of these, without those that would be missed: somebody who could not be saved again that day has his only backup of it there.
+    fn without_missed(
+        &self,
+        repository: &Repository,
+        own: &[Snapshot],
+        beyond: Vec<SnapshotId>,
+    ) -> Result<Vec<SnapshotId>> {
+        let is_beyond = |snapshot: &&Snapshot| beyond.contains(&snapshot.id);
+        let days = |of: &dyn Fn(&&Snapshot) -> bool| -> BTreeSet<Date> {
+            own.iter().filter(of).map(|one| one.date).collect()
+        };
+        let kept_days = days(&|one| !is_beyond(one));
+        let looked_into: BTreeSet<Date> = &days(&|one: &&Snapshot| is_beyond(one)) & &kept_days;
+        if looked_into.is_empty() {
+            return Ok(beyond);
+        }
+        // What is looked into must stay.
+        let _lock = repository.lock_shared()?;
+        let view = repository.view()?;
+        let mut missed = BTreeSet::new();
+        let mut kept: Vec<(Date, BTreeSet<PathBuf>)> = Vec::new();
+        for snapshot in own
+            .iter()
+            .rev()
+            .filter(|one| looked_into.contains(&one.date))
+        {
+            let parts = match self.parts_in(&view, snapshot) {
+                // `check` tells of it. Nothing is certain of it, so it takes the place of none, and stays.
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    missed.insert(snapshot.id);
+                    continue;
+                }
+                parts => parts?,
+            };
+            let is_in_another = kept
+                .iter()
+                .any(|(date, others)| *date == snapshot.date && parts.is_subset(others));
+            if !is_beyond(&snapshot) || !is_in_another {
+                missed.insert(snapshot.id);
+                kept.push((snapshot.date, parts));
+            }
+        }
+        Ok(beyond
+            .into_iter()
+            .filter(|id| !missed.contains(id))
+            .collect())
+    }
+
+    /// The dumps, the customers' directories and the site directories in them, and the further paths that a daily snapshot holds.
+    fn parts_in(&self, view: &View<'_>, snapshot: &Snapshot) -> Result<BTreeSet<PathBuf>> {
+        let further = &self.daily_config()?.paths;
+        let customers = &self.config.customers;
+        let mut paths = Vec::new();
+        for path in &snapshot.paths {
+            if further.contains(path) {
+                paths.push(path.clone());
+            } else if *path == customers.root {
+                let mut directories = view.children(snapshot, path)?;
+                let is_of_customer = |name: &OsStr| name.to_str().and_then(CustomerId::from_tag);
+                directories.retain(|it| it.file_name().and_then(is_of_customer).is_some());
+                for directory in directories {
+                    paths.extend(customers.site_dirs.iter().map(|it| directory.join(it)));
+                    paths.push(directory);
+                }
+            } else {
+                paths.extend(view.children(snapshot, path)?);
+            }
+        }
+        let entries = view.entries(snapshot, &paths)?;
+        // The restic program stores an empty file for a dump that failed.
+        let is_something =
+            |entry: &Option<EntryKind>| !matches!(entry, None | Some(EntryKind::File { bytes: 0 }));
+        let found = paths.into_iter().zip(entries);
+        Ok(found
+            .filter(|(_, entry)| is_something(entry))
+            .map(|(path, _)| path)
+            .collect())
     }
 
     /// Forget a daily snapshot of this server; the id of the repository. One of somebody else stays.
@@ -217,10 +297,16 @@ impl Engine {
             turn: Arc::default(),
         });
         let mut plan = Plan::default();
+        plan.outcome.inactive = customers
+            .iter()
+            .filter_map(|(_, customer)| customer.as_ref().ok())
+            .filter(|customer| !customer.is_active())
+            .map(|customer| customer.id)
+            .collect();
         plan.paths.insert(self.config.customers.root.clone());
         for (id, customer) in customers {
             match customer {
-                Ok(customer) => self.plan_customer(&mut plan, &hands, customer, control)?,
+                Ok(customer) => self.plan_customer(&mut plan, &hands, customer, config, control)?,
                 Err(error) => plan.outcome.fail(Some(id), DailyPart::Customer, &error),
             }
         }
@@ -241,6 +327,7 @@ impl Engine {
         plan: &mut Plan,
         hands: &Arc<Hands>,
         customer: Customer,
+        config: &DailyConfig,
         control: &Control,
     ) -> Result<()> {
         let id = customer.id;
@@ -278,6 +365,7 @@ impl Engine {
         let hands = Arc::clone(hands);
         plan.trees.push(TreeSource {
             hold: Some(Hold::new(move || hands.claim_for_files(&member))),
+            limit: Some(config.customer_timeout),
             ..TreeSource::in_place(directory, exclude)
         });
         Ok(())
@@ -379,7 +467,9 @@ impl Plan {
 struct Outcome {
     /// What is, as far as is known, in the snapshot, by its path.
     saved: BTreeMap<PathBuf, (Option<CustomerId>, DailyPart)>,
-    /// Parts of customers that are not there, which is no fault if it is so of some.
+    /// Customers whom the platform does not serve: of them something may be missing.
+    inactive: BTreeSet<CustomerId>,
+    /// Parts of theirs that are not there, which is no fault if it is so of some.
     lacking: Vec<(Option<CustomerId>, DailyPart, String)>,
     failed: Vec<DailyFailure>,
 }
@@ -401,12 +491,13 @@ impl Outcome {
         });
     }
 
-    /// A customer may have no database, or no directory.
+    /// Of who is active everything has to be there. Who is not may have no database, or no directory: not yet, or no more.
     fn leave_out(&mut self, path: &Path, error: &Error, control: &Control) {
         let Some((customer, part)) = self.saved.remove(path) else {
             return;
         };
-        if customer.is_some() && error.kind() == ErrorKind::NotFound {
+        let may_lack_it = customer.is_some_and(|id| self.inactive.contains(&id));
+        if may_lack_it && error.kind() == ErrorKind::NotFound {
             control.monitor.warning(&error.chain());
             self.lacking.push((customer, part, error.chain()));
         } else {
@@ -432,7 +523,7 @@ impl Outcome {
                     error: error.clone(),
                 })
                 .collect();
-            // A single customer may well have no shop or no database.
+            // Of a single one that may well be so.
             if failures.len() > 1 {
                 self.failed.extend(failures);
             }
@@ -658,11 +749,10 @@ fn patiently<T>(
 
 /// The daily snapshots of this server's customers, oldest first. Others have jobs with the same tag, too, and may have them on this host.
 fn of_this_server(repository: &Repository, root: &Path) -> Result<Vec<Snapshot>> {
-    let here = hostname();
     let mut snapshots = repository.snapshots()?;
     snapshots.retain(|snapshot| {
-        is_daily(snapshot)
-            && snapshot.hostname == here
+        snapshot.is_daily()
+            && snapshot.is_from_here()
             && snapshot.paths.iter().any(|path| path == root)
             && snapshot.owner().is_none()
             && snapshot.origin().is_none()
@@ -709,6 +799,7 @@ mod tests {
     use xtask::restic::Restic;
 
     use super::*;
+    use crate::repository::hostname;
     use crate::storage;
 
     fn id(number: u8) -> SnapshotId {
@@ -745,6 +836,47 @@ mod tests {
         }
         // The clock had been wrong: the one that was just made looks like the oldest.
         assert_eq!(beyond(&of_days("abcd"), 2, id(0)), [id(1)]);
+    }
+
+    /// Who lacks this part, or has it, or cannot be saved; whose failures are told in the end.
+    fn told_of(part: DailyPart, lack: &[u32], have: &[u32], active: &[u32]) -> Vec<u32> {
+        let control = Control::default();
+        let customer = |number: u32| CustomerId::new(number).unwrap();
+        let path = |number: u32| PathBuf::from(format!("/{number}"));
+        let mut outcome = Outcome {
+            inactive: lack.iter().copied().map(customer).collect(),
+            ..Outcome::default()
+        };
+        for number in [lack, have, active].concat() {
+            outcome.expect(&path(number), Some(customer(number)), part);
+        }
+        for number in [lack, active].concat() {
+            let error = Error::new(ErrorKind::NotFound, format!("{number} has none"));
+            outcome.leave_out(&path(number), &error, &control);
+        }
+        outcome.judge_lacking();
+        let failures = outcome.failed.iter();
+        failures
+            .map(|failure| {
+                assert_eq!(failure.part, part);
+                assert!(failure.error.contains("has none"));
+                failure.customer.unwrap().get()
+            })
+            .collect()
+    }
+
+    #[test]
+    fn what_nobody_has_is_not_theirs_to_lack_and_who_is_active_lacks_nothing_unsaid() {
+        for part in [DailyPart::Files, DailyPart::Database] {
+            // Not yet, or no more: such customers there are.
+            assert!(told_of(part, &[1, 2], &[3], &[]).is_empty());
+            assert!(told_of(part, &[1], &[], &[]).is_empty());
+            // A disk that is not mounted, an account that sees no database.
+            assert_eq!(told_of(part, &[1, 2], &[], &[]), [1, 2]);
+            // Of whom the platform serves, everything has to be there. That says it for the others, too.
+            assert_eq!(told_of(part, &[], &[1], &[2]), [2]);
+            assert_eq!(told_of(part, &[1, 3], &[], &[2]), [2]);
+        }
     }
 
     fn ids(snapshots: &Value) -> BTreeSet<String> {

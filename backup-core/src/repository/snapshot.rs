@@ -211,6 +211,16 @@ impl Snapshot {
         }
     }
 
+    /// Whether it is one of the daily backups of everybody: the platform's script tags them so.
+    pub fn is_daily(&self) -> bool {
+        self.tags.iter().any(|tag| tag == "daily")
+    }
+
+    /// Whether it was made on this machine.
+    pub fn is_from_here(&self) -> bool {
+        self.hostname == super::hostname()
+    }
+
     /// What it holds, by its one type tag.
     pub fn backup_type(&self) -> Option<BackupType> {
         let mut types = self.tags.iter().filter_map(|tag| tag.parse().ok());

@@ -6,7 +6,7 @@
 //! judged by [`super::archive`] before the commit. Each tree and each stream is a part of its own, so that it can be told which one failed.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -14,8 +14,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use jiff::Timestamp;
@@ -54,6 +54,8 @@ pub struct TreeSource {
     pub exclude: Vec<PathBuf>,
     /// What has to be held while the tree is read.
     pub hold: Option<Hold>,
+    /// The longest that reading it may take; what is over it cannot be read. The time in which it waits for what comes before it does not count.
+    pub limit: Option<Duration>,
 }
 
 impl TreeSource {
@@ -64,6 +66,7 @@ impl TreeSource {
             root,
             exclude,
             hold: None,
+            limit: None,
         }
     }
 }
@@ -144,9 +147,15 @@ struct Shared {
     findings: Mutex<Findings>,
     /// Streams that were handed out and not read to their ends yet.
     open_streams: AtomicUsize,
+    /// The parts that were begun and not read to their ends yet, in their order.
+    begun: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Shared {
+    fn begun(&self) -> MutexGuard<'_, BTreeSet<PathBuf>> {
+        self.begun.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn findings(&self) -> MutexGuard<'_, Findings> {
         self.findings.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -164,6 +173,9 @@ struct Reading {
     is_stream: bool,
     has_failed: AtomicBool,
     counts: Counts,
+    limit: Option<Duration>,
+    /// When it was seen for the first time that nothing before it is being read any more.
+    since: OnceLock<Instant>,
     _held: Option<Held>,
 }
 
@@ -177,22 +189,36 @@ struct Counts {
 }
 
 impl Reading {
-    fn tree(shared: &Arc<Shared>, path: &Path, held: Option<Held>) -> Arc<Self> {
-        Self::begin(shared, path, held, false)
+    fn tree(
+        shared: &Arc<Shared>,
+        path: &Path,
+        held: Option<Held>,
+        limit: Option<Duration>,
+    ) -> Arc<Self> {
+        Self::begin(shared, path, held, limit, false)
     }
 
     fn stream(shared: &Arc<Shared>, path: &Path) -> Arc<Self> {
         shared.open_streams.fetch_add(1, Ordering::AcqRel);
-        Self::begin(shared, path, None, true)
+        Self::begin(shared, path, None, None, true)
     }
 
-    fn begin(shared: &Arc<Shared>, path: &Path, held: Option<Held>, is_stream: bool) -> Arc<Self> {
+    fn begin(
+        shared: &Arc<Shared>,
+        path: &Path,
+        held: Option<Held>,
+        limit: Option<Duration>,
+        is_stream: bool,
+    ) -> Arc<Self> {
+        shared.begun().insert(path.to_owned());
         Arc::new(Self {
             shared: Arc::clone(shared),
             path: path.to_owned(),
             is_stream,
             has_failed: AtomicBool::new(false),
             counts: Counts::default(),
+            limit,
+            since: OnceLock::new(),
             _held: held,
         })
     }
@@ -215,12 +241,38 @@ impl Reading {
     }
 
     fn must_stop(&self) -> bool {
-        self.has_failed.load(Ordering::Acquire) || self.shared.must_stop()
+        self.has_failed.load(Ordering::Acquire) || self.shared.must_stop() || self.is_over_limit()
+    }
+
+    /// rustic stores entries in their order, and asks for those of the next part while it is at a file of this one. So the clock of a part begins when
+    /// all before it are read: who comes next shall not pay for somebody's file that does not end.
+    fn is_over_limit(&self) -> bool {
+        let Some(limit) = self.limit else {
+            return false;
+        };
+        let since = match self.since.get() {
+            Some(since) => since,
+            None if self.shared.begun().first() != Some(&self.path) => return false,
+            None => self.since.get_or_init(Instant::now),
+        };
+        let is_over = since.elapsed() > limit;
+        if is_over {
+            self.fail(Error::new(
+                ErrorKind::Timeout,
+                format!(
+                    "reading {} took longer than {} seconds and was stopped: see whether a file in it has no end, or raise daily.customer_timeout",
+                    self.path.display(),
+                    limit.as_secs()
+                ),
+            ));
+        }
+        is_over
     }
 }
 
 impl Drop for Reading {
     fn drop(&mut self) {
+        self.shared.begun().remove(&self.path);
         if self.is_stream {
             self.shared.open_streams.fetch_sub(1, Ordering::AcqRel);
         }
@@ -299,6 +351,7 @@ impl MixedSource {
                 on_failure,
                 findings: Mutex::default(),
                 open_streams: AtomicUsize::new(0),
+                begun: Mutex::default(),
             }),
         })
     }
@@ -394,11 +447,11 @@ impl Entries {
         let held = match tree.hold.take().map(|hold| (hold.0)()).transpose() {
             Ok(held) => held,
             Err(error) => {
-                Reading::tree(&self.shared, &tree.path, None).fail(error);
+                Reading::tree(&self.shared, &tree.path, None, None).fail(error);
                 return None;
             }
         };
-        let reading = Reading::tree(&self.shared, &tree.path, held);
+        let reading = Reading::tree(&self.shared, &tree.path, held, tree.limit);
         match Walk::start(tree, Arc::clone(&reading)) {
             Ok((walk, root)) => {
                 self.walk = Some(walk);

@@ -49,6 +49,25 @@ impl View<'_> {
         };
         self.repository.find(&self.index, snapshot, &paths, kind)
     }
+
+    /// The paths of all that lies in a directory of a snapshot, without what is below that; none where there is no such directory.
+    pub(crate) fn children(&self, snapshot: &Snapshot, directory: &Path) -> Result<Vec<PathBuf>> {
+        let node = self.repository.node(&self.index, snapshot, directory)?;
+        let Some(tree) = node.and_then(|node| node.subtree) else {
+            return Ok(Vec::new());
+        };
+        let found = Mutex::new(Vec::new());
+        self.repository
+            .visit_nodes(&self.index, &[tree], &Cancel::new(), |_, nodes| {
+                nodes.for_each(|node| {
+                    if is_entry_name(&node.name()) {
+                        lock(&found).push(directory.join(node.name()));
+                    }
+                    Ok(())
+                })
+            })?;
+        Ok(found.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// The paths that go on below a directory, by their next name.

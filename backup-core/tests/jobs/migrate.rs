@@ -6,6 +6,7 @@ use backup_core::config::Config;
 use backup_core::error::ErrorKind;
 use backup_core::jobs::{CancelAnswer, JobStatus, JobStore};
 use backup_core::store::{Migrated, Store};
+use xtask::testbed::JOBS_BY_HAND as BY_HAND;
 
 use crate::databases::{
     Database, Kind, LONG, MARIADB, backup_of, claim, config, create, created, customer, get,
@@ -34,21 +35,6 @@ CREATE TABLE customers (id INT PRIMARY KEY AUTO_INCREMENT, email VARCHAR(255) UN
 INSERT INTO customers (id, email) VALUES (7, 'a@x'), (8, 'b@x'), (9, 'c@x');
 CREATE TABLE servers (id INT PRIMARY KEY, name VARCHAR(64));
 INSERT INTO servers VALUES (1, 'north');";
-
-const BY_HAND: &str = "
-CREATE TABLE customer_backup_jobs (
-    id INT AUTO_INCREMENT PRIMARY KEY,
-    customer_id INT NOT NULL,
-    job_type ENUM('backup', 'restore') NOT NULL,
-    backup_type ENUM('db', 'files', 'both') NOT NULL,
-    snapshot_id VARCHAR(64),
-    status ENUM('pending', 'running', 'completed', 'failed') DEFAULT 'pending',
-    error_message TEXT,
-    created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-    completed_at TIMESTAMP NULL,
-    FOREIGN KEY (customer_id) REFERENCES customers(id) ON DELETE CASCADE,
-    INDEX idx_customer_status (customer_id, status)
-);";
 
 /// Two active ones of one customer, and both ends of what a job can be.
 const ROWS: &str = "

@@ -277,9 +277,11 @@ impl Problem {
                 "The email address or the password is wrong.",
             ),
             Self::Slow(wait) => Refusal {
-                status: StatusCode::TOO_MANY_REQUESTS,
-                message: "That were many tries. Please wait a moment and try again.".into(),
                 retry_after: Some(wait.as_secs() + 1),
+                ..Refusal::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "That were many tries. Please wait a moment and try again.",
+                )
             },
             Self::Inactive => Refusal::inactive(),
             Self::Unavailable(refusal) => refusal,

@@ -1,7 +1,8 @@
 //! Who asks, where customers log in at the platform: its cookie, proven at each request. The gate in the place of our own.
 //!
 //! Nothing is kept of a session of the platform, so it ends here when it ends there: with the cookie. Never: a password that counts; a session of ours
-//! that does; a form that is answered by a redirect to the platform, for browsers let our pages post to nobody else.
+//! that does; a form that is answered by a redirect to the platform, for browsers let our pages post to nobody else; a browser sent to the platform with a
+//! session that counts there and not here, for it would be sent back and forth.
 
 use std::sync::Arc;
 
@@ -31,6 +32,19 @@ pub struct PlatformLogin {
     cookie: Arc<str>,
     /// Where they do it.
     place: Arc<str>,
+    /// What people call that.
+    host: Arc<str>,
+}
+
+/// Whom the platform has let in.
+enum Admitted {
+    Customer(Account),
+    /// Nobody, and it would say so itself.
+    Nobody,
+    /// Somebody, perhaps: there is a session of it, which does not count here.
+    Unproven,
+    /// Somebody who is no customer.
+    Stranger,
 }
 
 impl PlatformLogin {
@@ -41,6 +55,7 @@ impl PlatformLogin {
         Ok(sessions.zip(place).map(|(sessions, place)| Self {
             sessions,
             cookie: config.platform_cookie.as_str().into(),
+            host: place.host_str().unwrap_or_default().into(),
             place: place.as_str().into(),
         }))
     }
@@ -57,14 +72,14 @@ impl PlatformLogin {
         if is_login && !is_reading {
             return Refusal::at_platform().into_response();
         }
-        let account = match self.account(&state.service, request.headers()).await {
-            Ok(account) => account,
+        let admitted = match self.admitted(&state.service, request.headers()).await {
+            Ok(admitted) => admitted,
             Err(error) => return Refusal::from(error).into_response(),
         };
-        match account {
-            Some(account) if !account.is_active => refuse_inactive(&request),
-            Some(_) if is_login => Redirect::to("/backups").into_response(),
-            Some(account) => {
+        match admitted {
+            Admitted::Customer(account) if !account.is_active => refuse_inactive(&request),
+            Admitted::Customer(_) if is_login => Redirect::to("/backups").into_response(),
+            Admitted::Customer(account) => {
                 let customer = account.id;
                 let is_page = request.method() == Method::GET && is_for_people(&request);
                 let (is_told, flash) = {
@@ -91,29 +106,41 @@ impl PlatformLogin {
                 }
                 self.leave(state.cookie, customer, response)
             }
-            None if is_reading && (is_login || is_for_people(&request)) => {
+            Admitted::Nobody if is_reading && (is_login || is_for_people(&request)) => {
                 Redirect::to(&self.place).into_response()
             }
-            None if is_for_people(&request) => Refusal::logged_out().into_response(),
-            None => session::refuse(&request, &self.place),
+            Admitted::Unproven if is_reading && is_for_people(&request) => self.refuse(format!(
+                "Your sign-in at {} has expired; sign in there again.",
+                self.host
+            )),
+            Admitted::Stranger if is_reading && is_for_people(&request) => self.refuse(format!(
+                "The account that you are signed in with at {} has no backups here.",
+                self.host
+            )),
+            _ if is_for_people(&request) => Refusal::logged_out().into_response(),
+            _ => session::refuse(&request, &self.place),
         }
     }
 
-    /// Whom the platform has let in, if he is still a customer.
-    async fn account(
-        &self,
-        service: &BackupService,
-        headers: &HeaderMap,
-    ) -> Result<Option<Account>> {
+    fn refuse(&self, message: String) -> Response {
+        Refusal::session_of_platform(message, &self.place).into_response()
+    }
+
+    async fn admitted(&self, service: &BackupService, headers: &HeaderMap) -> Result<Admitted> {
         let cookies = session::cookies(headers, &self.cookie);
-        match self.sessions.whose(cookies, Timestamp::now()) {
-            Ok(customer) => service.customers().account_of(customer).await,
-            Err(Unproven::Absent | Unproven::LoggedOut) => Ok(None),
-            Err(reason) => {
-                tracing::info!("a session of the platform was refused: {reason}");
-                Ok(None)
+        let reason = match self.sessions.whose(cookies, Timestamp::now()) {
+            Ok(customer) => {
+                let account = service.customers().account_of(customer).await?;
+                return Ok(account.map_or(Admitted::Stranger, Admitted::Customer));
             }
-        }
+            Err(Unproven::Absent | Unproven::LoggedOut) => return Ok(Admitted::Nobody),
+            Err(reason) => reason,
+        };
+        tracing::info!("a session of the platform was refused: {reason}");
+        Ok(match reason {
+            Unproven::NoCustomer => Admitted::Stranger,
+            _ => Admitted::Unproven,
+        })
     }
 
     fn told(&self, customer: CustomerId, sealed: &str) -> Option<Flash> {

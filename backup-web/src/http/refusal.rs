@@ -25,6 +25,8 @@ pub struct Refusal {
     pub message: String,
     /// Seconds after which it may be tried again.
     pub retry_after: Option<u64>,
+    /// What a page leads to, and what it calls that, where it is not the customer's backups.
+    pub way_on: Option<(Arc<str>, &'static str)>,
 }
 
 impl Refusal {
@@ -33,6 +35,7 @@ impl Refusal {
             status,
             message: message.into(),
             retry_after: None,
+            way_on: None,
         }
     }
 
@@ -72,6 +75,15 @@ impl Refusal {
             StatusCode::FORBIDDEN,
             "Logging in and out is done in your hosting account, not here.",
         )
+    }
+
+    /// There is a session of the platform, which lets nobody in here. The platform may take it for a good one and send the browser straight back: so
+    /// it is not led there by itself.
+    pub fn session_of_platform(message: impl Into<String>, login: &Arc<str>) -> Self {
+        Self {
+            way_on: Some((Arc::clone(login), "Sign in there")),
+            ..Self::new(StatusCode::UNAUTHORIZED, message)
+        }
     }
 
     /// As it is told to programs, and to pages.
@@ -125,6 +137,7 @@ impl From<Error> for Refusal {
             status,
             message: message.to_owned(),
             retry_after: (status == StatusCode::SERVICE_UNAVAILABLE).then_some(10),
+            way_on: None,
         }
     }
 }
@@ -193,11 +206,10 @@ fn page(
     } else {
         String::new()
     };
-    let way_on = match refusal.status {
-        StatusCode::SERVICE_UNAVAILABLE if is_shown_again => {
-            "<a class=\"button primary\" href=\"\">Try again</a>"
-        }
-        _ => "<a class=\"button primary\" href=\"/backups\">Go to your backups</a>",
+    let (place, name) = match (&refusal.way_on, refusal.status) {
+        (Some((place, name)), _) => (place.replace('&', "&amp;"), *name),
+        (None, StatusCode::SERVICE_UNAVAILABLE) if is_shown_again => (String::new(), "Try again"),
+        (None, _) => ("/backups".to_owned(), "Go to your backups"),
     };
     let heading = match refusal.status {
         StatusCode::SERVICE_UNAVAILABLE => "This does not work right now",
@@ -212,14 +224,14 @@ fn page(
         .as_ref()
         .map(|place| format!("<link rel=\"stylesheet\" href=\"{place}\">"))
         .unwrap_or_default();
-    // Sentences, ids and the names of the bundle are without any sign that means something to HTML.
+    // Sentences, ids and the names of the bundle are without any sign that means something to HTML; of such signs an address has `&` alone.
     let page = Html(format!(
         "<!DOCTYPE html><html lang=\"en\"><head><meta charset=\"utf-8\">\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <meta name=\"color-scheme\" content=\"light dark\">{style}\
          <title>{heading} · ShopHosting Backups</title></head><body><main id=\"main\" class=\"alone\">\
          <p class=\"brand\"><span>ShopHosting <b>Backups</b></span></p><section class=\"panel\">\
-         <h1>{heading}</h1>{message}<p>{way_on}</p>{for_support}</section></main></body></html>\n"
+         <h1>{heading}</h1>{message}<p><a class=\"button primary\" href=\"{place}\">{name}</a></p>{for_support}</section></main></body></html>\n"
     ));
     ([(CONTENT_SECURITY_POLICY, headers::STYLE_ALONE)], page).into_response()
 }

@@ -8,6 +8,33 @@ use serde_json::Value;
 
 pub struct Diagnosis(Value);
 
+/// What the doctor is called to.
+pub trait Patient {
+    /// The program, with all that it needs to know.
+    fn product(&self) -> Command;
+
+    /// What the doctor may not show.
+    fn secrets(&self) -> Vec<&str>;
+
+    #[track_caller]
+    fn doctor(&self) -> Diagnosis {
+        self.doctor_with(&[])
+    }
+
+    /// With these keys of the configuration: `SITE__STOP`.
+    #[track_caller]
+    fn doctor_with(&self, keys: &[(&str, &str)]) -> Diagnosis {
+        let variables = keys
+            .iter()
+            .map(|(key, value)| (format!("BACKUP__{key}"), value));
+        let diagnosis = Diagnosis::of(self.product().envs(variables));
+        for secret in self.secrets() {
+            diagnosis.does_not_show(secret);
+        }
+        diagnosis
+    }
+}
+
 impl Diagnosis {
     /// Run it for all customers.
     #[track_caller]

@@ -2,7 +2,7 @@
 
 use std::fs::{self, Permissions};
 use std::net::TcpListener;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use xtask::restic::Restic;
 use xtask::s3::{BUCKET, S3};
 
-use crate::diagnosis::{Diagnosis, Mount, listing};
+use crate::diagnosis::{Diagnosis, Mount, Patient, listing};
 
 const PASSWORD: &str = "s3cret of the repositories";
 
@@ -57,6 +57,12 @@ impl Machine {
         self.dir.path().join(name)
     }
 
+    fn daily(&self) -> Restic {
+        Restic::new(self.path("daily"), PASSWORD).unwrap()
+    }
+}
+
+impl Patient for Machine {
     fn product(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_shophosting-backup"));
         command
@@ -66,26 +72,8 @@ impl Machine {
         command
     }
 
-    #[track_caller]
-    fn doctor(&self) -> Diagnosis {
-        self.doctor_with(&[])
-    }
-
-    /// With these keys of the configuration: `SITE__STOP`.
-    #[track_caller]
-    fn doctor_with(&self, keys: &[(&str, &str)]) -> Diagnosis {
-        let mut command = self.product();
-        command.envs(
-            keys.iter()
-                .map(|(key, value)| (format!("BACKUP__{key}"), value)),
-        );
-        let diagnosis = Diagnosis::of(&mut command);
-        diagnosis.does_not_show(PASSWORD);
-        diagnosis
-    }
-
-    fn daily(&self) -> Restic {
-        Restic::new(self.path("daily"), PASSWORD).unwrap()
+    fn secrets(&self) -> Vec<&str> {
+        vec![PASSWORD]
     }
 }
 
@@ -137,6 +125,34 @@ fn what_is_broken_in_the_configuration_and_its_files_is_told() {
     machine
         .doctor_with(&[("CUSTOMER_DATABASE__PASSWORD_FILE", shown(&absent))])
         .fails("customer_database password", &["absent"]);
+
+    let platforms = machine.path("platform-secret-key");
+    write_secret(&platforms, "a key of sixteen characters and more");
+    let at_platform = [
+        ("SERVER__LOGIN", "platform"),
+        ("SERVER__PLATFORM_SECRET_KEY_FILE", shown(&platforms)),
+        (
+            "SERVER__PLATFORM_LOGIN_URL",
+            "https://shophosting.example/login",
+        ),
+    ];
+    // The dashboard is not root, and has to read it.
+    for (group, mode, words) in [
+        (0, 0o640, "nobody but root can read"),
+        (12, 0o600, "nobody but root can read"),
+        (12, 0o644, "every user can read"),
+    ] {
+        chown(&platforms, Some(0), Some(group)).unwrap();
+        chmod(&platforms, mode);
+        machine
+            .doctor_with(&at_platform)
+            .warns("server.login", &[words])
+            .does_not_show("sixteen characters");
+    }
+    chmod(&platforms, 0o640);
+    machine
+        .doctor_with(&at_platform)
+        .finds("server.login", &["platform, by the key"]);
 
     let key = machine.path("key");
     fs::write(&key, "no key").unwrap();
@@ -425,6 +441,15 @@ fn what_is_broken_of_a_repository_is_told() {
     empty.init().unwrap();
     let keys = [("REPOSITORIES__DAILY__LOCATION", machine.path("empty"))];
     let keys = keys.each_ref().map(|(key, path)| (*key, shown(path)));
+    machine
+        .doctor_with(&keys)
+        .warns("repositories.daily age", &["no daily backup"]);
+    // What another hosting server has there, or is no daily backup, is none of this one.
+    for (tag, options) in [("daily", &["--host=elsewhere"][..]), ("weekly", &[])] {
+        empty
+            .backup_with([machine.path("customers")], &[tag], options)
+            .unwrap();
+    }
     machine
         .doctor_with(&keys)
         .warns("repositories.daily age", &["no daily backup"]);

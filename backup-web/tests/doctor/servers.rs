@@ -13,7 +13,7 @@ use xtask::redis::Redis;
 use xtask::sshd::{Sshd, free_port, make_key};
 use xtask::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
 
-use crate::diagnosis::{Diagnosis, listing};
+use crate::diagnosis::{Patient, listing};
 
 /// The tables that an account of the platform's database has to be let write to.
 const OUR_TABLES: [&str; 7] = [
@@ -48,39 +48,11 @@ impl World {
         let world = Self { bed, shop };
         world.sql("SET GLOBAL max_allowed_packet = 67108864");
         for line in ["init", "migrate"] {
-            let output = world.command().args(line.split(' ')).output().unwrap();
+            let output = world.product().args(line.split(' ')).output().unwrap();
             assert!(output.status.success(), "{output:?}");
         }
         world.bed.back_up_daily("2026-01-31").unwrap();
         world
-    }
-
-    fn command(&self) -> Command {
-        let mut command = self.bed.product(env!("CARGO_BIN_EXE_shophosting-backup"));
-        command
-            .env("BACKUP__SERVER__PUBLIC_URL", "https://backups.example")
-            .env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "2s")
-            .env("BACKUP__REPOSITORIES__DAILY__RETRY_FOR", "2s");
-        command
-    }
-
-    #[track_caller]
-    fn doctor(&self) -> Diagnosis {
-        self.doctor_with(&[])
-    }
-
-    #[track_caller]
-    fn doctor_with(&self, keys: &[(&str, &str)]) -> Diagnosis {
-        let mut command = self.command();
-        command.envs(
-            keys.iter()
-                .map(|(key, value)| (format!("BACKUP__{key}"), value)),
-        );
-        let diagnosis = Diagnosis::of(&mut command);
-        diagnosis
-            .does_not_show(self.bed.platform_password())
-            .does_not_show(&self.shop.password);
-        diagnosis
     }
 
     #[track_caller]
@@ -114,6 +86,21 @@ impl World {
         let tables = self.bed.table_checksums(PLATFORM_SCHEMA).unwrap();
         let shop = self.bed.table_checksums(&self.shop.database).unwrap();
         (schemas + &tables + &shop, listing(self.bed.scratch()))
+    }
+}
+
+impl Patient for World {
+    fn product(&self) -> Command {
+        let mut command = self.bed.product(env!("CARGO_BIN_EXE_shophosting-backup"));
+        command
+            .env("BACKUP__SERVER__PUBLIC_URL", "https://backups.example")
+            .env("BACKUP__REPOSITORIES__MANUAL__RETRY_FOR", "2s")
+            .env("BACKUP__REPOSITORIES__DAILY__RETRY_FOR", "2s");
+        command
+    }
+
+    fn secrets(&self) -> Vec<&str> {
+        vec![self.bed.platform_password(), &self.shop.password]
     }
 }
 
@@ -372,7 +359,7 @@ fn what_is_broken_at_the_backup_server_and_at_redis_is_told() {
 fn a_restore_that_was_killed_is_told_until_it_is_recovered() {
     let world = World::new();
     let run = |line: &str, die_at: Option<&str>| {
-        let mut command = world.command();
+        let mut command = world.product();
         command.args(line.split(' '));
         if let Some(point) = die_at {
             command.env("SHOPHOSTING_BACKUP_DIE_AT", point);

@@ -66,6 +66,23 @@ impl World {
         self.serve_with("serve", &[])
     }
 
+    /// How many queries are asked while somebody does something.
+    #[track_caller]
+    pub fn queries_of(&self, act: impl FnOnce()) -> u64 {
+        let selects = || {
+            let counter = self.sql(
+                "SELECT variable_value FROM information_schema.global_status WHERE variable_name = 'COM_SELECT'",
+            );
+            counter.trim().parse::<u64>().unwrap()
+        };
+        let counted = selects();
+        // Looking at the counter counts, too.
+        let of_looking = selects() - counted;
+        let counted = selects();
+        act();
+        selects() - counted - of_looking
+    }
+
     /// Stop a server as an operator does; what it logged.
     #[track_caller]
     pub fn stop(&self, server: Server) -> String {
@@ -120,9 +137,14 @@ impl Server {
     /// A customer who has logged in.
     #[track_caller]
     pub fn customer(&self, id: u32) -> Client {
+        self.client().with("Cookie", &self.log_in(id))
+    }
+
+    /// The cookie of a session that a customer has begun.
+    #[track_caller]
+    pub fn log_in(&self, id: u32) -> String {
         let answer = self.client().post("/login", &credentials(id, PASSWORD));
-        answer.is(200);
-        self.client().with("Cookie", &answer.cookie())
+        answer.is(200).cookie()
     }
 }
 

@@ -1,6 +1,7 @@
 //! Whatever fails beneath a restore, and at whichever step: the site ends wholly as it was or wholly as the backup has it, and its owner is told so plainly.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command};
@@ -474,6 +475,81 @@ fn a_stuck_restore_whose_journal_is_lost_is_in_nobodys_way_once_somebody_saw_tha
         assert_eq!(shop.state(), State::New);
         let _ = fs::remove_file(format!("{}-stopped", broken.display()));
         shop.reset();
+    }
+}
+
+#[test]
+fn a_stuck_restore_of_a_server_that_is_gone_is_ended_where_its_customer_is_by_now() {
+    let shop = Shop::new();
+    get_stuck(&shop);
+    for journal in shop.journals() {
+        fs::remove_file(journal).unwrap();
+    }
+    let recover_on = |server: &str| {
+        let mut command = shop.world.command("recover");
+        command.env("BACKUP__WORKER__SERVER", server);
+        shop.world.run_command(&mut command)
+    };
+    // Where its customer is not, nobody knows whether the other server is gone.
+    let nothing = Value::Array(Vec::new());
+    assert_eq!(recover_on("north").good()["restores"], nothing);
+    assert_eq!(shop.newest_job()["failure"], "stuck");
+    shop.world.platform_sql(
+        "INSERT INTO servers (id, name, hostname) VALUES (2, 'north', 'north'); UPDATE customers SET server_id = 2 WHERE id = 1",
+    );
+    assert_eq!(recover_on("south").good()["restores"], nothing);
+    assert_eq!(shop.newest_job()["failure"], "stuck");
+    let ended = recover_on("north");
+    assert_eq!(ended.status, Some(1), "{ended:?}");
+    let error = ended.document["restores"][0]["error"].to_string();
+    assert!(error.contains("its journal is gone"), "{error}");
+    let sentence = told(&shop, "error");
+    assert!(sentence.contains("we cannot tell any more"), "{sentence}");
+    assert_eq!(recover_on("north").good()["restores"], nothing);
+    // He can start something anew there.
+    let mut backup = shop.world.command("backup 1 --type files");
+    backup.env("BACKUP__WORKER__SERVER", "north");
+    shop.world.run_command(&mut backup).good();
+}
+
+#[test]
+fn what_was_staged_makes_room_for_the_journal_that_undoes_it() {
+    let mut world = World::new(&[]);
+    let root = world.bed.customers_root();
+    let _mount = Mount::tmpfs(&root, "size=40m").unwrap();
+    world.customers.push(world.bed.add_customer(1).unwrap());
+    let customer = world.customer(1);
+    let mut bytes = vec![0; 10 << 20];
+    rand::fill(&mut bytes[..]);
+    fs::write(customer.site().join("large"), &bytes).unwrap();
+    fs::write(customer.site().join("marker"), "shop 1\n").unwrap();
+    let snapshot = world.back_up("1");
+    fs::remove_file(customer.site().join("large")).unwrap();
+    fs::write(customer.site().join("marker"), "live\n").unwrap();
+    let before = world.evidence();
+    // Journals and sites are on the same disk.
+    let state = root.join("state");
+    let with_state = |line: &str| {
+        let mut command = world.command(line);
+        command.env("BACKUP__WORKER__STATE_DIR", &state);
+        command
+    };
+    let filler = root.join("filler");
+    for point in ["after stage files", "before stop"] {
+        let mut dying = with_state(&format!("restore 1 {snapshot} --yes"));
+        dying.env("SHOPHOSTING_BACKUP_DIE_AT", point);
+        let ended = world.run_command(&mut dying);
+        assert_eq!(ended.status, None, "{ended:?}");
+        assert!(!world.staging_directories().is_empty());
+        // Whoever else writes there takes all the room that was left.
+        let mut file = fs::File::create(&filler).unwrap();
+        while file.write_all(&[b'x'; 4096]).is_ok() {}
+        let document = world.run_command(&mut with_state("recover")).good();
+        assert_eq!(document["restores"][0]["recovery"], "undone");
+        assert!(fs::metadata(&filler).unwrap().len() > 10 << 20);
+        fs::remove_file(&filler).unwrap();
+        world.run("unlock").good();
+        world.assert_unchanged(&before);
     }
 }
 

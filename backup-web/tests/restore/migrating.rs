@@ -3,24 +3,9 @@
 use std::fs;
 
 use serde_json::json;
-use xtask::testbed::PLATFORM_SCHEMA;
+use xtask::testbed::{JOBS_BY_HAND, PLATFORM_SCHEMA};
 
 use crate::world::World;
-
-/// The table as an earlier deployment made it by hand, with a job that was done and one that nobody finishes any more.
-const BY_HAND: &str = "
-    CREATE TABLE customer_backup_jobs (
-        id INT AUTO_INCREMENT PRIMARY KEY,
-        customer_id INT NOT NULL,
-        job_type ENUM('backup', 'restore') NOT NULL,
-        backup_type ENUM('db', 'files', 'both') NOT NULL,
-        snapshot_id VARCHAR(64),
-        status ENUM('pending', 'running', 'completed', 'failed') DEFAULT 'pending',
-        error_message TEXT,
-        created_at TIMESTAMP DEFAULT CURRENT_TIMESTAMP,
-        completed_at TIMESTAMP NULL,
-        FOREIGN KEY (customer_id) REFERENCES customers(id) ON DELETE CASCADE
-    );";
 
 #[test]
 fn backups_that_scripts_made_are_listed_restored_and_counted_like_new_ones() {
@@ -62,7 +47,7 @@ fn backups_that_scripts_made_are_listed_restored_and_counted_like_new_ones() {
     script(&["customer-7x", "manual", "both"]);
     let forgotten = script(&["customer-7", "manual"]);
     world.sql(&format!(
-        "USE {PLATFORM_SCHEMA}; {BY_HAND}
+        "USE {PLATFORM_SCHEMA}; {JOBS_BY_HAND}
          INSERT INTO customer_backup_jobs (id, customer_id, job_type, backup_type, snapshot_id, status) VALUES
              (3, 7, 'backup', 'both', '{}', 'completed'), (4, 7, 'restore', 'both', '{}', 'running');",
         &whole[..8],

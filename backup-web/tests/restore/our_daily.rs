@@ -343,6 +343,74 @@ fn what_is_wrong_with_one_customer_is_his_alone() {
 }
 
 #[test]
+fn a_file_without_end_costs_its_owner_his_files_and_the_others_nothing() {
+    let world = World::new(&[1, 12, 123]);
+    let endless = world.customer(12).site().join("wp-content/endless");
+    fs::File::create(&endless)
+        .and_then(|file| file.set_len(8 << 40))
+        .unwrap();
+    let mut daily = command(&world, "daily");
+    daily.env("BACKUP__DAILY__CUSTOMER_TIMEOUT", "6s");
+    let outcome = world.run_command(&mut daily);
+    assert_failed(&outcome, &[(12, "files")]);
+    let cause = outcome.document["failed"][0]["error"].to_string();
+    assert!(cause.contains("daily.customer_timeout"), "{cause}");
+    assert_eq!(outcome.document["customers"], 2);
+    // Those who come after him did not pay for it, and nothing of it is there.
+    let made = id(&outcome.document);
+    let paths = listing(&world, &made);
+    assert!(!paths.contains(&world.customer(12).directory));
+    for whole in [1, 123] {
+        assert!(paths.contains(&world.customer(whole).site().join("marker")));
+    }
+    let types = [1, 12, 123].map(|customer| newest_type(&world, customer));
+    assert_eq!(types, ["both", "db", "both"]);
+    assert_sound(&world);
+    fs::remove_file(&endless).unwrap();
+    assert_eq!(run(&world, "daily").good()["customers"], 3);
+}
+
+#[test]
+fn another_backup_of_a_day_takes_from_nobody_his_only_one() {
+    let world = World::new(&[1, 12]);
+    let first = id(&run(&world, "daily").good());
+    let before = world.evidence();
+    world.sql_as(
+        world.customer(12),
+        "CREATE TABLE gone (id INT); CREATE VIEW broken AS SELECT id FROM gone; DROP TABLE gone",
+    );
+    let again = || {
+        let outcome = run(&world, "daily");
+        assert_failed(&outcome, &[(12, "database")]);
+        assert_eq!(outcome.document["customers"], 1);
+        outcome.document
+    };
+    let second = again();
+    assert_eq!(second["forgotten"], json!([]));
+    // That one has nothing that the next has not.
+    let third = again();
+    assert_eq!(third["forgotten"], json!([id(&second)]));
+    assert_eq!(snapshots(&world), [first.clone(), id(&third)]);
+    assert_eq!(world.listed(12, "daily"), [id(&third), first.clone()]);
+    let line = format!("restore 12 {first} --source daily --yes");
+    run(&world, &line).good();
+    world.assert_unchanged(&before);
+
+    // His files are lost to the next one, and to the one after it nothing is.
+    let elsewhere = world.bed.scratch().join("elsewhere");
+    fs::rename(&world.customer(12).directory, &elsewhere).unwrap();
+    let outcome = run(&world, "daily");
+    assert_failed(&outcome, &[(12, "files")]);
+    assert_eq!(outcome.document["forgotten"], json!([]));
+    fs::rename(&elsewhere, &world.customer(12).directory).unwrap();
+    let last = run(&world, "daily").good();
+    let others = [first, id(&third), id(&outcome.document)];
+    assert_eq!(last["forgotten"], json!(others));
+    assert_eq!(snapshots(&world), [id(&last)]);
+    assert_sound(&world);
+}
+
+#[test]
 fn a_backup_of_nobody_is_none() {
     let world = World::new(&[1]);
     run(&world, "daily").good();
@@ -385,8 +453,12 @@ fn what_else_there_is_of_the_server_is_saved_and_what_is_nobodys_is_told() {
         world.run_command(&mut command)
     };
 
+    // Of each of the two one part is not there: whom the platform serves is not backed up then.
+    let outcome = with_paths(&[&sites]);
+    assert_failed(&outcome, &[(12, "files"), (123, "database")]);
+    assert_eq!(outcome.document["customers"], 1);
+    world.platform_sql("UPDATE customers SET status = 'suspended' WHERE id IN (12, 123)");
     let report = with_paths(&[&sites]).good();
-    // Of each of the two one part is not there, which is nobody's fault.
     assert_eq!(report["customers"], 3);
     let warnings = report["warnings"].to_string();
     for part in ["customer 12 has no directory", "customer_123", "customer-9"] {

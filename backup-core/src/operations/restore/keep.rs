@@ -94,6 +94,7 @@ impl Restore<'_> {
                         path: site.join(one.site_dir()),
                         exclude: Vec::new(),
                         hold: None,
+                        limit: None,
                     }),
                     // A backup of it could not be restored.
                     false => {

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::{Engine, Noting};
-use crate::catalog::{BackupEntry, Contents, Place, Source, contents, is_daily, no_such_backup};
+use crate::catalog::{BackupEntry, Contents, Place, Source, contents, no_such_backup};
 use crate::customer::Customer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Control, Phase};
@@ -151,18 +151,21 @@ impl Engine {
             .snapshot(&request.snapshot)?
             .ok_or_else(not_found)?;
         let config = &self.config.customer_database;
-        let (is_his, dump) = match request.source {
+        let (is_his, dump, is_dump_his) = match request.source {
             Source::Manual => (
                 is_own(&snapshot, customer, Origin::Manual),
                 config.dump_path(customer)?,
+                true,
             ),
             Source::PreRestore => (
                 is_own(&snapshot, customer, Origin::PreRestore),
                 config.dump_path(customer)?,
+                true,
             ),
             Source::Daily => (
-                is_daily(&snapshot),
+                snapshot.is_daily(),
                 config.daily_dump_path(customer.id, &customer.db_name)?,
+                config.is_daily_dump_by_number(customer.id, &customer.db_name)?,
             ),
         };
         if !is_his {
@@ -171,7 +174,11 @@ impl Engine {
         let directory =
             directory_in(&snapshot, customer).unwrap_or(self.config.customers.dir(customer.id));
         let site_dirs = &self.config.customers.site_dirs;
-        let places = vec![Place { directory, dump }];
+        let places = vec![Place {
+            directory,
+            dump,
+            is_dump_his,
+        }];
         let contents = contents(&repository.view()?, &snapshot, site_dirs, places)?
             .pop()
             .ok_or_else(not_found)?;

@@ -55,11 +55,3 @@ impl Customers {
         self.0.iter().filter(here).take(TRIED_MAX)
     }
 }
-
-/// Whether a customer's shop is meant to be up.
-pub(super) fn is_active(customer: &Customer) -> bool {
-    customer
-        .status
-        .as_deref()
-        .is_none_or(|status| status == "active")
-}

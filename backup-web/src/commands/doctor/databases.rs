@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use backup_core::config::{Config, RepositoryConfig};
+use backup_core::config::RepositoryConfig;
 use backup_core::customer::{Customer, CustomerId};
 use backup_core::database::Facts;
 use backup_core::error::{ErrorKind, Result};
@@ -12,20 +12,20 @@ use backup_core::operations::Engine;
 use backup_core::progress::{Cancel, Control, Monitor};
 use backup_core::storage::Location;
 
-use super::customers::Customers;
+use super::Examined;
 use super::report::Report;
 
 /// A dump has binary data as hexadecimal digits, two for each byte: a server that took a row of sixteen mebibytes, which is what MariaDB's
 /// programs send, has to take twice as much to get it back.
 const PACKET_ENOUGH: u64 = 32 << 20;
 
-pub(super) fn check(
-    config: &Config,
-    engine: &Engine,
-    customers: &Customers,
-    cancel: &Cancel,
-    report: &mut Report,
-) -> Result<()> {
+pub(super) fn check(examined: &Examined<'_>, report: &mut Report) -> Result<()> {
+    let Examined {
+        config,
+        engine,
+        customers,
+        cancel,
+    } = *examined;
     let in_containers = config.customer_database.is_in_container();
     let mut stall_limits: BTreeMap<Duration, Vec<CustomerId>> = BTreeMap::new();
     let mut shared_server: Option<Facts> = None;

@@ -30,6 +30,14 @@ const TRIED_MAX: usize = 20;
 /// Less than this is worth a word.
 const LITTLE_SPACE: u64 = 1 << 30;
 
+/// Whose sites and databases are tried, and with what.
+struct Examined<'a> {
+    config: &'a Config,
+    engine: &'a Engine,
+    customers: &'a Customers,
+    cancel: &'a Cancel,
+}
+
 pub fn run(
     config: &Config,
     only: Option<CustomerId>,
@@ -49,10 +57,16 @@ pub fn run(
     let is_here = |(id, _): &(CustomerId, u64)| customers.find(*id).is_some();
     let largest = found.largest.into_iter().find(is_here);
     sites::check_root(config, largest, &mut report);
-    sites::check(config, &engine, &customers, cancel, &mut report)?;
+    let examined = Examined {
+        config,
+        engine: &engine,
+        customers: &customers,
+        cancel,
+    };
+    sites::check(&examined, &mut report)?;
     nginx::check(config, &customers, cancel, &mut report);
     cancel.check()?;
-    databases::check(config, &engine, &customers, cancel, &mut report)?;
+    databases::check(&examined, &mut report)?;
     repositories::check(config, cancel, &mut report)?;
 
     let good = !report.any_failed();

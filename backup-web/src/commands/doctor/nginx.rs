@@ -18,7 +18,7 @@ use backup_core::process::Program;
 use backup_core::progress::Cancel;
 
 use super::configuration::find_program;
-use super::customers::{Customers, is_active};
+use super::customers::Customers;
 use super::report::Report;
 
 const NAME: &str = "site.nginx";
@@ -64,7 +64,7 @@ pub(super) fn check(config: &Config, customers: &Customers, cancel: &Cancel, rep
         NAME,
         format!("its configuration has {} servers", servers.len()),
     );
-    let active = customers.all().iter().filter(|one| is_active(one));
+    let active = customers.all().iter().filter(|one| one.is_active());
     for customer in active {
         check_customer(config, customer, &servers, report);
     }

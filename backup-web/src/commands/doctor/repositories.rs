@@ -139,6 +139,7 @@ fn open(config: &RepositoryConfig, cancel: &Cancel) -> Result<Option<Repository>
 
 struct Found {
     snapshots: usize,
+    /// When the newest daily backup of this machine was made.
     newest: Option<Timestamp>,
     stale: Vec<String>,
 }
@@ -157,7 +158,11 @@ fn look(repository: &Repository, ours: bool) -> Result<Found> {
     let snapshots = repository.snapshots()?;
     Ok(Found {
         snapshots: snapshots.len(),
-        newest: snapshots.last().map(|snapshot| snapshot.time),
+        newest: snapshots
+            .iter()
+            .filter(|snapshot| snapshot.is_daily() && snapshot.is_from_here())
+            .map(|snapshot| snapshot.time)
+            .max(),
         stale,
     })
 }
@@ -170,11 +175,15 @@ fn check_age(name: &str, newest: Option<Timestamp>, ours: bool, report: &mut Rep
         "see why the platform's nightly backup does not run or does not end"
     };
     let Some(newest) = newest else {
-        return report.warning(&name, "there is no daily backup in it", remedy);
+        return report.warning(
+            &name,
+            "there is no daily backup of this server in it",
+            remedy,
+        );
     };
     let age = Timestamp::now().duration_since(newest);
     let message = format!(
-        "the newest daily backup is of {newest}, {} h ago",
+        "the newest daily backup of this server is of {newest}, {} h ago",
         age.as_hours()
     );
     if age > DAILY_AGE {

@@ -14,30 +14,25 @@ use backup_core::process::Program;
 use backup_core::progress::Cancel;
 use backup_core::site::{self, Health, Maintenance, Site};
 
-use super::LITTLE_SPACE;
 use super::configuration::find_program;
-use super::customers::{Customers, is_active};
+use super::customers::Customers;
 use super::report::Report;
+use super::{Examined, LITTLE_SPACE};
 
 /// For a look at a customer's containers.
 const COMPOSE_LIMIT: Duration = Duration::from_secs(30);
 
-pub(super) fn check(
-    config: &Config,
-    engine: &Engine,
-    customers: &Customers,
-    cancel: &Cancel,
-    report: &mut Report,
-) -> Result<()> {
-    let journals = check_interrupted(config, engine, customers, report);
+pub(super) fn check(examined: &Examined<'_>, report: &mut Report) -> Result<()> {
+    let (config, customers) = (examined.config, examined.customers);
+    let journals = check_interrupted(config, examined.engine, customers, report);
     check_leftovers(config, &journals, report);
     for customer in customers.all() {
-        cancel.check()?;
-        check_site(config, engine, customer, report);
+        examined.cancel.check()?;
+        check_site(config, examined.engine, customer, report);
     }
     for customer in customers.tried(config) {
-        cancel.check()?;
-        check_compose(config, customer, cancel, report);
+        examined.cancel.check()?;
+        check_compose(config, customer, examined.cancel, report);
         check_health(config, customer, report);
     }
     Ok(())
@@ -268,7 +263,7 @@ fn check_site(config: &Config, engine: &Engine, customer: &Customer, report: &mu
     let site = match Site::open(config, customer) {
         Ok(site) => site,
         Err(e) if e.kind() == ErrorKind::NotFound => {
-            if is_active(customer) {
+            if customer.is_active() {
                 report.warning(
                     &name,
                     e.chain(),
@@ -323,7 +318,7 @@ fn check_directory(
         .map(|dir| dir.display().to_string())
         .collect();
     match site.present_dirs(site_dirs) {
-        Ok(present) if present.is_empty() && is_active(customer) => report.warning(
+        Ok(present) if present.is_empty() && customer.is_active() => report.warning(
             name,
             format!(
                 "{} has none of {}, so that no file of it can be backed up; links do not count",
@@ -424,7 +419,7 @@ fn look_at_compose(start: &[String]) -> Option<Vec<String>> {
 }
 
 fn check_health(config: &Config, customer: &Customer, report: &mut Report) {
-    if !is_active(customer) {
+    if !customer.is_active() {
         return;
     }
     let Ok(site) = Site::open(config, customer) else {
