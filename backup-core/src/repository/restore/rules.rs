@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::{OwnersConfig, RestoreConfig};
+use crate::error::Result;
 
 /// Which entries of a snapshot are restored as it says, and how much of it.
 #[derive(Debug, Clone)]
@@ -115,11 +116,12 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, path: impl FnOnce() -> PathBuf) {
+    pub(super) fn add(&mut self, path: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
         if self.count == 0 {
-            self.first = path();
+            self.first = path()?;
         }
         self.count += 1;
+        Ok(())
     }
 }
 
