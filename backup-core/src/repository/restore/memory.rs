@@ -45,7 +45,7 @@ fn watch_restore(scratch: &Path, root: &str) -> u64 {
 
 #[test]
 fn a_file_more_to_restore_takes_hardly_any_memory() {
-    const DIRECTORIES: [usize; 2] = [10, 60];
+    const DIRECTORIES: [usize; 2] = [5, 30];
     const FILES: usize = 1000;
     if let Ok(task) = std::env::var(RESTORES) {
         let (scratch, root) = task.split_once(':').unwrap();

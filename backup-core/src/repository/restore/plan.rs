@@ -1,7 +1,8 @@
 //! What is to be restored, read from the snapshot's trees.
 //!
-//! A tenant decides how much that is: so it is noted in files ([`Spool`]), and read from there in the order in which it is needed. Never: all
-//! the nodes of a directory, or of a level, or anything for each file, in memory at once.
+//! A tenant decides how much that is: so it is noted in files ([`Spool`]), and read from there in the order in which it is needed. Of directories
+//! their names are in memory, for they are on the way to everything. Never: all the nodes of a directory, or of a level, or anything for each
+//! file, in memory at once.
 
 use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
@@ -28,6 +29,9 @@ use crate::progress::Cancel;
 /// Names, targets of links and extended attributes together: a million files of a shop have 30 MB.
 const TEXT_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
+/// Names of directories together: a million have 10 MB.
+const DIRECTORY_NAMES_BYTES_MAX: usize = 64 * 1024 * 1024;
+
 /// So many directories of a level are read at once.
 const DIRECTORIES_AT_ONCE: u32 = 16 * 1024;
 
@@ -47,12 +51,16 @@ const SETGID: u32 = 0o2000;
 pub struct RestorePlan {
     /// Parents before children.
     pub(super) directories: Records<Directory>,
+    /// Of each its place in the tree.
+    places_in_tree: Vec<PlaceInTree>,
+    /// Names of directories, one after the other.
+    directory_names: Vec<u8>,
     /// Everything else, by the directory it is in.
     pub(super) entries: Records<Entry>,
     /// The contents of files, by entry and in order.
     pub(super) pieces: Records<Piece>,
     packs: Vec<Id>,
-    /// Names, targets of links and extended attributes, one after the other.
+    /// Names of all others, targets of links and extended attributes, one after the other.
     text: Spool,
     files: u64,
     bytes: u64,
@@ -86,10 +94,17 @@ pub(super) struct Look {
     pub mtime: Timestamp,
 }
 
+/// Where a directory is.
+#[derive(Debug, Clone, Copy)]
+struct PlaceInTree {
+    /// The directory above; the first is its own.
+    above: u32,
+    /// In [`RestorePlan::directory_names`].
+    name_start: u32,
+    name_length: u16,
+}
+
 pub(super) struct Directory {
-    /// The directory above; the first has none.
-    pub above: Option<u32>,
-    pub name: Text,
     pub look: Look,
     depth: u16,
     path_bytes: u16,
@@ -247,49 +262,19 @@ fn id_of(words: [u64; 4]) -> Id {
 }
 
 impl Record for Directory {
-    type Words = [u64; 12];
+    type Words = [u64; 10];
 
     fn to_words(&self) -> Self::Words {
-        let above = self.above.map_or(0, |above| u64::from(above) + 1);
         let [owner, permissions, extended, high, low] = self.look.to_words();
         let depth = pair(self.depth.into(), self.path_bytes.into());
         let [a, b, c, d] = id_words(&self.content);
-        let name = self.name.to_word();
-        [
-            above,
-            name,
-            owner,
-            permissions,
-            extended,
-            high,
-            low,
-            depth,
-            a,
-            b,
-            c,
-            d,
-        ]
+        [owner, permissions, extended, high, low, depth, a, b, c, d]
     }
 
     fn from_words(words: Self::Words) -> Self {
-        let [
-            above,
-            name,
-            owner,
-            permissions,
-            extended,
-            high,
-            low,
-            depth,
-            a,
-            b,
-            c,
-            d,
-        ] = words;
+        let [owner, permissions, extended, high, low, depth, a, b, c, d] = words;
         let [depth, path_bytes] = halves(depth);
         Self {
-            above: above.checked_sub(1).map(|above| above as u32),
-            name: Text::from_word(name),
             look: Look::from_words([owner, permissions, extended, high, low]),
             depth: depth as u16,
             path_bytes: path_bytes as u16,
@@ -477,23 +462,31 @@ impl RestorePlan {
         }
     }
 
-    pub(super) fn path(&self, directory: u32) -> Result<PathBuf> {
-        self.directory_path(&self.directories.get(directory)?)
+    /// The directory above; the first has none.
+    pub(super) fn above(&self, directory: u32) -> Option<u32> {
+        let above = self.places_in_tree[directory as usize].above;
+        (directory > 0).then_some(above)
     }
 
-    pub(super) fn directory_path(&self, directory: &Directory) -> Result<PathBuf> {
+    pub(super) fn directory_name(&self, directory: u32) -> &OsStr {
+        let place = &self.places_in_tree[directory as usize];
+        let start = place.name_start as usize;
+        let end = start + usize::from(place.name_length);
+        OsStr::from_bytes(&self.directory_names[start..end])
+    }
+
+    pub(super) fn path(&self, directory: u32) -> PathBuf {
         let mut names = Vec::new();
-        let (mut above, mut name) = (directory.above, directory.name);
-        while let Some(number) = above {
-            names.push(self.name(name)?);
-            let directory = self.directories.get(number)?;
-            (above, name) = (directory.above, directory.name);
+        let mut at = directory;
+        while let Some(above) = self.above(at) {
+            names.push(self.directory_name(at));
+            at = above;
         }
-        Ok(names.into_iter().rev().collect())
+        names.into_iter().rev().collect()
     }
 
     pub(super) fn entry_path(&self, entry: &Entry) -> Result<PathBuf> {
-        Ok(self.path(entry.directory)?.join(self.name(entry.name)?))
+        Ok(self.path(entry.directory).join(self.name(entry.name)?))
     }
 }
 
@@ -524,6 +517,8 @@ impl<'a> Planning<'a> {
             },
             plan: RestorePlan {
                 directories: Records::new(scratch),
+                places_in_tree: Vec::new(),
+                directory_names: Vec::new(),
                 entries: Records::new(scratch),
                 pieces: Records::new(scratch),
                 packs: Vec::new(),
@@ -548,23 +543,38 @@ impl<'a> Planning<'a> {
 
     /// Gives whether there is anything in it.
     fn add_root(&mut self, root: Node) -> Result<bool> {
-        let name = self.text(b".")?;
         let content = root.subtree;
         let look = self.look(None, root)?;
-        self.push_directory(&Directory {
-            above: None,
-            name,
+        let directory = Directory {
             look,
             depth: 0,
             path_bytes: 0,
             content: content.map(|id| *id).unwrap_or_default(),
-        })?;
+        };
+        self.push_directory(0, OsStr::new("."), &directory)?;
         Ok(content.is_some())
     }
 
-    fn push_directory(&mut self, directory: &Directory) -> Result<()> {
-        self.plan.bytes_on_disk += BLOCK;
-        self.plan.directories.push(directory)
+    fn push_directory(&mut self, above: u32, name: &OsStr, directory: &Directory) -> Result<()> {
+        let plan = &mut self.plan;
+        let name_start = number(plan.directory_names.len())?;
+        let name_length = u16::try_from(name.len()).map_err(|_| too_long())?;
+        if plan.directory_names.len() + name.len() > DIRECTORY_NAMES_BYTES_MAX {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the names of the directories of the snapshot have more than {DIRECTORY_NAMES_BYTES_MAX} bytes: restore it by hand with restic"
+                ),
+            ));
+        }
+        plan.directory_names.extend_from_slice(name.as_bytes());
+        plan.places_in_tree.push(PlaceInTree {
+            above,
+            name_start,
+            name_length,
+        });
+        plan.bytes_on_disk += BLOCK;
+        plan.directories.push(directory)
     }
 
     fn add(&mut self, directory: u32, node: Node) -> Result<()> {
@@ -572,7 +582,7 @@ impl<'a> Planning<'a> {
         if !is_entry_name(&name) {
             return Err(damaged(format!(
                 "the snapshot has an entry that cannot be a file name: {}",
-                self.shown(directory, &name)?
+                self.shown(directory, &name)
             )));
         }
         let is_device = matches!(
@@ -581,8 +591,9 @@ impl<'a> Planning<'a> {
         );
         if is_device && !self.rules.devices {
             let plan = &self.plan;
-            let path = || Ok(plan.path(directory)?.join(&name));
-            return self.changes.devices.add(path);
+            let path = || plan.path(directory).join(&name);
+            self.changes.devices.add(path);
+            return Ok(());
         }
         self.require_room_for_one_more()?;
         if node.is_dir() {
@@ -613,7 +624,7 @@ impl<'a> Planning<'a> {
         let Some(content) = node.subtree else {
             return Err(damaged(format!(
                 "the directory {} of the snapshot has no content",
-                self.shown(above, name)?
+                self.shown(above, name)
             )));
         };
         let parent = self.plan.directories.get(above)?;
@@ -624,20 +635,18 @@ impl<'a> Planning<'a> {
                 ErrorKind::Refused,
                 format!(
                     "{} of the snapshot goes deeper than is restored ({DEPTH_MAX} directories, {PATH_BYTES_MAX} bytes of path)",
-                    self.shown(above, name)?
+                    self.shown(above, name)
                 ),
             ));
         }
-        let name = self.text(name.as_bytes())?;
         let look = self.look(Some(above), node)?;
-        self.push_directory(&Directory {
-            above: Some(above),
-            name,
+        let directory = Directory {
             look,
             depth: u16::try_from(depth).unwrap_or(u16::MAX),
             path_bytes: u16::try_from(path_bytes).unwrap_or(u16::MAX),
             content: *content,
-        })
+        };
+        self.push_directory(above, name, &directory)
     }
 
     fn add_content(&mut self, node: &Node) -> Result<Kind> {
@@ -714,8 +723,8 @@ impl<'a> Planning<'a> {
         let name = node.name().into_owned();
         let plan = &self.plan;
         let path = || match above {
-            Some(above) => Ok(plan.path(above)?.join(&name)),
-            None => Ok(PathBuf::from(".")),
+            Some(above) => plan.path(above).join(&name),
+            None => PathBuf::from("."),
         };
         let Metadata {
             uid,
@@ -729,7 +738,7 @@ impl<'a> Planning<'a> {
         let owner_is_kept =
             uid.is_none_or(|uid| uid == owner.user) && gid.is_none_or(|gid| gid == owner.group);
         if !owner_is_kept {
-            self.changes.owners.add(path)?;
+            self.changes.owners.add(path);
         }
         // restic leaves a mode of no permissions at all out of the tree.
         let mut permissions = mode::permissions_from_go(mode.unwrap_or(0));
@@ -744,7 +753,7 @@ impl<'a> Planning<'a> {
             if is_privileged {
                 permissions &= !(SETUID | SETGID);
                 extended.retain(|(name, _)| name != CAPABILITIES);
-                self.changes.setuid.add(path)?;
+                self.changes.setuid.add(path);
             }
         }
         Ok(Look {
@@ -782,9 +791,7 @@ impl<'a> Planning<'a> {
 
     fn text(&mut self, text: &[u8]) -> Result<Text> {
         if text.len() > usize::from(u16::MAX) {
-            return Err(damaged(
-                "the snapshot has a name or a link that is longer than any can be".into(),
-            ));
+            return Err(too_long());
         }
         self.note(text)
     }
@@ -808,8 +815,8 @@ impl<'a> Planning<'a> {
         })
     }
 
-    fn shown(&self, directory: u32, name: &OsStr) -> Result<String> {
-        Ok(shown(&self.plan.path(directory)?.join(Path::new(name))))
+    fn shown(&self, directory: u32, name: &OsStr) -> String {
+        shown(&self.plan.path(directory).join(Path::new(name)))
     }
 }
 
@@ -866,6 +873,10 @@ fn number(count: usize) -> Result<u32> {
             "the snapshot has more files than can be restored at once",
         )
     })
+}
+
+fn too_long() -> Error {
+    damaged("the snapshot has a name or a link that is longer than any can be".into())
 }
 
 fn damaged(message: String) -> Error {

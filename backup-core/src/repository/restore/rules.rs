@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::config::{OwnersConfig, RestoreConfig};
-use crate::error::Result;
 
 /// Which entries of a snapshot are restored as it says, and how much of it.
 #[derive(Debug, Clone)]
@@ -116,12 +115,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn add(&mut self, path: impl FnOnce() -> Result<PathBuf>) -> Result<()> {
+    pub(super) fn add(&mut self, path: impl FnOnce() -> PathBuf) {
         if self.count == 0 {
-            self.first = path()?;
+            self.first = path();
         }
         self.count += 1;
-        Ok(())
     }
 }
 

@@ -87,14 +87,13 @@ impl Staged<'_> {
     fn create(&self, control: &Control) -> Result<()> {
         let plan = self.plan;
         let mut open = OpenDirectories::new(self);
-        for directory in plan.directories.all() {
+        for directory in 0..plan.directories.count() {
             control.cancel.check()?;
-            let (_, directory) = directory?;
-            let Some(above) = directory.above else {
+            let Some(above) = plan.above(directory) else {
                 continue;
             };
-            mkdirat(open.get(above)?, plan.name(directory.name)?, Mode::RWXU)
-                .or_else(|error| Err(self.not_created(&plan.directory_path(&directory)?, error)))?;
+            mkdirat(open.get(above)?, plan.directory_name(directory), Mode::RWXU)
+                .map_err(|error| self.not_created(&plan.path(directory), error))?;
         }
         for entry in plan.entries.all() {
             control.cancel.check()?;
@@ -187,15 +186,13 @@ impl Staged<'_> {
                 .or_else(|error| Err(error.context(attributes_of(&plan.entry_path(&entry)?))))?;
         }
         for directory in plan.directories.all().rev() {
-            let (_, directory) = directory?;
-            let above = match directory.above {
+            let (number, directory) = directory?;
+            let above = match plan.above(number) {
                 None => self.target,
                 Some(above) => open.get(above)?,
             };
-            self.set_attributes_of(above, &plan.name(directory.name)?, &directory.look, false)
-                .or_else(|error| {
-                    Err(error.context(attributes_of(&plan.directory_path(&directory)?)))
-                })?;
+            self.set_attributes_of(above, plan.directory_name(number), &directory.look, false)
+                .map_err(|error| error.context(attributes_of(&plan.path(number))))?;
         }
         Ok(())
     }
@@ -279,7 +276,7 @@ impl<'a> OpenDirectories<'a> {
     }
 
     fn open(&self, directory: u32) -> Result<OwnedFd> {
-        let path = self.staged.plan.path(directory)?;
+        let path = self.staged.plan.path(directory);
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         open_below(self.staged.target, &path, flags)
             .map_err(|error| self.staged.failed("open the directory", &path, error))
