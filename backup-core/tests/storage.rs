@@ -1250,8 +1250,11 @@ fn a_listing_of_a_bucket_has_every_object_with_its_size_and_nothing_else() {
         lay(root.join(name), b"a stranger");
     }
     for kind in [FileKind::Pack, FileKind::Snapshot] {
-        let listed = bed.storage.list(kind).unwrap();
-        assert_eq!(listed.len(), expected.len());
+        let mut listed = Vec::new();
+        wait_until("the server sees what was laid there", || {
+            listed = bed.storage.list(kind).unwrap();
+            listed.len() == expected.len()
+        });
         assert_eq!(listed.into_iter().collect::<BTreeSet<_>>(), expected);
     }
     assert_eq!(bed.storage.list(FileKind::Index).unwrap(), []);
@@ -1523,6 +1526,9 @@ fn a_wrong_key_and_a_missing_bucket_are_refused_at_once_in_a_sentence() {
     // And of a bucket that goes away later nothing is taken for empty.
     let storage = open_bucket(&s3, s3.port(), FOR_EVER).unwrap();
     fs::remove_dir_all(s3.bucket()).unwrap();
+    wait_until("the server sees that it is gone", || {
+        storage.list(FileKind::Config).is_err()
+    });
     for error in [
         storage.list(FileKind::Config).map(drop).unwrap_err(),
         storage.list(FileKind::Snapshot).map(drop).unwrap_err(),

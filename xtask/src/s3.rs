@@ -81,8 +81,8 @@ impl S3 {
         rclone
             .args(["serve", "s3", "--addr"])
             .arg(format!("127.0.0.1:{}", self.port))
-            // What a test does to its files is seen at once.
-            .args(["--dir-cache-time", "0s", "--poll-interval", "0"])
+            // What a test does to its files is seen soon; at once would keep the server busy with nothing else.
+            .args(["--dir-cache-time", "100ms", "--poll-interval", "0"])
             .arg(self.path("buckets"))
             .env("HOME", self.directory.path())
             .env("RCLONE_CONFIG", self.path("rclone.conf"))

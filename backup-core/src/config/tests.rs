@@ -91,7 +91,7 @@ struct Line {
 }
 
 fn lines() -> Vec<Line> {
-    let is_of_key = |c: char| c.is_ascii_lowercase() || c == '_';
+    let is_of_key = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     let mut section = "";
     let mut header = None;
     let mut found = Vec::new();

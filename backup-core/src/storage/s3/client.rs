@@ -161,24 +161,18 @@ impl Client {
 
     /// What there is of a part of an object.
     pub(super) fn get_range(&self, key: &str, offset: u64, length: u64) -> Outcome<Part> {
-        let last = offset.saturating_add(length).saturating_sub(1);
-        if length == 0 {
-            let size = self.size_of(key)?;
-            return Ok(Part {
-                content: Bytes::new(),
-                end: size.min(offset),
-            });
-        }
+        let last = length
+            .checked_sub(1)
+            .and_then(|length| offset.checked_add(length));
+        // Nothing, or more than there can be.
+        let Some(last) = last else {
+            return self.no_part(key, offset);
+        };
         let action = self.bucket.get_object(Some(&self.credentials), key);
         let request = self.agent.get(sign(&action));
         let answer = request.header("range", format!("bytes={offset}-{last}"));
         let mut answer = match self.ask(answer.call())? {
-            Err(refusal) if refusal.is_of_a_range() => {
-                return Ok(Part {
-                    content: Bytes::new(),
-                    end: self.size_of(key)?.min(offset),
-                });
-            }
+            Err(refusal) if refusal.is_of_a_range() => return self.no_part(key, offset),
             outcome => self.or_fault(outcome)?,
         };
         // By this header, for some stores call a part a success like any other; some know no ranges and send everything.
@@ -200,6 +194,13 @@ impl Client {
         Ok(Part {
             content: content.slice(at(offset)..at(last.saturating_add(1))),
             end,
+        })
+    }
+
+    fn no_part(&self, key: &str, offset: u64) -> Outcome<Part> {
+        Ok(Part {
+            content: Bytes::new(),
+            end: self.size_of(key)?.min(offset),
         })
     }
 
