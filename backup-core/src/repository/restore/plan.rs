@@ -28,7 +28,7 @@ use crate::progress::Cancel;
 const TEXT_BYTES_MAX: usize = 256 * 1024 * 1024;
 
 /// The attribute in which the kernel keeps the capabilities of a program.
-const CAPABILITIES: &str = "security.capability";
+pub(super) const CAPABILITIES: &str = "security.capability";
 
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;
