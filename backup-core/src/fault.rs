@@ -27,5 +27,5 @@ const DIE_AT: &str = "SHOPHOSTING_BACKUP_DIE_AT";
 const FAIL_AT: &str = "SHOPHOSTING_BACKUP_FAIL_AT";
 
 fn is_named(variable: &str, name: &str) -> bool {
-    std::env::var(variable).is_ok_and(|points| points.split(',').any(|point| point == name))
+    std::env::var(variable).is_ok_and(|point| point == name)
 }
