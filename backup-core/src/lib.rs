@@ -64,6 +64,7 @@ pub mod config;
 pub mod customer;
 pub mod database;
 pub mod error;
+mod fault;
 pub mod jobs;
 pub mod login;
 pub mod operations;

@@ -117,6 +117,7 @@ impl Monitor for NoMonitor {}
 #[derive(Debug, Clone, Default)]
 pub struct Cancel {
     is_set: Arc<AtomicBool>,
+    is_timed_out: Arc<AtomicBool>,
     /// Set for all of its children at once.
     parent: Option<Arc<Self>>,
 }
@@ -130,6 +131,21 @@ impl Cancel {
     /// Ask to stop. Cannot be taken back.
     pub fn cancel(&self) {
         self.is_set.store(true, Ordering::Release);
+    }
+
+    /// Ask to stop because it takes longer than it may: what an operation ends with may come to be told much later.
+    pub fn time_out(&self) {
+        self.is_timed_out.store(true, Ordering::Release);
+        self.cancel();
+    }
+
+    /// Whether somebody asked for that reason.
+    pub fn is_timed_out(&self) -> bool {
+        self.is_timed_out.load(Ordering::Acquire)
+            || self
+                .parent
+                .as_ref()
+                .is_some_and(|parent| parent.is_timed_out())
     }
 
     /// Whether somebody asked.
@@ -146,6 +162,7 @@ impl Cancel {
     pub fn child(&self) -> Self {
         Self {
             is_set: Arc::default(),
+            is_timed_out: Arc::default(),
             parent: Some(Arc::new(self.clone())),
         }
     }

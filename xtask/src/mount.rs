@@ -24,6 +24,16 @@ impl Mount {
         Ok(Self(place.to_owned()))
     }
 
+    /// A file that holds a file system, by a loop device.
+    pub fn image(image: &Path, place: &Path) -> Result<Self> {
+        mount(
+            Command::new("mount")
+                .args(["-o", "loop"])
+                .args([image, place]),
+        )?;
+        Ok(Self(place.to_owned()))
+    }
+
     /// Change its options: `ro`, `size=200m`.
     pub fn remount(&self, options: &str) -> Result<()> {
         let options = format!("remount,{options}");

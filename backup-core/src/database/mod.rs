@@ -45,7 +45,10 @@ use crate::progress::Cancel;
 pub use accounts::ImportAccount;
 pub use dump::{Dump, DumpReport, dump};
 pub use replaced::dump_replaced;
-pub use shadow::{Inventory, Shadow, discard, import, prepare_shadow, remove_leftovers, verify};
+pub use shadow::{
+    DataDisk, Inventory, Shadow, data_disk, discard, import, prepare_shadow, remove_leftovers,
+    verify,
+};
 pub use swap::{Replaced, ReplacedState, drop_replaced, find_replaced, resume, swap, swap_back};
 pub use trial::{Facts, MissingRight, facts, try_dump, try_restore};
 

@@ -4,8 +4,12 @@
 //! account; an import taken for good that changed something elsewhere; an event of a dump that runs while it is staged; a schema, an account or
 //! a right that stays behind.
 
+use std::ffi::OsString;
 use std::fmt;
 use std::io::{ErrorKind as IoErrorKind, Read, Write};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::process::ChildStdout;
 use std::thread;
 use std::time::Duration;
@@ -15,11 +19,12 @@ use crate::database::accounts::{
     Identity, ImportAccount, drop_importer, grant, grantees, importer_definer, open_importer,
     open_tenant, revoke, settle_account,
 };
-use crate::database::client::{SqlError, explain, identifier, literal, name_from_hex};
+use crate::database::client::{SqlError, explain, from_hex, identifier, literal, name_from_hex};
 use crate::database::names::{SHADOW_MARK, beside, is_beside, schemas_beside};
 use crate::database::rewrite::{Definer, Findings, Rewriter};
 use crate::database::surroundings::Surroundings;
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault;
 use crate::process::Running;
 use crate::progress::{Cancel, Control};
 
@@ -377,6 +382,43 @@ pub fn verify(server: &Server, shadow: &Shadow, control: &Control) -> Result<Inv
     })
 }
 
+/// The file system that a server keeps its data on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct DataDisk {
+    /// The server's data directory.
+    pub path: PathBuf,
+    /// Which file system it is.
+    pub device: u64,
+    /// What is free there for whoever is not root.
+    pub bytes_available: u64,
+}
+
+/// Where a server keeps its data, if that can be told from here: it is on this machine, not in a container, and we may look at the directory. What the
+/// server does not answer here it does not answer to an import either, which says so.
+pub fn data_disk(server: &Server, cancel: &Cancel) -> Option<DataDisk> {
+    if !server.exec.is_empty() {
+        return None;
+    }
+    let rows = server
+        .query("SELECT HEX(@@hostname), HEX(@@datadir);", cancel)
+        .ok()?;
+    let row = rows.first()?;
+    // Another machine may have a directory of the same name.
+    let host = from_hex(row.first()).ok()?;
+    if host != rustix::system::uname().nodename().to_bytes() {
+        return None;
+    }
+    let path = PathBuf::from(OsString::from_vec(from_hex(row.get(1)).ok()?));
+    let device = std::fs::metadata(&path).ok()?.dev();
+    let space = rustix::fs::statvfs(&path).ok()?;
+    Some(DataDisk {
+        path,
+        device,
+        bytes_available: space.f_bavail.saturating_mul(space.f_frsize),
+    })
+}
+
 /// Remove the shadow schema `schema` of `live`, every right on it, and the temporary account if there is one that
 /// nothing needs any more, and the foreign keys that a tenant had put on its tables from outside. Safe to repeat, and whatever state a crash left. Not to be cancelled: it is what a cancelled restore ends with.
 ///
@@ -440,6 +482,7 @@ pub(super) fn remove_schema(
         cancel,
     );
     drop_foreign_keys_into(server, schema, &tenants, warn, cancel)?;
+    fault::point("in removing a schema")?;
     against_sessions_of(
         server,
         &tenants,

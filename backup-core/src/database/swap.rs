@@ -4,8 +4,10 @@
 //! have some do not move) is put back on any failure; after it, what is not a table is made anew in the live schema, and the whole is reversed if that fails.
 //! The replaced schema holds a record of both sides from before the first change on, in a table whose name, changed by the
 //! commit itself and again once all is done, says where a crash left us. Whoever creates or changes views, routines, triggers or events while it is
-//! under way makes it fail: what the record lacks is found before the commit and once more after it. Never: a live schema between the two; what was
-//! created in it since a completed swap dropped by completing that swap again; anything dropped on the way that no record has.
+//! under way makes it fail: what the record lacks is found before the commit and once more after it. A reversal renames the record, too, before it drops
+//! anything: what is found then is the restored state's, and goes with it. Never: a live schema between the two; what was
+//! created in it since a completed swap dropped by completing that swap again, or taken into the old state by reversing it; anything dropped on the way
+//! that no record has.
 
 use std::cell::Cell;
 use std::fmt;
@@ -28,6 +30,7 @@ use crate::database::shadow::{
     Shadow, default_charset, foreign_keys_into, remove_schema, require_same_server_run,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault;
 use crate::progress::{Cancel, Control};
 
 /// A table that somebody uses is waited for so many seconds, so many times.
@@ -41,6 +44,14 @@ const PENDING: &str = "~shophosting backup: pending";
 const UNDOING: &str = "~shophosting backup: undoing";
 const COMMITTED: &str = "~shophosting backup: committed";
 pub(super) const COMPLETED: &str = "~shophosting backup: completed";
+
+/// The same from before the first change of a reversal until the tables are back, with something behind it that is each try's own.
+const REVERSING: &str = "~shophosting backup: reversing ";
+
+/// Whether a table is the record, under whichever of its names.
+fn is_record(table: &str) -> bool {
+    [PENDING, UNDOING, COMMITTED, COMPLETED].contains(&table) || table.starts_with(REVERSING)
+}
 
 /// What a swap replaced: a schema with the old tables and a record of everything else. Known by its names alone, which a journal can hold.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,26 +115,18 @@ pub enum ReplacedState {
     /// To its end, and the live schema may have changed since: [`resume`] leaves it alone, [`swap_back`] reverses it,
     /// [`drop_replaced`] ends it.
     Completed,
+    /// On its way back: of the live schema anything but tables may be missing. [`resume`] and [`swap_back`] bring it all the way.
+    Reversing,
 }
 
 impl ReplacedState {
     /// By the tables of the replaced schema. One without a record is of a swap that had changed nothing yet.
     fn of(tables: &[String]) -> Self {
-        let has = |name| tables.iter().any(|table| table == name);
-        if has(COMPLETED) {
-            Self::Completed
-        } else if has(COMMITTED) {
-            Self::Committed
-        } else {
-            Self::Pending
-        }
-    }
-
-    fn record_table(self) -> &'static str {
-        match self {
-            Self::Pending => PENDING,
-            Self::Committed => COMMITTED,
-            Self::Completed => COMPLETED,
+        match tables.iter().find(|table| is_record(table)) {
+            Some(table) if table == COMPLETED => Self::Completed,
+            Some(table) if table == COMMITTED => Self::Committed,
+            Some(table) if table.starts_with(REVERSING) => Self::Reversing,
+            _ => Self::Pending,
         }
     }
 }
@@ -359,16 +362,35 @@ impl Swap<'_> {
             record.old.push(one);
         }
         record.old.sort_by_key(|one| one.kind);
+        self.write_again(&record, COMMITTED)?;
+        Ok(record)
+    }
+
+    /// The record with what is in the live schema now as its new state: what the customer has created since the swap was completed is not lost where a
+    /// reversal fails.
+    fn take_present(&self) -> Result<Record> {
+        let cancel = &Cancel::new();
+        let mut record = self.record.clone();
+        record.new = collect(self.server, &record.live, cancel)?;
+        // No server creates a view that shows what is gone.
+        record
+            .new
+            .retain(|one| one.kind != Kind::View || !one.columns.is_empty());
+        self.write_again(&record, COMPLETED)?;
+        Ok(record)
+    }
+
+    fn write_again(&self, record: &Record, table: &str) -> Result<()> {
         self.server.change(
             &format!(
                 "UPDATE {}.{} SET record = {};",
                 identifier(&record.replaced),
-                identifier(COMMITTED),
-                hex_literal(&in_bytes(&record)?)
+                identifier(table),
+                hex_literal(&in_bytes(record)?)
             ),
             &Cancel::new(),
         )?;
-        Ok(record)
+        Ok(())
     }
 
     /// The record, in the new replaced schema, before anything else.
@@ -453,7 +475,7 @@ impl Swap<'_> {
         let mut moves = Vec::new();
         for (from, to) in [(from, to), (source, target)] {
             for table in tables(self.server, from, cancel)? {
-                if ![PENDING, UNDOING, COMMITTED, COMPLETED].contains(&table.as_str()) {
+                if !is_record(&table) {
                     let table = identifier(&table);
                     moves.push(format!(
                         "{}.{table} TO {}.{table}",
@@ -581,12 +603,46 @@ impl Swap<'_> {
         Ok(tables.iter().any(|table| table == COMMITTED))
     }
 
-    /// After the commit: the old tables back in their place, the new ones in the shadow schema, then the undo of what comes before the commit.
+    /// After the commit: the old tables back in their place, the new ones in the shadow schema, then the undo of what comes before the commit. Can be
+    /// repeated: what another try has done is not done again.
     fn reverse(&self) -> Result<()> {
+        let Some((record, mark)) = self.begin_reversal()? else {
+            return self.undo();
+        };
+        let this = Swap {
+            record: &record,
+            ..*self
+        };
+        match this.move_back(&mark) {
+            Ok(()) => this.undo(),
+            Err(error) => this.give_up_reversal(&mark, error),
+        }
+    }
+
+    /// Say that it goes back, and under which name of the record; None where the tables are back already.
+    ///
+    /// A try whose process died may have left its server about to move the tables. That names the record, so it is waited for, or fails from now on.
+    fn begin_reversal(&self) -> Result<Option<(Record, String)>> {
+        let tables = tables(self.server, &self.record.replaced, &Cancel::new())?;
+        let Some(from) = tables.iter().find(|table| is_record(table)) else {
+            return Ok(None);
+        };
+        if [PENDING, UNDOING].contains(&from.as_str()) {
+            return Ok(None);
+        }
+        let record = match from == COMPLETED {
+            true => self.take_present()?,
+            false => self.record.clone(),
+        };
+        let mark = format!("{REVERSING}{:08x}", rand::random::<u32>());
+        let is_marked = rename_away(self.server, &record.replaced, from, &mark, &Cancel::new())?;
+        Ok(is_marked.then_some((record, mark)))
+    }
+
+    fn move_back(&self, mark: &str) -> Result<()> {
         let cancel = &Cancel::new();
         let record = self.record;
-        // Before anything is dropped: a crash on the way must find that something is missing.
-        self.rename_record(COMPLETED, COMMITTED, cancel)?;
+        fault::point("in reversing, marked")?;
         self.server.query(
             &format!(
                 "CREATE DATABASE IF NOT EXISTS {};",
@@ -594,31 +650,39 @@ impl Swap<'_> {
             ),
             cancel,
         )?;
-        let renamed = self
-            .when_quiet(cancel, |options| {
-                drop_where(self.server, &record.live, options, |_, _| true, cancel)
-            })
-            .and_then(|()| {
-                self.rename(
-                    &record.live,
-                    &record.shadow,
-                    &record.replaced,
-                    &record.live,
-                    (COMMITTED, PENDING),
-                    cancel,
-                )
-            });
-        if let Err(error) = renamed {
-            // Still the new state: then let it be that wholly.
-            return Err(match self.complete() {
+        self.when_quiet(cancel, |options| {
+            drop_where(self.server, &record.live, options, |_, _| true, cancel)
+        })?;
+        fault::point("in reversing, dropped")?;
+        self.rename(
+            &record.live,
+            &record.shadow,
+            &record.replaced,
+            &record.live,
+            (mark, PENDING),
+            cancel,
+        )?;
+        fault::point("in reversing, moved")
+    }
+
+    /// Still the new state: then let it be that wholly.
+    fn give_up_reversal(&self, mark: &str, error: Error) -> Result<()> {
+        let replaced = &self.record.replaced;
+        match rename_away(self.server, replaced, mark, COMMITTED, &Cancel::new()) {
+            // The answer was lost, and the tables are back.
+            Ok(false) => self.undo(),
+            Ok(true) => Err(match self.complete() {
                 Ok(()) => error,
                 Err(second) => error.context(format!(
                     "and the restored state could not be completed: {}",
                     second.chain()
                 )),
-            });
+            }),
+            Err(second) => Err(error.context(format!(
+                "and the restored state could not be completed: {}",
+                second.chain()
+            ))),
         }
-        self.undo()
     }
 
     /// What to say when something failed and was, or was not, undone.
@@ -688,7 +752,7 @@ pub fn find_replaced(
     Ok(found)
 }
 
-/// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit, complete it if it had, and leave it
+/// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit or was being reversed, complete it if it had, and leave it
 /// alone if it was complete. Can be repeated, and for a swap that was never begun. Gives the state that it was found in; that of one that was undone
 /// is [`Pending`](ReplacedState::Pending) for ever.
 ///
@@ -709,6 +773,7 @@ pub fn resume(
         match state {
             ReplacedState::Pending => swap.undo()?,
             ReplacedState::Committed => swap.complete()?,
+            ReplacedState::Reversing => swap.reverse()?,
             ReplacedState::Completed => {}
         }
         Ok(state)
@@ -728,7 +793,9 @@ pub fn swap_back(
     with_record(server, replaced, account, control, |swap, state| {
         match state {
             ReplacedState::Pending => swap.undo()?,
-            ReplacedState::Committed | ReplacedState::Completed => swap.reverse()?,
+            ReplacedState::Committed | ReplacedState::Completed | ReplacedState::Reversing => {
+                swap.reverse()?;
+            }
         }
         remove_schema(
             swap.server,
@@ -742,29 +809,37 @@ pub fn swap_back(
 /// A client that was killed may have left its server at the commit, or about to begin it. Both name the record: so either that is waited for, or it
 /// fails from now on.
 fn give_up_commit(server: &Server, replaced: &str, cancel: &Cancel) -> Result<()> {
+    let is_pending = tables(server, replaced, cancel)?
+        .iter()
+        .any(|table| table == PENDING);
+    if is_pending {
+        rename_away(server, replaced, PENDING, UNDOING, cancel)?;
+    }
+    Ok(())
+}
+
+/// Give the record another name, so that no statement moves tables any more that names it by this one. One that is at it is waited for: then it is made,
+/// and this is false.
+fn rename_away(
+    server: &Server,
+    replaced: &str,
+    from: &str,
+    to: &str,
+    cancel: &Cancel,
+) -> Result<bool> {
     const NO_SUCH_TABLE: u16 = 1146;
     const SECONDS: u32 = 60;
-    if !tables(server, replaced, cancel)?
-        .iter()
-        .any(|table| table == PENDING)
-    {
-        return Ok(());
-    }
-    let (schema, from, to) = (
-        identifier(replaced),
-        identifier(PENDING),
-        identifier(UNDOING),
-    );
-    let given_up = server.change(
+    let (schema, from, to) = (identifier(replaced), identifier(from), identifier(to));
+    let renamed = server.change(
         &format!(
             "SET lock_wait_timeout = {SECONDS}; RENAME TABLE {schema}.{from} TO {schema}.{to};"
         ),
         cancel,
     );
-    match given_up {
-        // It was made meanwhile.
-        Err(error) if error.code != Some(NO_SUCH_TABLE) => Err(error.into()),
-        _ => Ok(()),
+    match renamed {
+        Ok(_) => Ok(true),
+        Err(error) if error.code == Some(NO_SUCH_TABLE) => Ok(false),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -780,24 +855,20 @@ fn with_record<T>(
     give_up_commit(server, &replaced.schema, cancel)?;
     let tables = tables(server, &replaced.schema, cancel)?;
     let state = ReplacedState::of(&tables);
-    let is_given_up = tables.iter().any(|name| name == UNDOING);
-    let table = match is_given_up {
-        true => UNDOING,
-        false => state.record_table(),
-    };
-    let record = if tables.iter().any(|name| name == table) {
-        read_record(server, &replaced.schema, table, cancel)?
-    } else {
+    let record = match tables.iter().find(|table| is_record(table)) {
+        Some(table) => read_record(server, &replaced.schema, table, cancel)?,
         // It did not come to recording anything, so it changed nothing either.
-        let (live, schema) = (&replaced.live, &replaced.schema);
-        let charset = default_charset(server, live, cancel)?;
-        Record {
-            live: live.clone(),
-            shadow: shadow_name(live, schema),
-            replaced: schema.clone(),
-            charset,
-            old: Vec::new(),
-            new: Vec::new(),
+        None => {
+            let (live, schema) = (&replaced.live, &replaced.schema);
+            let charset = default_charset(server, live, cancel)?;
+            Record {
+                live: live.clone(),
+                shadow: shadow_name(live, schema),
+                replaced: schema.clone(),
+                charset,
+                old: Vec::new(),
+                new: Vec::new(),
+            }
         }
     };
     let tenant = open_tenant(server, &replaced.live, account, cancel)?;
@@ -859,12 +930,14 @@ pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) ->
 fn check_completed(server: &Server, schema: &str, cancel: &Cancel) -> Result<()> {
     match ReplacedState::of(&tables(server, schema, cancel)?) {
         ReplacedState::Completed => Ok(()),
-        ReplacedState::Pending | ReplacedState::Committed => Err(Error::new(
-            ErrorKind::InvalidInput,
-            format!(
-                "the swap that made {schema} was interrupted; it has to be completed or undone first"
-            ),
-        )),
+        ReplacedState::Pending | ReplacedState::Committed | ReplacedState::Reversing => {
+            Err(Error::new(
+                ErrorKind::InvalidInput,
+                format!(
+                    "the swap that made {schema} was interrupted; it has to be completed or undone first"
+                ),
+            ))
+        }
     }
 }
 
@@ -1072,14 +1145,8 @@ mod tests {
             &|swap| {
                 swap.up_to_commit(&cancel).unwrap();
                 swap.complete().unwrap();
-                swap.rename_record(COMPLETED, COMMITTED, &cancel).unwrap();
-                drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
-                let Record {
-                    shadow, replaced, ..
-                } = swap.record;
-                let mark = (COMMITTED, PENDING);
-                swap.rename(LIVE, shadow, replaced, LIVE, mark, &cancel)
-                    .unwrap();
+                let (_, mark) = swap.begin_reversal().unwrap().unwrap();
+                swap.move_back(&mark).unwrap();
             },
         ];
         for crash in crashes {
@@ -1100,23 +1167,17 @@ mod tests {
         let (bed, backup) = Bed::new();
         let before = bed.dump();
         let cancel = Cancel::new();
-        // All is created, and what says so is not yet written, or is taken back for a reversal.
-        let almost_completed = |swap: &Swap<'_>| {
-            swap.up_to_commit(&cancel).unwrap();
-            swap.complete().unwrap();
-            swap.rename_record(COMPLETED, COMMITTED, &cancel).unwrap();
-        };
-        let crashes: [&dyn Fn(&Swap<'_>); 4] = [
+        let crashes: [&dyn Fn(&Swap<'_>); 3] = [
             &|swap| swap.up_to_commit(&cancel).unwrap(),
             &|swap| {
                 swap.up_to_commit(&cancel).unwrap();
                 drop_where(swap.server, LIVE, "", |kind, _| kind == Kind::View, &cancel).unwrap();
             },
-            &almost_completed,
-            // A reversal that had dropped everything but not moved the tables.
+            // All is created, and what says so is not yet written.
             &|swap| {
-                almost_completed(swap);
-                drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
+                swap.up_to_commit(&cancel).unwrap();
+                swap.complete().unwrap();
+                swap.rename_record(COMPLETED, COMMITTED, &cancel).unwrap();
             },
         ];
         for crash in crashes {
@@ -1132,6 +1193,158 @@ mod tests {
             bed.resume(&replaced);
             bed.assert_live(&backup);
             swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+            bed.assert_live(&before);
+            bed.assert_nothing_left();
+        }
+    }
+
+    #[test]
+    fn a_reversal_that_dies_and_is_repeated_brings_all_of_the_old_state_back_and_nothing_of_the_new_one()
+     {
+        let (bed, backup) = Bed::new();
+        let cancel = Cancel::new();
+        let of_the_old =
+            "USE customer_7; CREATE DEFINER = customer_7@'%' VIEW late AS SELECT 1 AS x;
+             CREATE DEFINER = customer_7@'%' PROCEDURE late() SELECT 1;";
+        let of_the_new = |name: &str| {
+            let daily = "ON SCHEDULE EVERY 1 DAY STARTS '2035-01-01 00:00:00' DO SET @a = 1";
+            format!(
+                "USE customer_7; CREATE TABLE t_{name} (i INT); CREATE VIEW v_{name} AS SELECT * FROM a; CREATE FUNCTION f_{name}() RETURNS INT RETURN 1;
+                 CREATE TRIGGER r_{name} BEFORE DELETE ON a FOR EACH ROW SET @a = 1; CREATE EVENT e_{name} {daily};"
+            )
+        };
+        bed.mariadb.sql(of_the_old).unwrap();
+        let expected = bed.dump();
+        bed.mariadb
+            .sql("USE customer_7; DROP VIEW late; DROP PROCEDURE late;")
+            .unwrap();
+        let drop_all = |swap: &Swap<'_>| {
+            drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
+        };
+        // Marked, and half of it, and all but the tables done.
+        let deaths: [&dyn Fn(&Swap<'_>); 3] = [
+            &|_| {},
+            &|swap| {
+                drop_where(swap.server, LIVE, "", |kind, _| kind == Kind::View, &cancel).unwrap();
+            },
+            &drop_all,
+        ];
+        for (death, by_resuming) in deaths.into_iter().zip([false, true, false]) {
+            for is_completed in [true, false] {
+                let (replaced, state) = bed.interrupted(&backup, |swap| {
+                    swap.up_to_commit(&cancel).unwrap();
+                    bed.mariadb.sql(of_the_old).unwrap();
+                });
+                assert_eq!(state, ReplacedState::Committed);
+                if is_completed {
+                    bed.resume(&replaced);
+                    bed.assert_live(&backup);
+                    bed.mariadb.sql(&of_the_new("since")).unwrap();
+                }
+                with_record(
+                    &bed.server,
+                    &replaced,
+                    &bed.account,
+                    &bed.control,
+                    |swap, _| {
+                        swap.begin_reversal()?.unwrap();
+                        death(swap);
+                        Ok(())
+                    },
+                )
+                .unwrap();
+                assert_eq!(bed.state(&replaced), ReplacedState::Reversing);
+                let dropped = drop_replaced(&bed.server, &replaced, &bed.control);
+                assert_eq!(dropped.unwrap_err().kind(), ErrorKind::InvalidInput);
+                // The restored site goes on until it is closed again.
+                bed.mariadb.sql(&of_the_new("later")).unwrap();
+                match by_resuming {
+                    true => bed.resume(&replaced),
+                    false => bed.resume_or_reverse(&replaced),
+                }
+                bed.assert_live(&expected);
+                bed.assert_nothing_left();
+                // As it was when it began.
+                bed.mariadb
+                    .sql("USE customer_7; DROP VIEW late; DROP PROCEDURE late;")
+                    .unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn a_reversal_that_fails_leaves_all_of_the_new_state_also_what_came_since() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let shadow = bed.staged(&backup);
+        let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+        bed.mariadb
+            .sql(
+                "USE customer_7; CREATE DEFINER = customer_7@'%' VIEW since AS SELECT 1 AS x;
+                 CREATE DEFINER = customer_7@'%' PROCEDURE since() SELECT 1; DROP VIEW va;
+                 CREATE DEFINER = customer_7@'%' TRIGGER since BEFORE DELETE ON a FOR EACH ROW SET @a = 1;",
+            )
+            .unwrap();
+        let changed = bed.dump();
+        // In the way of the restored table.
+        let in_the_way = format!("{}.a", identifier(shadow.schema()));
+        bed.mariadb
+            .sql(&format!(
+                "CREATE DATABASE IF NOT EXISTS {}; CREATE TABLE {in_the_way} (i INT)",
+                identifier(shadow.schema())
+            ))
+            .unwrap();
+        swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap_err();
+        bed.assert_live(&changed);
+        assert_eq!(bed.state(&replaced), ReplacedState::Completed);
+        bed.mariadb
+            .sql(&format!("DROP TABLE {in_the_way}"))
+            .unwrap();
+        swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+        bed.assert_live(&before);
+        bed.assert_nothing_left();
+    }
+
+    #[test]
+    fn a_move_back_that_the_server_is_still_at_is_waited_for_before_it_is_repeated() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let cancel = Cancel::new();
+        // It comes to the record last, or holds others when it comes to it.
+        for holds_record in [false, true] {
+            let begun = std::cell::RefCell::new((String::new(), String::new()));
+            let (replaced, state) = bed.interrupted(&backup, |swap| {
+                swap.up_to_commit(&cancel).unwrap();
+                swap.complete().unwrap();
+                let (_, mark) = swap.begin_reversal().unwrap().unwrap();
+                drop_where(swap.server, LIVE, "", |_, _| true, &cancel).unwrap();
+                let Record {
+                    shadow, replaced, ..
+                } = swap.record;
+                let moves = swap
+                    .moves(LIVE, shadow, replaced, LIVE, (&mark, PENDING), &cancel)
+                    .unwrap();
+                *begun.borrow_mut() = (mark, moves);
+            });
+            assert_eq!(state, ReplacedState::Reversing);
+            let (mark, moves) = begun.into_inner();
+            let held = match holds_record {
+                true => format!("{}.{}", replaced.schema(), identifier(&mark)),
+                false => format!("{LIVE}.a"),
+            };
+            let lock = bed.mariadb.lock_table(&held).unwrap();
+            let statement = format!("RENAME TABLE {}", moves);
+            thread::scope(|scope| {
+                let orphan = scope.spawn(|| bed.mariadb.sql(&statement));
+                while bed.mariadb.waiting_for_table().unwrap().is_empty() {
+                    thread::yield_now();
+                }
+                let reversed = scope.spawn(|| bed.resume_or_reverse(&replaced));
+                drop(lock);
+                // It was made, or it came too late.
+                drop(orphan.join().unwrap());
+                reversed.join().unwrap();
+            });
             bed.assert_live(&before);
             bed.assert_nothing_left();
         }

@@ -7,6 +7,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags};
@@ -14,9 +15,13 @@ use rustix::io::Errno;
 
 use super::dirs;
 use crate::error::{Error, Result};
+use crate::fault;
 
 /// How the file begins when it is ours.
 const MARK: &str = "shophosting-backup ";
+
+/// What is added to its name while it is written, before a number.
+const DRAFT: &str = "draft";
 
 /// How often something that comes into the way meanwhile is moved out of it.
 const MOST_TRIES: usize = 5;
@@ -80,7 +85,7 @@ pub(super) fn on(site: BorrowedFd<'_>, file: &Path, why: &str) -> Result<bool> {
 /// Write the file under another name and give it its own where nothing has that; false where something has, or where the
 /// customer put something else in its place meanwhile.
 fn publish(dir: &OwnedFd, name: &OsStr, text: &str) -> std::io::Result<bool> {
-    let draft = beside(name, "draft");
+    let draft = beside(name, DRAFT);
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let mut created = File::from(rustix::fs::openat(
         dir,
@@ -92,6 +97,7 @@ fn publish(dir: &OwnedFd, name: &OsStr, text: &str) -> std::io::Result<bool> {
         .write_all(text.as_bytes())
         .and_then(|()| created.sync_all())
         .and_then(|()| {
+            fault::point("in closing").map_err(std::io::Error::other)?;
             match rustix::fs::renameat_with(dir, &draft, dir, name, RenameFlags::NOREPLACE) {
                 Ok(()) => {}
                 Err(Errno::EXIST) => return Ok(false),
@@ -124,6 +130,7 @@ pub(super) fn off(site: BorrowedFd<'_>, file: &Path) -> Result<()> {
         other => other.map_err(io)?,
     };
     let name = dirs::last_name(file).map_err(io)?;
+    remove_drafts(&dir, name).map_err(io)?;
     let is_file = dirs::stat(&dir, name)
         .map_err(io)?
         .is_some_and(|stat| dirs::file_type(&stat) == FileType::RegularFile);
@@ -136,6 +143,29 @@ pub(super) fn off(site: BorrowedFd<'_>, file: &Path) -> Result<()> {
         Err(Errno::NOENT) => Ok(()),
         Err(other) => Err(io(other)),
     }
+}
+
+/// What a process left that died while it wrote the file.
+fn remove_drafts(dir: &OwnedFd, name: &OsStr) -> std::result::Result<(), Errno> {
+    let beginning = [name.as_bytes(), b".", DRAFT.as_bytes(), b"-"].concat();
+    let is_draft = |found: &OsStr| {
+        let number = found.as_bytes().strip_prefix(beginning.as_slice());
+        number.is_some_and(|number| number.len() == 16 && number.iter().all(u8::is_ascii_hexdigit))
+    };
+    for found in dirs::names(dir)? {
+        let found = found?;
+        let is_file = || -> std::result::Result<bool, Errno> {
+            let stat = dirs::stat(dir, &found)?;
+            Ok(stat.is_some_and(|stat| dirs::file_type(&stat) == FileType::RegularFile))
+        };
+        if is_draft(&found) && is_file()? {
+            match rustix::fs::unlinkat(dir, &found, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT | Errno::ISDIR) => {}
+                Err(other) => return Err(other),
+            }
+        }
+    }
+    Ok(())
 }
 
 fn is_ours(dir: &OwnedFd, name: &OsStr) -> std::io::Result<bool> {

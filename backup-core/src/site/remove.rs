@@ -8,6 +8,7 @@ use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
 use super::dirs;
+use crate::fault;
 
 /// How often a directory that fills while it is emptied is emptied again.
 const MOST_PASSES: usize = 1_000;
@@ -68,6 +69,9 @@ impl<'fd> Removal<'fd> {
         });
         while let Some(name) = self.full.pop() {
             self.remove_dir(&name);
+            if fault::point("in removing a tree").is_err() {
+                self.fail(Errno::IO);
+            }
         }
     }
 

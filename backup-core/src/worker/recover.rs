@@ -320,28 +320,23 @@ impl Runner {
         let Some(job) = self.job_of(interrupted).await? else {
             return Ok(true);
         };
+        // What it failed of before its process died, or before it got stuck on its way back: that is what there is to tell.
+        let failure = match error.kind() {
+            ErrorKind::Stuck => Failure::Stuck,
+            ErrorKind::RolledBack => Failure::RolledBack,
+            ErrorKind::Timeout => Failure::Timeout,
+            ErrorKind::Cancelled if job.cancel_requested => Failure::Cancelled,
+            ErrorKind::Cancelled | ErrorKind::Interrupted => Failure::Interrupted,
+            _ => Failure::Error,
+        };
         match self.ending(&job, owner).await? {
             Ending::Open => return Ok(false),
             Ending::Ours(claimed) => {
                 tracing::error!(job = %job.id, "failed: {}", error.chain());
-                let failure = match error.kind() {
-                    ErrorKind::Stuck => Failure::Stuck,
-                    ErrorKind::RolledBack => Failure::RolledBack,
-                    // Whatever else it failed of, its process died before it was undone.
-                    _ => Failure::Interrupted,
-                };
                 let ended = self.fail(&job, claimed.lease, failure, error).await;
                 return Ok(matches!(ended, Ended::Failed(_)));
             }
-            Ending::Stuck if error.kind() != ErrorKind::Stuck => {
-                // It got stuck on its way back: what it failed of before that is what there is to tell.
-                let failure = match error.kind() {
-                    ErrorKind::RolledBack => Failure::RolledBack,
-                    ErrorKind::Timeout => Failure::Timeout,
-                    ErrorKind::Cancelled if job.cancel_requested => Failure::Cancelled,
-                    ErrorKind::Cancelled | ErrorKind::Interrupted => Failure::Interrupted,
-                    _ => Failure::Error,
-                };
+            Ending::Stuck if failure != Failure::Stuck => {
                 let sentence = sentence::of(job.job_type, failure, &error);
                 self.jobs.fail_stuck(job.id, failure, &sentence).await?;
                 tracing::info!(job = %job.id, "no longer stuck: {}", error.chain());

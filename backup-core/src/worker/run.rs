@@ -517,7 +517,10 @@ impl Runner {
                     });
                 }
                 *why = Some(reason);
-                cancel.cancel();
+                match reason {
+                    Why::TimedOut => cancel.time_out(),
+                    Why::Requested | Why::Lost => cancel.cancel(),
+                }
             }
         }
     }

@@ -104,39 +104,38 @@ async fn a_job_that_is_given_back_while_it_is_cancelled_is_cancelled() {
 async fn a_job_that_is_about_to_be_created_while_another_gets_stuck_is_refused() {
     let database = Database::empty(Kind::MariaDb);
     let jobs = database.jobs(LONG).await;
-    // Of one that comes and gets stuck after the look for such.
-    let mut other = begin(&database).await;
-    other
-        .execute("INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status) VALUES (1, 'restore', 'both', 'running')")
-        .await
-        .unwrap();
-    for is_claimed in [false, true] {
+    for (number, is_claimed) in [(1, false), (2, true)] {
+        // Of one that comes and gets stuck after the look for such.
+        let mut other = begin(&database).await;
+        let insert = format!(
+            "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status) VALUES ({number}, 'restore', 'both', 'running')"
+        );
+        other.execute(AssertSqlSafe(insert)).await.unwrap();
         let wish = {
             let jobs = jobs.clone();
             tokio::spawn(async move {
+                let wish = backup_of(number);
                 match is_claimed {
-                    false => match jobs.create(&backup_of(1)).await.unwrap() {
+                    false => match jobs.create(&wish).await.unwrap() {
                         Created::Job(job) => panic!("{job:?} beside a stuck restore"),
                         Created::InTheWay(job) => job,
                     },
-                    true => {
-                        let created = jobs.create_claimed(&backup_of(1), "me").await;
-                        created.unwrap().unwrap_err()
-                    }
+                    true => match jobs.create_claimed(&wish, "me").await.unwrap() {
+                        Ok(claimed) => panic!("{claimed:?} beside a stuck restore"),
+                        Err(job) => job,
+                    },
                 }
             })
         };
-        if !is_claimed {
-            wait_for_waiting(&database, 1).await;
-            other
-                .execute("UPDATE customer_backup_jobs SET status = 'failed', failure = 'stuck'")
-                .await
-                .unwrap();
-            other.execute("COMMIT").await.unwrap();
-        }
+        wait_for_waiting(&database, 1).await;
+        let stuck = format!(
+            "UPDATE customer_backup_jobs SET status = 'failed', failure = 'stuck' WHERE customer_id = {number}"
+        );
+        other.execute(AssertSqlSafe(stuck)).await.unwrap();
+        other.commit().await.unwrap();
         assert!(wish.await.unwrap().is_stuck());
     }
-    assert_eq!(database.count("customer_backup_jobs").await, 1);
+    assert_eq!(database.count("customer_backup_jobs").await, 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

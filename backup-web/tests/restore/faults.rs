@@ -3,8 +3,8 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::process::{Child, Command};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -14,7 +14,7 @@ use xtask::proxy::Proxy;
 use xtask::testbed::TestBed;
 
 use crate::crash::{Shop, State};
-use crate::world::{World, eventually, names, signal};
+use crate::world::{Gate, World, eventually, half_way, names, signal};
 
 const MIB: u64 = 1 << 20;
 
@@ -206,6 +206,66 @@ fn a_repository_that_is_gone_when_what_was_replaced_is_to_be_kept_delays_only_th
 }
 
 #[test]
+fn a_repository_that_is_cut_while_what_was_replaced_is_being_kept_delays_only_that() {
+    let shop = Shop::new();
+    // More than is sent at once.
+    let mut bytes = vec![0; 32 << 20];
+    rand::fill(&mut bytes[..]);
+    fs::write(shop.world.customer(1).site().join("large"), &bytes).unwrap();
+    let large = shop.world.evidence();
+    let data = shop.world.bed.manual_repository().join("data");
+    let proxy = Proxy::start(shop.world.bed.sshd().port()).unwrap();
+    let mut command = impatient(&shop, &line(&shop, ""));
+    shop.world.bed.through(&proxy, &mut command).unwrap();
+    let held = Held::at(&shop.world, &mut command, "start");
+    let child = command.spawn().unwrap();
+    held.wait();
+    proxy.set_bytes_per_second(Some(4 * MIB));
+    let before = bytes_below(&data);
+    held.let_go();
+    eventually("some of it is stored", || {
+        bytes_below(&data) > before + 4 * MIB
+    });
+    proxy.refuse(true);
+    proxy.cut();
+    let document = shop.world.finish(child).good();
+    let warnings = document["warnings"].to_string();
+    assert!(warnings.contains("not put away yet"), "{warnings}");
+    assert!(!shop.world.in_maintenance(shop.world.customer(1)));
+    assert_eq!(shop.newest_job()["status"], "completed");
+    assert_eq!(shop.world.staging_directories().len(), 1);
+    assert_ne!(shop.world.schemas_beside(), [] as [&str; 0]);
+    assert_eq!(
+        shop.world.listed(1, "pre_restore").len(),
+        1,
+        "of the first restore"
+    );
+
+    assert_eq!(shop.recover(), State::New);
+    let kept = shop.newest_job()["kept_snapshot"].clone();
+    assert_eq!(shop.world.listed(1, "pre_restore")[0], kept);
+    // All of it: back it comes.
+    let kept = kept.as_str().unwrap();
+    let line = format!("restore 1 {kept} --source pre-restore --yes");
+    shop.world.run(&line).good();
+    let changes = large.changes(&shop.world.evidence());
+    assert!(changes.is_empty(), "{}", changes.join("\n"));
+    shop.assert_sound();
+}
+
+fn bytes_below(directory: &Path) -> u64 {
+    let sizes = names(directory).into_iter().map(|name| {
+        // A temporary one may have got its name meanwhile.
+        match name.symlink_metadata() {
+            Ok(found) if found.is_dir() => bytes_below(&name),
+            Ok(found) => found.len(),
+            Err(_) => 0,
+        }
+    });
+    sizes.sum()
+}
+
+#[test]
 fn a_database_whose_disk_fills_up_leaves_the_site_as_it_was() {
     let disk = tempfile::tempdir().unwrap();
     let mount = Mount::tmpfs(disk.path(), "size=400m,mode=755").unwrap();
@@ -217,22 +277,120 @@ fn a_database_whose_disk_fills_up_leaves_the_site_as_it_was() {
         "CREATE TABLE large (id INT PRIMARY KEY, noise BLOB); INSERT INTO large SELECT seq, RANDOM_BYTES(1000) FROM seq_1_to_20000",
     );
     let large = shop.world.back_up("1");
+    let daily = shop
+        .world
+        .daily_with(customer, |dump| half_way(&dump, Gate::STATEMENT));
     shop.reset();
-    let found = rustix::fs::statvfs(disk.path()).unwrap();
     let filler = disk.path().join("filler");
-    let file = fs::File::create(&filler).unwrap();
-    let most = found.f_bavail * found.f_frsize - 12 * MIB;
-    rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();
+    let fill = || {
+        let found = rustix::fs::statvfs(disk.path()).unwrap();
+        let file = fs::File::create(&filler).unwrap();
+        let most = found.f_bavail * found.f_frsize - 12 * MIB;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, most).unwrap();
+    };
+    let empty = || fs::remove_file(&filler).unwrap();
     for online in ["", "--online"] {
+        // Before it begins: it does not.
+        fill();
         let line = format!("restore 1 {large} {online} --yes");
-        shop.world.run(&line).failed(1);
+        let error = shop.world.run(&line).failed(1);
+        assert!(error.contains("make room"), "{error}");
+        assert!(
+            error.contains(&disk.path().display().to_string()),
+            "{error}"
+        );
         assert_undone(&shop, "There is not enough space left.");
+        empty();
+        // While it is imported.
+        let gate = Gate::close(&shop.world);
+        let line = format!("restore 1 {daily} --source daily {online} --yes");
+        let child = shop.world.command(&line).spawn().unwrap();
+        gate.wait_for_import(&shop.world);
+        fill();
+        drop(gate);
+        let error = shop.world.finish(child).failed(1);
+        assert!(!error.contains("make room"), "{error}");
+        assert_undone(&shop, "There is not enough space left.");
+        empty();
     }
-    fs::remove_file(&filler).unwrap();
     shop.restore("").good();
     assert_eq!(shop.state(), State::New);
     drop(shop);
     drop(mount);
+}
+
+/// The program of this command as it is run by a unit that leaves it few of root's rights.
+fn bounded(command: &Command, without: &str) -> Command {
+    let mut bounded = Command::new("setpriv");
+    bounded
+        .arg(format!("--bounding-set={without}"))
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => bounded.env(name, value),
+            None => bounded.env_remove(name),
+        };
+    }
+    bounded.stdout(Stdio::piped()).stderr(Stdio::piped());
+    bounded
+}
+
+#[test]
+fn extended_attributes_that_a_worker_may_not_set_are_left_out_with_one_warning() {
+    // To bind to low ports, for whoever runs it.
+    const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let world = World::new(&[1]);
+    let site = world.customer(1).site();
+    let set = |file: &str, name: &str, value: &[u8]| {
+        let flags = rustix::fs::XattrFlags::empty();
+        rustix::fs::setxattr(site.join(file), name, value, flags).unwrap();
+    };
+    let has = |file: &str, name: &str| {
+        let mut value = [0; 100];
+        rustix::fs::getxattr(site.join(file), name, &mut value[..]).is_ok()
+    };
+    set("marker", "user.note", b"kept");
+    set("marker", "trusted.note", b"x");
+    set("marker", "security.label", b"x");
+    set("wp-content", "trusted.overlay.opaque", b"y");
+    let plain = world.back_up("1");
+    for online in ["", "--online"] {
+        let line = format!("restore 1 {plain} {online} --yes");
+        let mut command = bounded(&world.command(&line), "-sys_admin,-setfcap");
+        let document = world.run_command(&mut command).good();
+        let warnings = document["warnings"].as_array().unwrap();
+        let told = warnings.iter().filter_map(Value::as_str);
+        let told: Vec<_> = told.filter(|one| one.contains("extended")).collect();
+        assert!(
+            matches!(told[..], [one] if one.starts_with("3 extended attributes")),
+            "{warnings:?}"
+        );
+        assert!(has("marker", "user.note"));
+        assert!(!has("marker", "trusted.note") && !has("marker", "security.label"));
+        assert!(!has("wp-content", "trusted.overlay.opaque"));
+    }
+    // With the right to, they come back.
+    let document = world.run(&format!("restore 1 {plain} --yes")).good();
+    assert_eq!(document["warnings"].to_string(), "[]");
+    assert!(has("marker", "trusted.note") && has("wp-content", "trusted.overlay.opaque"));
+
+    // What gives power is not among them.
+    set("marker", "security.capability", &CAPABILITY);
+    let powerful = world.back_up("1");
+    let line = format!("restore 1 {powerful} --yes");
+    let mut command = bounded(&world.command(&line), "-sys_admin,-setfcap");
+    let warnings = world.run_command(&mut command).good()["warnings"].to_string();
+    assert!(warnings.contains("restore.setuid"), "{warnings}");
+    assert!(!has("marker", "security.capability"));
+    let mut allowed = world.command(&line);
+    allowed.env("BACKUP__RESTORE__SETUID", "true");
+    let mut command = bounded(&allowed, "-sys_admin,-setfcap");
+    let error = world.run_command(&mut command).failed(1);
+    assert!(error.contains("security.capability"), "{error}");
+    world.run_command(&mut allowed).good();
+    assert!(has("marker", "security.capability"));
+    world.assert_nothing_left();
 }
 
 /// A restore at whose exchange of tables the database server is killed.
@@ -306,7 +464,7 @@ fn a_database_server_that_stays_away_after_it_died_at_the_exchange_leaves_the_si
     assert!(shop.world.in_maintenance(shop.world.customer(1)));
     assert_eq!(shop.world.staging_directories().len(), 1);
     shop.world.bed.mariadb_mut().restart().unwrap();
-    assert_eq!(shop.recover(), State::Old);
+    assert_eq!(shop.recover_failed(), State::Old);
 }
 
 #[test]
@@ -417,6 +575,30 @@ fn a_restore_that_gets_stuck_stays_closed_and_names_the_way_out_which_leads_out(
     shop.assert_nothing_left();
     shop.restore("").good();
     assert_eq!(shop.state(), State::New);
+}
+
+#[test]
+fn a_restore_that_took_too_long_and_then_got_stuck_is_told_as_that() {
+    let shop = Shop::new();
+    let broken = shop.world.bed.scratch().join("broken");
+    fs::write(&broken, "").unwrap();
+    let mut command = impatient(&shop, &line(&shop, "--type files"));
+    command.env("BACKUP__WORKER__RESTORE_TIMEOUT", "10s");
+    set_breakable(&shop, &mut command);
+    hook(&shop.world, &mut command, "stop", "exec sleep 1000");
+    let error = shop.world.run_command(&mut command).failed(1);
+    assert!(error.contains("docker is gone"), "{error}");
+    assert!(error.contains("longer than it may"), "{error}");
+    told(&shop, "stuck");
+    fs::remove_file(&broken).unwrap();
+    let document = shop.world.run("recover").good();
+    assert_eq!(document["restores"][0]["recovery"], "undone");
+    assert_eq!(shop.state(), State::Old);
+    assert_eq!(
+        told(&shop, "timeout"),
+        "It took longer than it may and was stopped. Your shop is as it was before."
+    );
+    shop.assert_nothing_left();
 }
 
 const ROLLED_BACK: &str = "Your shop did not start with what was restored, so everything was put back. Your shop is as it was before.";

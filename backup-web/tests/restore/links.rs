@@ -7,6 +7,8 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, RenameFlags};
+use xtask::mount::Mount;
+use xtask::testbed::TestBed;
 use xtask::tree::TreeImage;
 
 use crate::faults::Held;
@@ -232,4 +234,62 @@ fn nobody_but_root_reaches_what_is_staged_and_what_is_written_down() {
     held.let_go();
     world.finish(child).good();
     world.assert_nothing_left();
+}
+
+/// Where the file system of the sites can share blocks, what has not changed takes no room.
+#[test]
+fn unchanged_files_share_their_blocks_with_the_live_site_where_the_file_system_can() {
+    const MIB: u64 = 1 << 20;
+    let directory = tempfile::tempdir().unwrap();
+    let image = directory.path().join("image");
+    let disk = fs::File::create(&image).unwrap();
+    disk.set_len(400 * MIB).unwrap();
+    let made = Command::new("mkfs.btrfs")
+        .arg("--quiet")
+        .arg(&image)
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        println!(
+            "SKIPPED: mkfs.btrfs (package btrfs-progs) is not here, so no file system that can share blocks"
+        );
+        return;
+    }
+    let bed = TestBed::start().unwrap();
+    let mount = match Mount::image(&image, &bed.customers_root()) {
+        Ok(mount) => mount,
+        Err(error) => {
+            println!("SKIPPED: an image of btrfs cannot be mounted by a loop device: {error}");
+            return;
+        }
+    };
+    let world = World::on(bed, &[1]);
+    let site = world.customer(1).site();
+    let mut bytes = vec![0; 64 << 20];
+    rand::fill(&mut bytes[..]);
+    fs::write(site.join("large"), &bytes).unwrap();
+    let backup = world.back_up("1");
+    fs::write(site.join("marker"), "changed since").unwrap();
+    let root = fs::File::open(world.bed.customers_root()).unwrap();
+    let free = || {
+        rustix::fs::syncfs(&root).unwrap();
+        let found = rustix::fs::fstatvfs(&root).unwrap();
+        found.f_bavail * found.f_frsize
+    };
+    let before = free();
+    let mut command = world.command(&format!("restore 1 {backup} --type files --yes"));
+    let held = Held::at(&world, &mut command, "stop");
+    let child = command.spawn().unwrap();
+    held.wait();
+    let [staging] = world.staging_directories().try_into().unwrap();
+    let staged = fs::read(staging.join("files/wordpress/large")).unwrap();
+    assert!(staged == bytes, "it is there twice");
+    let taken = before.saturating_sub(free());
+    assert!(taken < 16 * MIB, "and takes {taken} bytes more");
+    held.let_go();
+    world.finish(child).good();
+    assert!(fs::read(site.join("large")).unwrap() == bytes);
+    assert_eq!(fs::read(site.join("marker")).unwrap(), b"shop 1\n");
+    world.assert_nothing_left();
+    drop((root, world));
+    drop(mount);
 }

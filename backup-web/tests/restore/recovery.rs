@@ -1,8 +1,12 @@
 //! Who recovers a restore that died: a command without the platform's database, a worker when it starts, and one that runs already.
 
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Child, Command};
 
 use rustix::process::Signal;
+use serde_json::Value;
+use xtask::proxy::Proxy;
 
 use crate::crash::{Shop, State};
 use crate::faults::Held;
@@ -75,6 +79,49 @@ fn a_worker_recovers_what_was_interrupted_before_it_started_and_while_it_runs() 
             shop.reset();
         }
     }
+}
+
+#[test]
+fn a_worker_recovers_sites_while_the_platforms_database_is_away_and_tells_it_once_that_is_back() {
+    let shop = Shop::new();
+    let proxy = Proxy::start(shop.world.bed.mariadb().port()).unwrap();
+    let mut command = shop.world.command("worker");
+    let url = format!(
+        "mysql://shophosting_app@127.0.0.1:{}/shophosting_db",
+        proxy.port()
+    );
+    command.env("BACKUP__DATABASE__URL", url);
+    let worker = command.spawn().unwrap();
+    // It is there.
+    shop.die("", "", "in stage files");
+    eventually("the worker recovers it", || shop.journals().is_empty());
+    for (point, state, ending) in [
+        ("in exchange", State::Old, "undone"),
+        ("at start", State::New, "restored"),
+    ] {
+        proxy.refuse(true);
+        proxy.cut();
+        shop.die("", "", point);
+        eventually("the worker recovers it", || {
+            // Beside it may be the one that is about to take its place.
+            let journals = shop.journals();
+            let is_whole = |path: &&PathBuf| path.extension().is_some_and(|it| it == "json");
+            let journal = journals.iter().find(is_whole).unwrap();
+            let record: Value = serde_json::from_slice(&fs::read(journal).unwrap()).unwrap();
+            record["ending"] == ending && record["begun"] == Value::Array(Vec::new())
+        });
+        assert_eq!(shop.state(), state, "{point}");
+        assert_eq!(shop.newest_job()["status"], "running");
+        proxy.refuse(false);
+        eventually("it tells it", || shop.journals().is_empty());
+        let job = shop.newest_job();
+        match state {
+            State::Old => assert_eq!(job["failure"], "interrupted", "{job}"),
+            State::New => assert_eq!(job["status"], "completed", "{job}"),
+        }
+        shop.assert_nothing_left();
+    }
+    end(&shop, worker);
 }
 
 #[test]

@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
-use super::fault;
 use super::journal::Journal;
 use super::steps::Restore;
 use crate::catalog::BackupEntry;
 use crate::database::{self, Dump};
 use crate::error::{Error, Result};
+use crate::fault;
 use crate::operations::backup::{Saving, newest_with_files};
 use crate::progress::{Control, Gate, Phase};
 use crate::repository::{BackupType, Origin, SnapshotId, TreeSource};

@@ -5,12 +5,12 @@
 //! the next. Never: a way out that leaves the site neither as it was nor as the backup has it, or closed, without an operator being called; what was
 //! replaced destroyed before it is safe in the repository.
 
-mod fault;
 mod journal;
 mod keep;
 mod recover;
 mod steps;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ use serde::Serialize;
 use super::{Engine, Noting};
 use crate::catalog::{BackupEntry, Contents, Place, Source, contents, no_such_backup};
 use crate::customer::Customer;
+use crate::database;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Control, Phase};
 use crate::repository::{
@@ -105,6 +106,7 @@ impl Engine {
         let site = Site::open(&self.config, customer)?;
         let found = self.find(customer, &site, request, control)?;
         found.require_room(&site, customer)?;
+        self.require_room_for_database(&found, &site, customer, control)?;
         let mut record = Record::new(
             &self.config,
             job,
@@ -230,6 +232,49 @@ impl Engine {
         })
     }
 
+    /// Databases share a file system, too. Tables take about what their dump does: indexes come on top of that, and what is binary has twice its size in a
+    /// dump. Where it turns out to be too little all the same, the import fails and is undone.
+    fn require_room_for_database(
+        &self,
+        found: &Found,
+        site: &Site,
+        customer: &Customer,
+        control: &Control,
+    ) -> Result<()> {
+        let Some(bytes) = found.dump_bytes() else {
+            return Ok(());
+        };
+        let server = self.server(customer)?;
+        // On another machine, in a container, or closed to us: then the import is what tells.
+        let Some(disk) = database::data_disk(&server, &control.cancel) else {
+            return Ok(());
+        };
+        let is_shared =
+            std::fs::metadata(site.path()).is_ok_and(|found| found.dev() == disk.device);
+        let beside = match is_shared {
+            true => found.bytes_of_files(),
+            false => 0,
+        };
+        let needed = bytes + bytes / 20 + beside;
+        let available = disk.bytes_available;
+        if needed > available {
+            let what = match beside {
+                0 => "database",
+                _ => "files and the database",
+            };
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "restoring the {what} of customer {} takes about {needed} bytes beside what is there, and {available} are free: \
+                     make room on the file system of {}, where the database server keeps its data",
+                    customer.id,
+                    disk.path.display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
     /// What may be restored into a site: nothing that belongs to others than those it belongs to.
     fn rules(&self, site: &Site) -> Result<RestoreRules> {
         let dirs = self.config.customers.site_dirs.iter().map(PathBuf::as_path);
@@ -267,11 +312,22 @@ struct Found {
 }
 
 impl Found {
-    /// Sites share the file system: some of it is left to the others.
-    fn require_room(&self, site: &Site, customer: &Customer) -> Result<()> {
+    /// The size of the dump, where the database is restored.
+    fn dump_bytes(&self) -> Option<u64> {
+        let is_restored = self.restore_type.has_database();
+        self.contents.dump_bytes.filter(|_| is_restored)
+    }
+
+    /// What the files take on the disk, and a little more.
+    fn bytes_of_files(&self) -> u64 {
         let plans = self.plans.iter();
         let files: u64 = plans.map(|(_, plan)| plan.bytes_on_disk()).sum();
-        let needed = files + files / 20;
+        files + files / 20
+    }
+
+    /// Sites share the file system: some of it is left to the others.
+    fn require_room(&self, site: &Site, customer: &Customer) -> Result<()> {
+        let needed = self.bytes_of_files();
         let available = site.bytes_available()?;
         if needed > available {
             return Err(Error::new(

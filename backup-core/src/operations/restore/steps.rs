@@ -12,11 +12,12 @@ use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
 
 use super::journal::{Ending, Journal, Reason, Step};
-use super::{Found, RestoreReport, fault};
+use super::{Found, RestoreReport};
 use crate::catalog::BackupEntry;
 use crate::customer::Customer;
 use crate::database::{self, ImportAccount, Replaced, ReplacedState, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
+use crate::fault;
 use crate::operations::Engine;
 use crate::progress::{Cancel, Control, Phase};
 use crate::site::{Health, Site, Staging};
@@ -82,6 +83,13 @@ impl<'a> Restore<'a> {
 
     /// Undo what the journal says was begun; the error is why.
     pub(super) fn go_back(&mut self, error: Error) -> Error {
+        let error = match error.kind() {
+            // Should it get stuck on its way, nobody who tells how it ended knows why it was stopped.
+            ErrorKind::Cancelled if self.control.cancel.is_timed_out() => {
+                Error::caused(ErrorKind::Timeout, "it took longer than it may", error)
+            }
+            _ => error,
+        };
         tracing::error!("the restore failed and is undone: {}", error.chain());
         let noted = self.journal.note(|record| {
             record.undoing = true;
@@ -358,7 +366,7 @@ impl<'a> Restore<'a> {
     /// What restores whose journals are lost left in the database: nobody else is at it, for we hold the customer.
     fn tidy_up_after_others(&self, server: &Server) -> Result<()> {
         for (replaced, state) in database::find_replaced(server, self.live(), self.control)? {
-            if state == ReplacedState::Pending {
+            if matches!(state, ReplacedState::Pending | ReplacedState::Reversing) {
                 database::resume(server, &replaced, &self.account(), self.control)?;
                 continue;
             }

@@ -42,7 +42,7 @@ const REMEMBERED_BYTES_MAX: usize = 1024 * 1024;
 const BLOCK: u64 = 4096;
 
 /// The attribute in which the kernel keeps the capabilities of a program.
-const CAPABILITIES: &str = "security.capability";
+pub(super) const CAPABILITIES: &str = "security.capability";
 
 const SETUID: u32 = 0o4000;
 const SETGID: u32 = 0o2000;

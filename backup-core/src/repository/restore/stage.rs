@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use jiff::Timestamp;
@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::super::Repository;
 use super::super::blobs::{self, Sorted};
 use super::below::open_below;
-use super::plan::{Entry, Kind, Look, Piece, Place, RestorePlan};
+use super::plan::{CAPABILITIES, Entry, Kind, Look, Piece, Place, RestorePlan};
 use super::rules::shown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor};
@@ -174,16 +174,20 @@ impl Staged<'_> {
     fn set_attributes(&self, control: &Control) -> Result<()> {
         let plan = self.plan;
         let mut open = OpenDirectories::new(self);
+        let mut left_out = LeftOut::default();
         for entry in plan.entries.all() {
             control.cancel.check()?;
             let (_, entry) = entry?;
             if matches!(entry.kind, Kind::HardLink { .. }) {
                 continue;
             }
+            let path = || plan.entry_path(&entry);
+            let mut leave_out = |name: &str| left_out.add(name, path);
             let is_symlink = matches!(entry.kind, Kind::Symlink { .. });
             let directory = open.get(entry.directory)?;
-            self.set_attributes_of(directory, &plan.name(entry.name)?, &entry.look, is_symlink)
-                .or_else(|error| Err(error.context(attributes_of(&plan.entry_path(&entry)?))))?;
+            let name = plan.name(entry.name)?;
+            self.set_attributes_of(directory, &name, &entry.look, is_symlink, &mut leave_out)
+                .or_else(|error| Err(error.context(attributes_of(&path()?))))?;
         }
         for directory in plan.directories.all().rev() {
             let (number, directory) = directory?;
@@ -191,8 +195,17 @@ impl Staged<'_> {
                 None => self.target,
                 Some(above) => open.get(above)?,
             };
-            self.set_attributes_of(above, plan.directory_name(number), &directory.look, false)
+            let path = || Ok(plan.path(number));
+            let mut leave_out = |name: &str| left_out.add(name, path);
+            let name = plan.directory_name(number);
+            self.set_attributes_of(above, name, &directory.look, false, &mut leave_out)
                 .map_err(|error| error.context(attributes_of(&plan.path(number))))?;
+        }
+        let LeftOut { count, first } = left_out;
+        if count > 0 {
+            control.monitor.warning(&format!(
+                "{count} extended attributes of the backup were left out, for they cannot be set here (the first: {first})"
+            ));
         }
         Ok(())
     }
@@ -204,6 +217,7 @@ impl Staged<'_> {
         name: &OsStr,
         look: &Look,
         is_symlink: bool,
+        leave_out: &mut dyn FnMut(&str) -> Result<()>,
     ) -> Result<()> {
         let failed =
             |what: &str, error: Errno| Error::io(format!("cannot set the {what}"), error.into());
@@ -220,9 +234,14 @@ impl Staged<'_> {
             .join(directory.as_raw_fd().to_string())
             .join(name);
         for (name, value) in &self.plan.extended(look)? {
-            xattr::set(&at, OsStr::from_bytes(name.as_bytes()), value).map_err(|error| {
-                Error::io(format!("cannot set the extended attribute {name}"), error)
-            })?;
+            match xattr::set(&at, OsStr::from_bytes(name.as_bytes()), value) {
+                Ok(()) => {}
+                Err(error) if is_done_without(name, &error) => leave_out(name)?,
+                Err(error) => {
+                    let message = format!("cannot set the extended attribute {name}");
+                    return Err(Error::io(message, error));
+                }
+            }
         }
         let time = timespec(look.mtime);
         let times = Timestamps {
@@ -249,6 +268,37 @@ impl Staged<'_> {
             format!("cannot {what} {} in the staging directory", shown(path)),
             error.into(),
         )
+    }
+}
+
+/// Whether a file is restored all the same where an attribute of it cannot be set: the kernel keeps some for those who may more than we, and a file system need
+/// not have any. Not where it says who may do what: without its list, a mode would allow others than it did, and capabilities are wanted by who
+/// configured `restore.setuid`.
+fn is_done_without(name: &str, error: &std::io::Error) -> bool {
+    let is_about_rights = name == CAPABILITIES || name.starts_with("system.posix_acl_");
+    // A label that this machine does not know is invalid.
+    let is_label = name.starts_with("security.");
+    match Errno::from_io_error(error) {
+        Some(Errno::PERM | Errno::NOTSUP) => !is_about_rights,
+        Some(Errno::INVAL) => is_label && !is_about_rights,
+        _ => false,
+    }
+}
+
+/// The extended attributes that files are restored without.
+#[derive(Default)]
+struct LeftOut {
+    count: u64,
+    first: String,
+}
+
+impl LeftOut {
+    fn add(&mut self, name: &str, path: impl Fn() -> Result<PathBuf>) -> Result<()> {
+        if self.count == 0 {
+            self.first = format!("{} of {}", shown(Path::new(name)), shown(&path()?));
+        }
+        self.count += 1;
+        Ok(())
     }
 }
 

@@ -1,11 +1,11 @@
-//! A switch for tests: at a named point of a restore the process dies, or the step fails.
+//! A switch for tests: at a named point the process dies, or what it is at fails.
 //!
 //! It is there in builds with debug assertions only. Never: a point that does anything unless the environment names it.
 
 use crate::error::{Error, ErrorKind, Result};
 
-/// Named by [`DIE_AT`], the process is killed here as by `kill -9`; named by [`FAIL_AT`], the step fails here.
-pub(super) fn point(name: &str) -> Result<()> {
+/// Named by [`DIE_AT`], the process is killed here as by `kill -9`; named by [`FAIL_AT`], this is an error.
+pub(crate) fn point(name: &str) -> Result<()> {
     if cfg!(debug_assertions) {
         if is_named(DIE_AT, name) {
             let _ = rustix::process::kill_process(
@@ -27,5 +27,5 @@ const DIE_AT: &str = "SHOPHOSTING_BACKUP_DIE_AT";
 const FAIL_AT: &str = "SHOPHOSTING_BACKUP_FAIL_AT";
 
 fn is_named(variable: &str, name: &str) -> bool {
-    std::env::var(variable).is_ok_and(|points| points.split(',').any(|point| point == name))
+    std::env::var(variable).is_ok_and(|point| point == name)
 }
