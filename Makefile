@@ -1,7 +1,7 @@
 # Thin on purpose: every target calls cargo, xtask or one script.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help deps programs lint licences bundle test test-crash end2end screenshots demo demo-cli bench dist
+.PHONY: help deps programs lint licences bundle test test-crash test-visitor end2end screenshots demo demo-cli bench dist
 
 # Tests, demo and benchmarks start servers and restore files with their owners: that takes root. Whoever is not
 # root builds as himself, and cargo runs what it built through sudo.
@@ -48,6 +48,9 @@ test: deps lint licences ## Everything that has to pass before a change goes in
 test-crash: deps ## Kill restores at 200 random moments; each has to leave the site wholly old or wholly new
 	SHOPHOSTING_BACKUP_CRASHES=200 cargo test --workspace --locked --test restore -- --nocapture killed_at_a_random_moment
 
+test-visitor: deps ## Restore a shop of 1 GB among its visitors: how long it is closed, and that nobody sees anything else
+	SHOPHOSTING_BACKUP_VISIT_MB=1024 cargo test --workspace --locked --test restore -- --nocapture visitors_see
+
 end2end: bundle ## Drive a real browser against server, worker, shops and backup server
 	$(as_root) $(programs)/xtask end2end
 
@@ -69,4 +72,5 @@ bench: bundle ## Time and memory beside the stock restic, speed of jobs; writes 
 	cargo build --workspace --locked --release
 	$(as_root) $(programs)/xtask bench
 	cargo bench --locked -p backup-core --bench jobs
+	cargo bench --locked -p backup-core --bench restore
 	$(as_root) $(programs)/xtask bench-web

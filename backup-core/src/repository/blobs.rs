@@ -47,7 +47,7 @@ pub(super) fn fetch<T: Sync + Send>(
     wanted.sort_unstable_by_key(|wanted| wanted.blob);
     let blobs = Sorted {
         count: wanted.len(),
-        get: |at: usize| wanted[at].blob,
+        get: |at: usize| Ok(wanted[at].blob),
     };
     fetch_sorted(storage, sealer, &blobs, cancel, |at, plain| {
         deliver(&wanted[at].purpose, plain)
@@ -64,7 +64,7 @@ pub(super) struct Sorted<F> {
 pub(super) fn fetch_sorted(
     storage: &dyn Storage,
     sealer: &Sealer,
-    blobs: &Sorted<impl Fn(usize) -> Blob + Sync>,
+    blobs: &Sorted<impl Fn(usize) -> Result<Blob> + Sync>,
     cancel: &Cancel,
     deliver: impl Fn(usize, &[u8]) -> Result<()> + Sync,
 ) -> Result<()> {
@@ -74,38 +74,48 @@ pub(super) fn fetch_sorted(
     })
 }
 
-/// As [`fetch_sorted`], with what lies in the pack: the caller opens it, and checks it. Each blob comes once, with all the places that want it.
+/// As [`fetch_sorted`], with what lies in the pack: the caller opens it, where it is if he likes, and checks it. Each blob comes once, with all
+/// the places that want it.
 pub(super) fn fetch_sealed(
     storage: &dyn Storage,
-    blobs: &Sorted<impl Fn(usize) -> Blob + Sync>,
+    blobs: &Sorted<impl Fn(usize) -> Result<Blob> + Sync>,
     cancel: &Cancel,
-    deliver: impl Fn(Range<usize>, &Blob, &[u8]) -> Result<()> + Sync,
+    deliver: impl Fn(Range<usize>, &Blob, &mut [u8]) -> Result<()> + Sync,
 ) -> Result<()> {
+    let large = Mutex::new(());
     let taken = Mutex::new(0);
     let next = || {
         let mut taken = taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let range = blobs.range_from(*taken);
+        let range = match blobs.range_from(*taken) {
+            Ok(range) => range,
+            Err(error) => return Some(Err(error)),
+        };
         *taken = range.end;
-        (!range.is_empty()).then_some(range)
+        (!range.is_empty()).then_some(Ok(range))
     };
     work_off(THREADS.min(blobs.count), next, |range| {
         cancel.check()?;
+        let range = range?;
+        // A single blob may be larger than any range: of those one is in memory at a time.
+        let first = (blobs.get)(range.start)?.location;
+        let is_large = u64::from(first.length) > RANGE_BYTES;
+        let _alone = is_large.then(|| large.lock().unwrap_or_else(PoisonError::into_inner));
         blobs.fetch_range(storage, range, &deliver)
     })
 }
 
-impl<F: Fn(usize) -> Blob> Sorted<F> {
+impl<F: Fn(usize) -> Result<Blob>> Sorted<F> {
     /// Which neighbours are read by one request.
-    fn range_from(&self, start: usize) -> Range<usize> {
+    fn range_from(&self, start: usize) -> Result<Range<usize>> {
         let mut range = start..start;
         if start >= self.count {
-            return range;
+            return Ok(range);
         }
-        let first = (self.get)(start).location;
+        let first = (self.get)(start)?.location;
         let mut end_before = end(&first);
         range.end += 1;
         while range.end < self.count {
-            let next = (self.get)(range.end).location;
+            let next = (self.get)(range.end)?.location;
             let gap = u64::from(next.offset).saturating_sub(end_before);
             if next.pack != first.pack
                 || gap > GAP_BYTES
@@ -116,25 +126,27 @@ impl<F: Fn(usize) -> Blob> Sorted<F> {
             end_before = end(&next);
             range.end += 1;
         }
-        range
+        Ok(range)
     }
 
     fn fetch_range(
         &self,
         storage: &dyn Storage,
         range: Range<usize>,
-        deliver: &impl Fn(Range<usize>, &Blob, &[u8]) -> Result<()>,
+        deliver: &impl Fn(Range<usize>, &Blob, &mut [u8]) -> Result<()>,
     ) -> Result<()> {
-        let first = (self.get)(range.start).location;
-        let last = (self.get)(range.end - 1).location;
+        let first = (self.get)(range.start)?.location;
+        let last = (self.get)(range.end - 1)?.location;
         let start = u64::from(first.offset);
         let pack = file_id(&first.pack);
         let bytes = storage.read_range(FileKind::Pack, &pack, start, end(&last) - start)?;
+        // Nobody else has it: that copies nothing.
+        let mut bytes = Vec::from(bytes);
         let mut at = range.start;
         while at < range.end {
-            let blob = (self.get)(at);
+            let blob = (self.get)(at)?;
             let mut same = at..at + 1;
-            while same.end < range.end && (self.get)(same.end) == blob {
+            while same.end < range.end && (self.get)(same.end)? == blob {
                 same.end += 1;
             }
             at = same.end;
@@ -142,7 +154,7 @@ impl<F: Fn(usize) -> Blob> Sorted<F> {
                 usize::try_from(u64::from(blob.location.offset) - start).unwrap_or(usize::MAX);
             let sealed = from
                 .checked_add(blob.location.length as usize)
-                .and_then(|to| bytes.get(from..to))
+                .and_then(|to| bytes.get_mut(from..to))
                 .ok_or_else(|| {
                     Error::new(
                         ErrorKind::Damaged,
@@ -236,10 +248,10 @@ mod tests {
         ) {
             let mut wanted: Vec<_> = blobs.into_iter().map(|(pack, offset, length)| blob(pack, offset, length)).collect();
             wanted.sort_unstable();
-            let sorted = Sorted { count: wanted.len(), get: |at: usize| wanted[at] };
+            let sorted = Sorted { count: wanted.len(), get: |at: usize| Ok(wanted[at]) };
             let mut next = 0;
             while next < wanted.len() {
-                let range = sorted.range_from(next);
+                let range = sorted.range_from(next).unwrap();
                 prop_assert_eq!(range.start, next);
                 prop_assert!(range.end > range.start);
                 next = range.end;
@@ -249,7 +261,7 @@ mod tests {
                     prop_assert!(range.len() == 1 || end(&blob.location) - u64::from(first.offset) <= RANGE_BYTES);
                 }
             }
-            prop_assert!(sorted.range_from(next).is_empty());
+            prop_assert!(sorted.range_from(next).unwrap().is_empty());
             prop_assert_eq!(next, wanted.len());
         }
     }

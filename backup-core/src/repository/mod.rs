@@ -23,6 +23,7 @@ mod tree;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustic_core::repofile::SnapshotFile;
@@ -57,6 +58,7 @@ pub struct Repository {
     /// With the flag that [`Self::with_stop`] gave.
     storage: Arc<dyn Storage>,
     stop: Cancel,
+    scratch: PathBuf,
     shared: Arc<Shared>,
 }
 
@@ -200,6 +202,7 @@ impl Repository {
         Ok(Self {
             storage: Arc::clone(&storage),
             stop: Cancel::new(),
+            scratch: std::env::temp_dir(),
             shared: Arc::new(Shared {
                 storage,
                 sealer,
@@ -218,6 +221,18 @@ impl Repository {
         Arc::new(Self {
             storage: self.shared.storage.with_stop(stop),
             stop: stop.clone(),
+            scratch: self.scratch.clone(),
+            shared: Arc::clone(&self.shared),
+        })
+    }
+
+    /// The same open repository, with another directory for files that an operation needs for itself: they have no names, and are gone with it.
+    /// Without this it is the system's for temporary files, which may be in memory.
+    pub fn with_scratch(&self, directory: &Path) -> Arc<Self> {
+        Arc::new(Self {
+            storage: Arc::clone(&self.storage),
+            stop: self.stop.clone(),
+            scratch: directory.to_owned(),
             shared: Arc::clone(&self.shared),
         })
     }

@@ -86,17 +86,30 @@ impl Sealer {
     /// The content of an envelope, after its MAC was checked.
     pub(super) fn open(&self, sealed: &[u8]) -> Result<Vec<u8>> {
         if sealed.len() < ENVELOPE_BYTES {
-            return Err(damaged(
-                "a piece of the repository is too short to be decrypted",
-            ));
+            return Err(too_short());
         }
         let (nonce, rest) = sealed.split_at(NONCE_BYTES);
         let (ciphertext, tag) = rest.split_at(rest.len() - TAG_BYTES);
         let mut content = ciphertext.to_vec();
-        self.cipher
-            .decrypt_in_place_detached(Nonce::from_slice(nonce), &[], &mut content, Tag::from_slice(tag))
-            .map_err(|_| damaged("a piece of the repository does not decrypt: it was changed or belongs elsewhere"))?;
+        self.decrypt(nonce, &mut content, tag)?;
         Ok(content)
+    }
+
+    /// As [`Self::open`], where it lies. On an error nothing of it is to be used.
+    pub(super) fn open_in_place<'a>(&self, sealed: &'a mut [u8]) -> Result<&'a [u8]> {
+        if sealed.len() < ENVELOPE_BYTES {
+            return Err(too_short());
+        }
+        let (nonce, rest) = sealed.split_at_mut(NONCE_BYTES);
+        let (content, tag) = rest.split_at_mut(rest.len() - TAG_BYTES);
+        self.decrypt(nonce, content, tag)?;
+        Ok(content)
+    }
+
+    fn decrypt(&self, nonce: &[u8], content: &mut [u8], tag: &[u8]) -> Result<()> {
+        self.cipher
+            .decrypt_in_place_detached(Nonce::from_slice(nonce), &[], content, Tag::from_slice(tag))
+            .map_err(|_| damaged("a piece of the repository does not decrypt: it was changed or belongs elsewhere"))
     }
 
     /// A blob as it lies in a pack: opened, decompressed where it was compressed, and checked against its id.
@@ -115,31 +128,6 @@ impl Sealer {
             return Err(not_what_its_name_says(id));
         }
         Ok(blob)
-    }
-
-    /// As [`Self::open_blob`], for one that may be too large to be in memory whole: `read` reads it. Only when all of this is Ok is it the right one.
-    pub(super) fn read_blob<T>(
-        &self,
-        sealed: &[u8],
-        uncompressed_length: Option<u32>,
-        id: &Id,
-        read: impl FnOnce(&mut dyn Read) -> Result<T>,
-    ) -> Result<T> {
-        let opened = self.open(sealed)?;
-        let mut plain: Box<dyn BufRead> = match uncompressed_length {
-            None => Box::new(&*opened),
-            Some(length) => Box::new(BufReader::new(decoder(&opened)?.take(length.into()))),
-        };
-        let mut hashing = Hashing {
-            plain: &mut *plain,
-            hash: Sha256::new(),
-        };
-        let result = read(&mut hashing);
-        std::io::copy(&mut hashing, &mut std::io::sink()).map_err(undecompressed)?;
-        if Id::new(hashing.hash.finalize().into()) != *id {
-            return Err(not_what_its_name_says(id));
-        }
-        result
     }
 
     /// A JSON file of the repository (snapshot, index, lock), compressed as version 2 does, and its name.
@@ -197,6 +185,30 @@ impl Sealer {
             trees: packed,
         })
     }
+}
+
+/// What [`Sealer::open_blob`] does after opening, for a blob that may be too large to be in memory unpacked: `read` reads it. Only when all of
+/// this is Ok is it the right one.
+pub(super) fn read_blob<T>(
+    opened: &[u8],
+    uncompressed_length: Option<u32>,
+    id: &Id,
+    read: impl FnOnce(&mut dyn Read) -> Result<T>,
+) -> Result<T> {
+    let mut plain: Box<dyn BufRead> = match uncompressed_length {
+        None => Box::new(opened),
+        Some(length) => Box::new(BufReader::new(decoder(opened)?.take(length.into()))),
+    };
+    let mut hashing = Hashing {
+        plain: &mut *plain,
+        hash: Sha256::new(),
+    };
+    let result = read(&mut hashing);
+    std::io::copy(&mut hashing, &mut std::io::sink()).map_err(undecompressed)?;
+    if Id::new(hashing.hash.finalize().into()) != *id {
+        return Err(not_what_its_name_says(id));
+    }
+    result
 }
 
 /// The name of a file: the SHA-256 of what is stored.
@@ -265,6 +277,10 @@ fn undecompressed(error: std::io::Error) -> Error {
     )
 }
 
+fn too_short() -> Error {
+    damaged("a piece of the repository is too short to be decrypted")
+}
+
 fn not_what_its_name_says(id: &Id) -> Error {
     damaged(format!(
         "blob {id} of the repository does not hold what its name says"
@@ -295,7 +311,9 @@ mod tests {
             let sealer = sealer();
             let sealed = sealer.seal(&content).unwrap();
             prop_assert_eq!(sealed.len(), content.len() + ENVELOPE_BYTES);
-            prop_assert_eq!(sealer.open(&sealed).unwrap(), content);
+            prop_assert_eq!(&sealer.open(&sealed).unwrap(), &content);
+            let mut sealed = sealed;
+            prop_assert_eq!(sealer.open_in_place(&mut sealed).unwrap(), content);
         }
 
         #[test]
@@ -305,11 +323,13 @@ mod tests {
             let at = at.index(sealed.len());
             sealed[at] ^= flip;
             prop_assert_eq!(sealer.open(&sealed).unwrap_err().kind(), ErrorKind::Damaged);
+            prop_assert_eq!(sealer.open_in_place(&mut sealed).unwrap_err().kind(), ErrorKind::Damaged);
         }
 
         #[test]
         fn junk_is_an_error_and_never_a_panic(junk in prop::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(sealer().open(&junk).is_err());
+            prop_assert!(sealer().open_in_place(&mut junk.clone()).is_err());
             prop_assert!(sealer().open_json::<serde_json::Value>(&junk).is_err());
         }
     }

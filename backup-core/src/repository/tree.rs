@@ -11,7 +11,7 @@ use rustic_core::repofile::{Node, NodeType, Tree};
 use super::blobs::{self, Blob, Sorted};
 use super::index::Index;
 use super::nodes;
-use super::seal::Sealer;
+use super::seal;
 use super::{Repository, Snapshot, View};
 use crate::error::Result;
 use crate::progress::Cancel;
@@ -147,39 +147,29 @@ impl Repository {
         wanted.sort_unstable();
         let trees = Sorted {
             count: wanted.len(),
-            get: |at: usize| wanted[at].0,
+            get: |at: usize| Ok(wanted[at].0),
         };
         blobs::fetch_sealed(&*self.storage, &trees, cancel, |same, blob, sealed| {
-            same.into_iter().try_for_each(|at| {
-                let sealer = &self.shared.sealer;
-                visit(
-                    wanted[at].1,
-                    Nodes {
-                        sealer,
-                        blob,
-                        sealed,
-                    },
-                )
-            })
+            let opened = self.shared.sealer.open_in_place(sealed)?;
+            same.into_iter()
+                .try_for_each(|at| visit(wanted[at].1, Nodes { blob, opened }))
         })
     }
 }
 
 /// The nodes of one directory, still packed.
 pub(super) struct Nodes<'a> {
-    sealer: &'a Sealer,
     blob: &'a Blob,
-    sealed: &'a [u8],
+    opened: &'a [u8],
 }
 
 impl Nodes<'_> {
     /// Hands out one after the other. That they are the right ones is certain only at the end: on an error forget them.
     pub(super) fn for_each(self, visit: impl FnMut(Node) -> Result<()>) -> Result<()> {
         let length = self.blob.location.uncompressed_length;
-        self.sealer
-            .read_blob(self.sealed, length, &self.blob.id, |json| {
-                nodes::parse(json, visit)
-            })
+        seal::read_blob(self.opened, length, &self.blob.id, |json| {
+            nodes::parse(json, visit)
+        })
     }
 }
 

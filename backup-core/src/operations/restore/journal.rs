@@ -309,8 +309,7 @@ pub(super) struct Journal {
 impl Journal {
     /// A new one. Nothing may have been done yet.
     pub(super) fn create(config: &Config, record: Record) -> Result<Self> {
-        let directory = directory(config);
-        make_private(&directory)?;
+        let directory = make_directory(config)?;
         let name = format!(
             "customer-{}-{:016x}{SUFFIX}",
             record.owner.id,
@@ -518,6 +517,13 @@ pub(super) fn is_of(path: &Path, customer: CustomerId) -> bool {
 
 pub(super) fn directory(config: &Config) -> PathBuf {
     config.worker.state_dir.join(DIRECTORY)
+}
+
+/// The directory, which is there then, and only ours.
+pub(super) fn make_directory(config: &Config) -> Result<PathBuf> {
+    let directory = directory(config);
+    make_private(&directory)?;
+    Ok(directory)
 }
 
 /// Who could write here could have root exchange files for him.

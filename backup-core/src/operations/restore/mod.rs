@@ -156,6 +156,7 @@ impl Engine {
         let mut plans = Vec::new();
         if restore_type.has_files() {
             let rules = self.rules(site)?;
+            let repository = repository.with_scratch(&journal::make_directory(&self.config)?);
             for site_dir in &contents.site_dirs {
                 let plan = repository.plan_restore(
                     &snapshot,

@@ -19,39 +19,44 @@ use rustix::io::Errno;
 use super::super::blobs;
 use super::super::seal;
 use super::below::open_below;
-use super::plan::{Entry, Kind, RestorePlan};
+use super::plan::{Content, Entry, Kind, Place, RestorePlan};
 use super::stage::{Progress, Staged, timespec};
 use crate::error::Result;
 use crate::progress::Cancel;
 
 impl Staged<'_> {
-    /// Fill the files that are unchanged in `live`; gives the pieces of the others.
+    /// Fill the files that are unchanged in `live`; gives the places of the others' pieces.
     pub(super) fn take_from_live(
         &self,
         live: BorrowedFd<'_>,
         progress: &Progress<'_>,
         cancel: &Cancel,
-    ) -> Result<Vec<u32>> {
+    ) -> Result<Vec<Place>> {
         let plan = self.plan;
         let taken = AtomicU32::new(0);
         let next = || {
             let entry = taken.fetch_add(1, Ordering::Relaxed);
-            ((entry as usize) < plan.entries.len()).then_some(entry)
+            (entry < plan.entries.count()).then_some(entry)
         };
         let missing = Mutex::new(Vec::new());
         blobs::work_off(blobs::THREADS, next, |entry| {
-            let pieces = plan.pieces_of(entry);
-            if pieces.is_empty() {
+            let entry = plan.entries.get(entry)?;
+            let Kind::File(content) = entry.kind else {
+                return Ok(());
+            };
+            if content.pieces == 0 {
                 return Ok(());
             }
             cancel.check()?;
-            if self.take_file(live, entry)? {
-                for piece in &plan.pieces[pieces] {
-                    progress.done(piece);
+            let is_taken = self.take_file(live, &entry, &content)?;
+            for piece in plan.pieces.range(content.numbers()) {
+                let (number, piece) = piece?;
+                if is_taken {
+                    progress.done(&piece);
+                } else {
+                    let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
+                    missing.push(piece.place(number));
                 }
-            } else {
-                let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
-                missing.extend(plan.numbers(pieces));
             }
             Ok(())
         })?;
@@ -59,20 +64,16 @@ impl Staged<'_> {
     }
 
     /// Whether the staged file has its content now; otherwise it is empty as before.
-    fn take_file(&self, live: BorrowedFd<'_>, number: u32) -> Result<bool> {
-        let plan = self.plan;
-        let entry = &plan.entries[number as usize];
-        let Kind::File { bytes, .. } = entry.kind else {
-            return Ok(false);
-        };
-        let path = plan.entry_path(entry);
+    fn take_file(&self, live: BorrowedFd<'_>, entry: &Entry, content: &Content) -> Result<bool> {
+        let bytes = content.bytes;
+        let path = self.plan.entry_path(entry)?;
         let Ok(Some(from)) = open_unchanged(live, &path, entry, bytes) else {
             return Ok(false);
         };
         let failed = |error| self.failed("fill", &path, error);
         let to = open_below(self.target, &path, OFlags::RDWR | OFlags::CLOEXEC).map_err(failed)?;
         let to = File::from(to);
-        if copy(&from, &to, bytes).is_ok() && holds(&to, plan, number) {
+        if copy(&from, &to, bytes).is_ok() && holds(&to, self.plan, content)? {
             return Ok(true);
         }
         ftruncate(&to, 0)
@@ -123,20 +124,21 @@ fn copy(from: &File, to: &File, bytes: u64) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether a file of ours has the content of this entry. What is nothing but zeros becomes a hole.
-fn holds(file: &File, plan: &RestorePlan, entry: u32) -> bool {
-    let mut content = Vec::new();
-    for piece in &plan.pieces[plan.pieces_of(entry)] {
-        content.resize(usize::try_from(piece.bytes()).unwrap_or(usize::MAX), 0);
-        let is_read = file.read_exact_at(&mut content, piece.offset).is_ok();
-        if !is_read || seal::hash(&content) != piece.id {
-            return false;
+/// Whether a file of ours has this content. What is nothing but zeros becomes a hole.
+fn holds(file: &File, plan: &RestorePlan, content: &Content) -> Result<bool> {
+    let mut found = Vec::new();
+    for piece in plan.pieces.range(content.numbers()) {
+        let (_, piece) = piece?;
+        found.resize(usize::try_from(piece.bytes()).unwrap_or(usize::MAX), 0);
+        let is_read = file.read_exact_at(&mut found, piece.offset).is_ok();
+        if !is_read || seal::hash(&found) != piece.id {
+            return Ok(false);
         }
-        if content.iter().all(|byte| *byte == 0) {
+        if found.iter().all(|byte| *byte == 0) {
             let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
             // It saves room, nothing else.
             let _ = fallocate(file, hole, piece.offset, piece.bytes());
         }
     }
-    true
+    Ok(true)
 }

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 use super::super::Repository;
 use super::super::blobs::{self, Sorted};
 use super::below::open_below;
-use super::plan::{Entry, Kind, Look, Piece, RestorePlan};
+use super::plan::{Entry, Kind, Look, Piece, Place, RestorePlan};
 use super::rules::shown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor};
@@ -36,18 +36,20 @@ pub(super) struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(plan: &RestorePlan, monitor: &'a dyn Monitor) -> Self {
-        let mut missing: Vec<AtomicU32> = Vec::new();
-        missing.resize_with(plan.entries.len(), AtomicU32::default);
+    fn new(plan: &RestorePlan, monitor: &'a dyn Monitor) -> Result<Self> {
+        let mut missing = Vec::with_capacity(plan.entries.count() as usize);
         let mut unfinished = 0;
-        for piece in &plan.pieces {
-            let missing = missing[piece.entry as usize].get_mut();
-            unfinished += u64::from(*missing == 0);
-            *missing += 1;
+        for entry in plan.entries.all() {
+            let pieces = match entry?.1.kind {
+                Kind::File(content) => content.pieces,
+                _ => 0,
+            };
+            unfinished += u64::from(pieces > 0);
+            missing.push(AtomicU32::new(pieces));
         }
         // Empty ones and further names are whole already.
         monitor.files_done(plan.files().saturating_sub(unfinished));
-        Self { monitor, missing }
+        Ok(Self { monitor, missing })
     }
 
     pub(super) fn done(&self, piece: &Piece) {
@@ -66,10 +68,14 @@ impl Staged<'_> {
         control: &Control,
     ) -> Result<()> {
         self.create(control)?;
-        let progress = Progress::new(self.plan, &*control.monitor);
+        let progress = Progress::new(self.plan, &*control.monitor)?;
         let missing = match live {
             Some(live) => self.take_from_live(live, &progress, &control.cancel)?,
-            None => self.plan.numbers(0..self.plan.pieces.len()).collect(),
+            None => {
+                let pieces = self.plan.pieces.all();
+                let places = pieces.map(|piece| piece.map(|(number, piece)| piece.place(number)));
+                places.collect::<Result<_>>()?
+            }
         };
         self.fetch(repository, missing, &progress, &control.cancel)?;
         self.set_attributes(control)?;
@@ -81,45 +87,48 @@ impl Staged<'_> {
     fn create(&self, control: &Control) -> Result<()> {
         let plan = self.plan;
         let mut open = OpenDirectories::new(self);
-        for directory in &plan.directories {
+        for directory in 0..plan.directories.count() {
             control.cancel.check()?;
-            let Some(above) = directory.above else {
+            let Some(above) = plan.above(directory) else {
                 continue;
             };
-            mkdirat(open.get(above)?, plan.name(directory.name), Mode::RWXU)
-                .map_err(|error| self.not_created(&plan.directory_path(directory), error))?;
+            mkdirat(open.get(above)?, plan.directory_name(directory), Mode::RWXU)
+                .map_err(|error| self.not_created(&plan.path(directory), error))?;
         }
-        for entry in &plan.entries {
+        for entry in plan.entries.all() {
             control.cancel.check()?;
+            let (_, entry) = entry?;
             let directory = open.get(entry.directory)?;
-            let name = plan.name(entry.name);
+            let name = plan.name(entry.name)?;
             let private = Mode::RUSR | Mode::WUSR;
             match entry.kind {
-                Kind::File { bytes, .. } => {
+                Kind::File(content) => {
                     let flags = OFlags::WRONLY
                         | OFlags::CREATE
                         | OFlags::EXCL
                         | OFlags::NOFOLLOW
                         | OFlags::CLOEXEC;
-                    openat(directory, name, flags, private).and_then(|file| ftruncate(&file, bytes))
+                    openat(directory, name, flags, private)
+                        .and_then(|file| ftruncate(&file, content.bytes))
                 }
-                Kind::Symlink { target } => symlinkat(plan.name(target), directory, name),
+                Kind::Symlink { target } => symlinkat(plan.name(target)?, directory, name),
                 Kind::Special { file_type, device } => {
                     mknodat(directory, name, file_type, private, device)
                 }
                 // Its first name may come later in the order of directories.
                 Kind::HardLink { .. } => continue,
             }
-            .map_err(|error| self.not_created(&plan.entry_path(entry), error))?;
+            .or_else(|error| Err(self.not_created(&plan.entry_path(&entry)?, error)))?;
         }
-        for entry in &plan.entries {
+        for entry in plan.entries.all() {
+            let (_, entry) = entry?;
             if let Kind::HardLink { of } = entry.kind {
-                let first = &plan.entries[of as usize];
+                let first = plan.entries.get(of)?;
                 let to = open.open(entry.directory)?;
                 let from = open.get(first.directory)?;
-                let (first, name) = (plan.name(first.name), plan.name(entry.name));
+                let (first, name) = (plan.name(first.name)?, plan.name(entry.name)?);
                 linkat(from, first, &to, name, AtFlags::empty())
-                    .map_err(|error| self.not_created(&plan.entry_path(entry), error))?;
+                    .or_else(|error| Err(self.not_created(&plan.entry_path(&entry)?, error)))?;
             }
         }
         Ok(())
@@ -128,31 +137,31 @@ impl Staged<'_> {
     fn fetch(
         &self,
         repository: &Repository,
-        mut missing: Vec<u32>,
+        mut missing: Vec<Place>,
         progress: &Progress<'_>,
         cancel: &Cancel,
     ) -> Result<()> {
         let plan = self.plan;
-        let piece = |number: u32| &plan.pieces[number as usize];
-        missing.sort_unstable_by_key(|number| piece(*number).place());
+        missing.sort_unstable();
+        let piece = |at: usize| plan.pieces.get(missing[at].piece);
         let blobs = Sorted {
             count: missing.len(),
-            get: |at: usize| plan.blob(piece(missing[at])),
+            get: |at: usize| Ok(plan.blob(&piece(at)?)),
         };
         let (storage, sealer) = (&*repository.storage, &repository.shared.sealer);
         blobs::fetch_sorted(storage, sealer, &blobs, cancel, |at, plain| {
-            let piece = piece(missing[at]);
+            let piece = piece(at)?;
             // The file has its full length already: a hole stays one.
             if plain.iter().any(|byte| *byte != 0) {
-                self.write_at(&plan.entries[piece.entry as usize], piece.offset, plain)?;
+                self.write_at(&plan.entries.get(piece.entry)?, piece.offset, plain)?;
             }
-            progress.done(piece);
+            progress.done(&piece);
             Ok(())
         })
     }
 
     fn write_at(&self, entry: &Entry, offset: u64, plain: &[u8]) -> Result<()> {
-        let path = self.plan.entry_path(entry);
+        let path = self.plan.entry_path(entry)?;
         let flags = OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = open_below(self.target, &path, flags)
             .map_err(|error| self.failed("open", &path, error))?;
@@ -165,23 +174,25 @@ impl Staged<'_> {
     fn set_attributes(&self, control: &Control) -> Result<()> {
         let plan = self.plan;
         let mut open = OpenDirectories::new(self);
-        for entry in &plan.entries {
+        for entry in plan.entries.all() {
             control.cancel.check()?;
+            let (_, entry) = entry?;
             if matches!(entry.kind, Kind::HardLink { .. }) {
                 continue;
             }
             let is_symlink = matches!(entry.kind, Kind::Symlink { .. });
             let directory = open.get(entry.directory)?;
-            self.set_attributes_of(directory, plan.name(entry.name), &entry.look, is_symlink)
-                .map_err(|error| error.context(attributes_of(&plan.entry_path(entry))))?;
+            self.set_attributes_of(directory, &plan.name(entry.name)?, &entry.look, is_symlink)
+                .or_else(|error| Err(error.context(attributes_of(&plan.entry_path(&entry)?))))?;
         }
-        for directory in plan.directories.iter().rev() {
-            let above = match directory.above {
+        for directory in plan.directories.all().rev() {
+            let (number, directory) = directory?;
+            let above = match plan.above(number) {
                 None => self.target,
                 Some(above) => open.get(above)?,
             };
-            self.set_attributes_of(above, plan.name(directory.name), &directory.look, false)
-                .map_err(|error| error.context(attributes_of(&plan.directory_path(directory))))?;
+            self.set_attributes_of(above, plan.directory_name(number), &directory.look, false)
+                .map_err(|error| error.context(attributes_of(&plan.path(number))))?;
         }
         Ok(())
     }
@@ -196,20 +207,19 @@ impl Staged<'_> {
     ) -> Result<()> {
         let failed =
             |what: &str, error: Errno| Error::io(format!("cannot set the {what}"), error.into());
-        let attributes = self.plan.attributes(look);
-        let user = Some(Uid::from_raw(attributes.user));
-        let group = Some(Gid::from_raw(attributes.group));
+        let user = Some(Uid::from_raw(look.user));
+        let group = Some(Gid::from_raw(look.group));
         chownat(directory, name, user, group, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| failed("owner", error))?;
         if !is_symlink {
-            let mode = Mode::from_raw_mode(attributes.permissions);
+            let mode = Mode::from_raw_mode(look.permissions);
             chmodat(directory, name, mode, AtFlags::empty())
                 .map_err(|error| failed("mode", error))?;
         }
         let at = Path::new("/proc/self/fd")
             .join(directory.as_raw_fd().to_string())
             .join(name);
-        for (name, value) in &attributes.extended {
+        for (name, value) in &self.plan.extended(look)? {
             xattr::set(&at, OsStr::from_bytes(name.as_bytes()), value).map_err(|error| {
                 Error::io(format!("cannot set the extended attribute {name}"), error)
             })?;
