@@ -154,7 +154,9 @@ impl Engine {
     ) -> Result<()> {
         control.monitor.phase(Phase::RestoringFiles);
         let directory = &located.contents.directory;
-        let plan = located.repository.plan_restore(
+        let notes = scratch.path().join(&room.name);
+        let repository = located.repository.with_scratch(&notes);
+        let plan = repository.plan_restore(
             &located.snapshot,
             directory,
             &RestoreRules::new(&self.config.restore, &[]),
@@ -171,9 +173,7 @@ impl Engine {
         self.require_room(scratch, plan.bytes_on_disk(), located)?;
         control.monitor.bytes_total(plan.bytes());
         let target = File::from(scratch.files(room)?);
-        located
-            .repository
-            .restore(&plan, target.as_fd(), None, control)?;
+        repository.restore(&plan, target.as_fd(), None, control)?;
         plan.check_restored(target.as_fd(), &control.cancel)?;
         proven.files = plan.files();
         proven.bytes = plan.bytes();

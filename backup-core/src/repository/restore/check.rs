@@ -13,7 +13,7 @@ use rustix::fs::{FileType, OFlags, fstat, readlinkat};
 
 use super::super::{blobs, seal};
 use super::below::open_below;
-use super::plan::{Entry, Kind, RestorePlan};
+use super::plan::{Content, Entry, Kind, RestorePlan};
 use super::rules::shown;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
@@ -23,13 +23,13 @@ pub(super) fn check(plan: &RestorePlan, target: BorrowedFd<'_>, cancel: &Cancel)
     let taken = AtomicU32::new(0);
     let next = || {
         let entry = taken.fetch_add(1, Ordering::Relaxed);
-        ((entry as usize) < plan.entries.len()).then_some(entry)
+        (entry < plan.entries.count()).then_some(entry)
     };
     blobs::work_off(blobs::THREADS, next, |number| {
         cancel.check()?;
-        let entry = &plan.entries[number as usize];
-        let path = plan.entry_path(entry);
-        if is_as_planned(plan, number, entry, &path, target, cancel)? {
+        let entry = plan.entries.get(number)?;
+        let path = plan.entry_path(&entry)?;
+        if is_as_planned(plan, &entry, &path, target, cancel)? {
             return Ok(());
         }
         Err(Error::new(
@@ -44,59 +44,62 @@ pub(super) fn check(plan: &RestorePlan, target: BorrowedFd<'_>, cancel: &Cancel)
 
 fn is_as_planned(
     plan: &RestorePlan,
-    number: u32,
     entry: &Entry,
     path: &Path,
     target: BorrowedFd<'_>,
     cancel: &Cancel,
 ) -> Result<bool> {
-    let unreadable = |error: std::io::Error| {
-        Error::io(format!("cannot read the restored {}", shown(path)), error)
-    };
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match entry.kind {
-        Kind::File { bytes, .. } => {
-            let file = open_below(target, path, flags).map_err(|e| unreadable(e.into()))?;
-            let stat = fstat(&file).map_err(|e| unreadable(e.into()))?;
+        Kind::File(content) => {
+            let file = open_below(target, path, flags).map_err(|e| unreadable(path, e.into()))?;
+            let stat = fstat(&file).map_err(|e| unreadable(path, e.into()))?;
             if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile
-                || u64::try_from(stat.st_size) != Ok(bytes)
+                || u64::try_from(stat.st_size) != Ok(content.bytes)
             {
                 return Ok(false);
             }
-            has_pieces(plan, number, &File::from(file), cancel).map_err(unreadable)
+            has_content(plan, &content, &File::from(file), path, cancel)
         }
         Kind::Symlink { target: wanted } => {
             let parent = path.parent().unwrap_or(Path::new(""));
             let through = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let directory =
-                open_below(target, parent, through).map_err(|e| unreadable(e.into()))?;
-            let found = readlinkat(directory, plan.name(entry.name), Vec::new())
-                .map_err(|e| unreadable(e.into()))?;
-            Ok(found.as_bytes() == plan.name(wanted).as_bytes())
+                open_below(target, parent, through).map_err(|e| unreadable(path, e.into()))?;
+            let found = readlinkat(directory, plan.name(entry.name)?, Vec::new())
+                .map_err(|e| unreadable(path, e.into()))?;
+            Ok(found.as_bytes() == plan.name(wanted)?.as_bytes())
         }
         // A name of a file that is looked at anyway; and what has no content.
         Kind::HardLink { .. } | Kind::Special { .. } => {
             let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            open_below(target, path, flags).map_err(|e| unreadable(e.into()))?;
+            open_below(target, path, flags).map_err(|e| unreadable(path, e.into()))?;
             Ok(true)
         }
     }
 }
 
-fn has_pieces(
+fn has_content(
     plan: &RestorePlan,
-    number: u32,
+    content: &Content,
     file: &File,
+    path: &Path,
     cancel: &Cancel,
-) -> std::io::Result<bool> {
-    let mut content = Vec::new();
-    for piece in &plan.pieces[plan.pieces_of(number)] {
-        cancel.check().map_err(std::io::Error::other)?;
-        content.resize(usize::try_from(piece.bytes()).unwrap_or(usize::MAX), 0);
-        file.read_exact_at(&mut content, piece.offset)?;
-        if seal::hash(&content) != piece.id {
+) -> Result<bool> {
+    let mut found = Vec::new();
+    for piece in plan.pieces.range(content.numbers()) {
+        cancel.check()?;
+        let (_, piece) = piece?;
+        found.resize(usize::try_from(piece.bytes()).unwrap_or(usize::MAX), 0);
+        file.read_exact_at(&mut found, piece.offset)
+            .map_err(|error| unreadable(path, error))?;
+        if seal::hash(&found) != piece.id {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+fn unreadable(path: &Path, error: std::io::Error) -> Error {
+    Error::io(format!("cannot read the restored {}", shown(path)), error)
 }
