@@ -571,6 +571,39 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hours_may_go_past_midnight_and_are_told_by_when_they_began() {
+        let hours = |begin: &str, end: &str| Hours {
+            begin: time_of_day(begin).unwrap(),
+            end: time_of_day(end).unwrap(),
+        };
+        for (hours, now, began) in [
+            (hours("02:00", "05:00"), "2026-03-10T01:59:59", None),
+            (
+                hours("02:00", "05:00"),
+                "2026-03-10T02:00:00",
+                Some("2026-03-10T02:00:00"),
+            ),
+            (hours("02:00", "05:00"), "2026-03-10T05:00:00", None),
+            (hours("23:00", "01:00"), "2026-03-10T22:59:00", None),
+            (
+                hours("23:00", "01:00"),
+                "2026-03-10T23:30:00",
+                Some("2026-03-10T23:00:00"),
+            ),
+            (
+                hours("23:00", "01:00"),
+                "2026-03-10T00:30:00",
+                Some("2026-03-09T23:00:00"),
+            ),
+            (hours("23:00", "01:00"), "2026-03-10T01:00:00", None),
+        ] {
+            let at = |time: &str| -> Zoned { format!("{time}+01:00[+01:00]").parse().unwrap() };
+            let began = began.map(|began| at(began).timestamp());
+            assert_eq!(hours.current(&at(now)), began, "{now}");
+        }
+    }
+
+    #[test]
     fn an_address_never_shows_its_password() {
         let url = SecretUrl::parse("mysql://u:s3cret@h/db".into(), &["mysql"]).unwrap();
         assert!(url.has_password());
