@@ -36,6 +36,9 @@ pub struct ProofFigures {
     pub newest: Option<Timestamp>,
 }
 
+/// Source, customers, failures, oldest and newest.
+type FiguresRow = (String, i64, i64, Option<i64>, Option<i64>);
+
 /// How the last try of a customer's backups from one source ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Proof {
@@ -210,10 +213,9 @@ impl Catalog {
 
     /// The proofs by source, for a monitoring; a source that nothing was tried of is left out.
     pub(crate) async fn proof_figures(&self) -> Result<Vec<ProofFigures>> {
-        let rows: Vec<(String, i64, i64, Option<i64>, Option<i64>)> =
-            self.store.rows(PROOFS, &[]).await?;
+        let rows: Vec<FiguresRow> = self.store.rows(PROOFS, &[]).await?;
         let time = |at: Option<i64>| Timestamp::from_millisecond(at?).ok();
-        let read = |(source, all, failed, oldest, newest): (String, i64, i64, _, _)| {
+        let read = |(source, all, failed, oldest, newest): FiguresRow| {
             Ok(ProofFigures {
                 source: source.parse()?,
                 proven: u64::try_from(all - failed).unwrap_or(0),

@@ -85,10 +85,7 @@ impl Engine {
             ))
         });
         control.monitor.phase(Phase::CleaningUp);
-        let removed = match expected.entry.backup_type.has_database() {
-            true => self.remove_room(scratch, &room, &expected.customer, of_customers),
-            false => scratch.remove(&room),
-        };
+        let removed = self.remove_room(scratch, &room, &expected.customer, of_customers);
         if let Err(problem) = removed {
             tracing::warn!(
                 "what was restored to prove a backup of customer {} is not all removed yet: {}",
@@ -110,9 +107,11 @@ impl Engine {
         of_customers: &BTreeSet<String>,
     ) -> Result<()> {
         scratch.empty(room)?;
-        let server = self.server(customer)?;
-        let live = customer.db_name.as_str();
-        database::remove_proofs(&server, live, of_customers, &Cancel::new())?;
+        if scratch.may_have_schema(room)? {
+            let server = self.server(customer)?;
+            let live = customer.db_name.as_str();
+            database::remove_proofs(&server, live, of_customers, &Cancel::new())?;
+        }
         scratch.remove(room)
     }
 
@@ -138,7 +137,7 @@ impl Engine {
             scratch.empty(room)?;
         }
         if wanted.has_database() {
-            self.prove_database(&located, expected, control, &mut proven)?;
+            self.prove_database(scratch, room, &located, expected, control, &mut proven)?;
         }
         Ok(proven)
     }
@@ -206,6 +205,8 @@ impl Engine {
 
     fn prove_database(
         &self,
+        scratch: &Scratch,
+        room: &ScratchRoom,
         located: &Located,
         expected: &Expected,
         control: &Control,
@@ -231,6 +232,7 @@ impl Engine {
         proven.database_bytes = dump.bytes;
         let server = self.server(&expected.customer)?;
         let live = expected.customer.db_name.as_str();
+        scratch.note_schema(room)?;
         let found = self.import_and_look(&server, live, Box::new(dump), control)?;
         let missing: Vec<&str> = expected
             .tables

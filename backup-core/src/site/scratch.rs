@@ -19,6 +19,9 @@ use crate::error::{Error, ErrorKind, Result};
 /// In a room: what is restored. The room itself stays private, whatever becomes of the mode of this one.
 const FILES: &str = "files";
 
+/// In a room: there may be a schema beside the customer's database, too.
+const SCHEMA: &str = "schema";
+
 /// The place, held.
 #[derive(Debug)]
 pub struct Scratch {
@@ -91,7 +94,7 @@ impl Scratch {
         Ok(found)
     }
 
-    /// A new room for a customer: from now on it is known that something of his may be there, and beside his database.
+    /// A new room for a customer: from now on it is known that something of his may be there.
     pub fn make_room(&self, customer: CustomerId) -> Result<ScratchRoom> {
         let name = format!("{}-{:08x}", customer.tag(), rand::random::<u32>());
         let failed = |e: Errno| {
@@ -113,6 +116,24 @@ impl Scratch {
                 dirs::open_dir(&dir, FILES)
             })
             .map_err(|e| self.failed(room, "use", e))
+    }
+
+    /// Write down, before there is one, that a schema may be beside the customer's database.
+    pub fn note_schema(&self, room: &ScratchRoom) -> Result<()> {
+        dirs::open_dir(&self.dir, &room.name)
+            .and_then(|dir| {
+                rustix::fs::mkdirat(&dir, SCHEMA, Mode::RWXU)?;
+                rustix::fs::fsync(&dir)
+            })
+            .map_err(|e| self.failed(room, "use", e))
+    }
+
+    /// Whether that was written down.
+    pub fn may_have_schema(&self, room: &ScratchRoom) -> Result<bool> {
+        dirs::open_dir(&self.dir, &room.name)
+            .and_then(|dir| dirs::stat(&dir, SCHEMA))
+            .map(|found| found.is_some())
+            .map_err(|e| self.failed(room, "look into", e))
     }
 
     /// Destroy a room with all that is in it.
@@ -191,6 +212,9 @@ mod tests {
         let left = scratch.leftovers().unwrap();
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].name, room.name);
+        assert!(!scratch.may_have_schema(&left[0]).unwrap());
+        scratch.note_schema(&left[0]).unwrap();
+        assert!(scratch.may_have_schema(&left[0]).unwrap());
         scratch.empty(&left[0]).unwrap();
         assert_eq!(scratch.leftovers().unwrap().len(), 1);
         scratch.remove(&left[0]).unwrap();

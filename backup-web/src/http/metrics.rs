@@ -259,9 +259,10 @@ impl OfDatabase {
                 .set(synced.at.as_duration().as_secs_f64());
         }
         for proofs in &figures.proofs {
-            let source = ("source", proofs.source.to_string());
+            let source = [("source", proofs.source.to_string())];
             for (result, count) in [("proven", proofs.proven), ("failed", proofs.failed)] {
-                let labels = [source.clone(), ("result", result.to_owned())];
+                let [source] = source.clone();
+                let labels = [source, ("result", result.to_owned())];
                 self.proofs.get_or_create(&labels).set(whole(count));
             }
             for (metric, time) in [
@@ -270,7 +271,7 @@ impl OfDatabase {
             ] {
                 if let Some(time) = time {
                     metric
-                        .get_or_create(&[source.clone()])
+                        .get_or_create(&source)
                         .set(time.as_duration().as_secs_f64());
                 }
             }
