@@ -185,6 +185,7 @@ mod server {
             bytes_added: entry.bytes_added,
             database_bytes: entry.database_bytes,
             files: entry.files,
+            proven: entry.proven_at.map(|at| at.as_millisecond()),
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Backup {
     pub database_bytes: Option<u64>,
     /// Regular files, where known.
     pub files: Option<u64>,
+    /// When it was last restored, apart from the shop, to prove that it can be: milliseconds since 1970, UTC.
+    pub proven: Option<i64>,
 }
 
 /// What became of a form that was sent without JavaScript.

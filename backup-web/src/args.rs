@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use backup_core::catalog;
+use backup_core::config::Sample;
 use backup_core::customer::{CustomerId, DatabaseName};
 use backup_core::jobs::JobId;
 use backup_core::repository::BackupType;
@@ -78,6 +79,16 @@ pub enum Command {
         /// Read all data, too, not only what describes it
         #[arg(long)]
         read_data: bool,
+        /// Read some of the data: a share of it, as in 5%, or a part, n/t
+        #[arg(long, value_name = "SUBSET", conflicts_with = "read_data")]
+        read_data_subset: Option<Sample>,
+    },
+    /// Prove that the newest backups can be restored: restore each to a private place and a scratch schema, compare it, and remove it again; exit status 1
+    /// if one cannot
+    Verify {
+        /// Of these customers only
+        #[arg(value_name = "CUSTOMER")]
+        customers: Vec<CustomerId>,
     },
     /// Remove locks that dead processes left in the repositories
     Unlock,
@@ -242,6 +253,10 @@ mod tests {
             "restore 7 abcdef01 --type files --source pre-restore --online --yes",
             "prune",
             "check --read-data",
+            "check --read-data-subset 5%",
+            "check --read-data-subset 1/12",
+            "verify",
+            "verify 7 12 --json",
             "unlock",
             "doctor",
             "doctor --customer 7",
@@ -279,6 +294,9 @@ mod tests {
             "cancel",
             "cancel x",
             "cancel -1",
+            "check --read-data-subset 5",
+            "check --read-data --read-data-subset 5%",
+            "verify all",
             "frobnicate",
         ] {
             let error = parse(line).expect_err(line);

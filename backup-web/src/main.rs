@@ -59,7 +59,13 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Sync => commands::sync::run(config, output, &runtime, &cancel),
         Command::Recover => commands::recover::run(config, output, &runtime, &cancel),
         Command::Prune => commands::prune::run(config, output, &runtime, &cancel),
-        Command::Check { read_data } => commands::check::run(config, read_data, output, &cancel),
+        Command::Check {
+            read_data,
+            read_data_subset,
+        } => commands::check::run(config, read_data, read_data_subset, output, &cancel),
+        Command::Verify { customers } => {
+            commands::verify::run(config, &customers, output, &runtime, &cancel)
+        }
         Command::Unlock => commands::unlock::run(config, output, &cancel),
         Command::Doctor { customer } => {
             commands::doctor::run(&config, customer, output, &runtime, &cancel)
@@ -79,9 +85,11 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
 /// Those that look at the flag between their steps cancel.
 fn answer_to_signals(command: &Command) -> Answer {
     match command {
-        Command::Backup(_) | Command::Daily | Command::Restore(_) | Command::Doctor { .. } => {
-            Answer::Cancels
-        }
+        Command::Backup(_)
+        | Command::Daily
+        | Command::Restore(_)
+        | Command::Verify { .. }
+        | Command::Doctor { .. } => Answer::Cancels,
         Command::Serve { .. } | Command::Worker => Answer::Finishes,
         Command::Migrate
         | Command::Init

@@ -40,8 +40,9 @@ CREATE TABLE customer_backup_jobs (
 );";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 7] = [
+const PRODUCT_TABLES: [&str; 8] = [
     "backup_migrations",
+    "backup_proofs",
     "backup_repositories",
     "backup_repository_users",
     "backup_sessions",

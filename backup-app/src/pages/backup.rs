@@ -90,6 +90,12 @@ fn Facts(backup: Backup, here: String) -> impl IntoView {
                 <Number name="Files" number=backup.files words=words::grouped />
                 <Number name="New since the backup before" number=backup.bytes_added words=words::size />
                 <Fact name="Kept" value=kept(backup.source) />
+                {backup.proven.map(|time| view! {
+                    <div>
+                        <dt>"Proven restorable"</dt>
+                        <dd><When time /> ", by restoring it apart from your shop."</dd>
+                    </div>
+                })}
                 <Restores id=backup.id.clone() />
                 <MadeBy id=backup.id.clone() />
                 <div>

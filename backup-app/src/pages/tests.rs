@@ -470,6 +470,25 @@ fn what_a_customer_writes_is_text() {
 }
 
 #[test]
+fn a_backup_that_was_proven_says_when_and_no_other_does() {
+    for proven in [None, Some(NOW - 26 * HOUR)] {
+        let page = BackupPage {
+            backup: Some(Backup {
+                proven,
+                ..backup("a1", Source::Daily, Part::Both, 30)
+            }),
+            replaced_kept: 3,
+            jobs: vec![],
+            viewer: viewer(),
+        };
+        let html = text(&details_html(page, "/backups/a1"));
+        let said = "Thu 19 Nov 2026, 00:00, by restoring it apart from your shop.";
+        assert_eq!(html.contains("Proven restorable"), proven.is_some());
+        assert_eq!(html.contains(said), proven.is_some(), "{html}");
+    }
+}
+
+#[test]
 fn only_backups_that_the_customer_made_can_be_deleted() {
     for (source, deletable) in [
         (Source::Manual, true),
@@ -566,6 +585,7 @@ fn backup(id: &str, source: Source, holds: Part, hours_old: i64) -> Backup {
         bytes_added: Some(12_000_000),
         database_bytes: Some(84_000_000),
         files: Some(18_240),
+        proven: None,
     }
 }
 

@@ -14,6 +14,25 @@ const SYNCS: &str = "SELECT u.server, u.source, r.synced_at FROM backup_reposito
     JOIN backup_repositories r ON r.repository_id = u.repository_id
     WHERE r.synced_at IS NOT NULL ORDER BY u.server, u.source";
 
+const SAMPLES: &str =
+    "SELECT u.server, u.source, r.sampled_at, r.sample_errors FROM backup_repository_users u
+    JOIN backup_repositories r ON r.repository_id = u.repository_id
+    WHERE r.sampled_at IS NOT NULL AND r.sample_errors IS NOT NULL ORDER BY u.server, u.source";
+
+/// What was found when some packs of a hosting server's repository were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Sampled {
+    /// The hosting server.
+    pub server: String,
+    /// Which of its repositories: `manual` or `daily`.
+    pub source: String,
+    /// When that was.
+    pub at: Timestamp,
+    /// How many of them were damaged.
+    pub errors: u64,
+}
+
 /// When a hosting server's repository was last looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -37,6 +56,20 @@ impl Catalog {
             newest.extend(time.map(|time| (source, time)));
         }
         Ok(newest)
+    }
+
+    /// When some packs of the repositories were last read; one of which none ever were is left out.
+    pub(crate) async fn samples(&self) -> Result<Vec<Sampled>> {
+        let rows: Vec<(String, String, i64, i64)> = self.store.rows(SAMPLES, &[]).await?;
+        let sampled = |(server, source, at, errors): (String, String, i64, i64)| {
+            Some(Sampled {
+                server,
+                source,
+                at: Timestamp::from_millisecond(at).ok()?,
+                errors: u64::try_from(errors).unwrap_or(0),
+            })
+        };
+        Ok(rows.into_iter().filter_map(sampled).collect())
     }
 
     /// When the repositories were last looked at; one that never was is left out.

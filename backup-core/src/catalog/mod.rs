@@ -7,6 +7,7 @@
 mod contents;
 mod deletions;
 mod figures;
+mod proofs;
 mod repositories;
 mod sync;
 #[cfg(test)]
@@ -27,7 +28,9 @@ use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents};
 pub(crate) use deletions::Deletion;
-pub use figures::Synced;
+pub use figures::{Sampled, Synced};
+pub use proofs::ProofFigures;
+pub(crate) use proofs::{Proof, Tried};
 pub use sync::{Missing, SyncReport};
 
 /// What the columns of a note hold.
@@ -38,15 +41,15 @@ const SNAPSHOTS_A_STATEMENT: usize = 100;
 const ROWS_A_STATEMENT: usize = 500;
 
 const LIST: &str =
-    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
+    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
     FROM customer_backups
     WHERE customer_id = ? AND (source <> 'daily' OR time >= {now} - ?) AND deleted_at IS NULL
     ORDER BY time DESC, snapshot_id DESC";
 const FIND: &str =
-    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
+    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
     FROM customer_backups WHERE customer_id = ? AND source = ? AND snapshot_id = ? AND deleted_at IS NULL";
 const FIND_ANYWHERE: &str =
-    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files
+    "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
     FROM customer_backups WHERE customer_id = ? AND snapshot_id = ? AND deleted_at IS NULL
     ORDER BY source DESC LIMIT 1";
 // No LIKE: SQLite would not use the key for it.
@@ -130,6 +133,8 @@ pub struct BackupEntry {
     pub database_bytes: Option<u64>,
     /// Regular files, where that is known.
     pub files: Option<u64>,
+    /// When it was last restored to prove that it can be; None where it was not, or where that has failed since.
+    pub proven_at: Option<Timestamp>,
 }
 
 /// A customer's backups, newest first.
@@ -455,6 +460,7 @@ struct BackupRow {
     bytes_added: Option<i64>,
     database_bytes: Option<i64>,
     files: Option<i64>,
+    proven_at: Option<i64>,
 }
 
 impl BackupRow {
@@ -471,6 +477,9 @@ impl BackupRow {
             bytes_added: number(self.bytes_added),
             database_bytes: number(self.database_bytes),
             files: number(self.files),
+            proven_at: self
+                .proven_at
+                .and_then(|at| Timestamp::from_millisecond(at).ok()),
         };
         Ok((self.source.parse()?, entry))
     }

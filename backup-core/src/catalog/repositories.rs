@@ -81,6 +81,48 @@ impl Catalog {
             .map(drop)
     }
 
+    /// Whether a repository was pruned since a moment, or somebody is about to do it.
+    pub(crate) async fn is_pruned_since(
+        &self,
+        repository_id: &str,
+        since: Timestamp,
+    ) -> Result<bool> {
+        const QUERY: &str =
+            "SELECT COALESCE(pruned_at, 0) FROM backup_repositories WHERE repository_id = ?";
+        let row: Option<(i64,)> = self.store.row(QUERY, values![repository_id]).await?;
+        Ok(row.is_some_and(|(at,)| at >= since.as_millisecond()))
+    }
+
+    /// Take it upon oneself to read some packs of a repository of which none were read since a moment: true for one of many.
+    pub(crate) async fn claim_sample(&self, repository_id: &str, since: Timestamp) -> Result<bool> {
+        const UPDATE: &str = "UPDATE backup_repositories SET sampled_at = {now}
+            WHERE repository_id = ? AND COALESCE(sampled_at, 0) < ?";
+        const INSERT: &str =
+            "INSERT INTO backup_repositories (repository_id, sampled_at) VALUES (?, {now})";
+        let values = values![repository_id, since.as_millisecond()];
+        if self.store.execute(UPDATE, values).await? > 0 {
+            return Ok(true);
+        }
+        let inserted = self.store.insert(INSERT, values![repository_id]).await?;
+        Ok(matches!(inserted, Inserted::Done(_)))
+    }
+
+    /// Write down how many packs of a sample were damaged; None: it was not read to its end, and is claimed by nobody any more.
+    pub(crate) async fn note_sample(&self, repository_id: &str, errors: Option<u64>) -> Result<()> {
+        const DONE: &str = "UPDATE backup_repositories SET sampled_at = {now}, sample_errors = ? WHERE repository_id = ?";
+        const RELEASE: &str =
+            "UPDATE backup_repositories SET sampled_at = NULL WHERE repository_id = ?";
+        match errors {
+            Some(errors) => {
+                self.store
+                    .execute(DONE, values![errors, repository_id])
+                    .await
+            }
+            None => self.store.execute(RELEASE, values![repository_id]).await,
+        }
+        .map(drop)
+    }
+
     /// Note that a repository was pruned just now.
     pub(crate) async fn note_pruned(&self, repository_id: &str) -> Result<()> {
         const UPDATE: &str =

@@ -437,6 +437,7 @@ fn own_row(snapshot: &Snapshot) -> Vec<Row> {
             // Only its own job knows.
             database_bytes: None,
             files: snapshot.files,
+            proven_at: None,
         },
     };
     let whose = snapshot.owner().zip(snapshot.origin());
@@ -469,6 +470,7 @@ impl Layout {
                     bytes_added: None,
                     database_bytes: held.dump_bytes,
                     files: None,
+                    proven_at: None,
                 },
             })
         };

@@ -81,6 +81,7 @@ fn entry(digits: &str, seconds_ago: i64) -> BackupEntry {
         bytes_added: Some(0),
         database_bytes: None,
         files: Some(7),
+        proven_at: None,
     }
 }
 

@@ -249,6 +249,7 @@ impl Config {
         self.judge_customers()?;
         self.judge_customer_database()?;
         self.judge_daily()?;
+        self.judge_verify()?;
         self.judge_site()
     }
 
@@ -488,6 +489,22 @@ impl Config {
             }
         }
         Ok(())
+    }
+
+    fn judge_verify(&self) -> std::result::Result<(), Wrong> {
+        require(
+            self.verify.every.as_secs() >= 60 * 60,
+            "verify.every",
+            "must be at least 1h",
+        )?;
+        // What is tried there would be saved with the customers, or be one of them.
+        let root = &self.customers.root;
+        let is_apart = |dir: &PathBuf| !dir.starts_with(root) && !root.starts_with(dir);
+        require(
+            self.verify.dir.as_ref().is_none_or(is_apart),
+            "verify.dir",
+            "must lie outside of customers.root",
+        )
     }
 
     fn judge_site(&self) -> std::result::Result<(), Wrong> {
@@ -1562,6 +1579,23 @@ password_file = "/root/.password"
             (
                 "daily.customer_timeout",
                 daily!("customer_timeout = '999ms'"),
+            ),
+            ("verify.hours", "[verify]\nhours = '02:00'"),
+            ("verify.hours", "[verify]\nhours = '2:00-5:00'"),
+            ("verify.hours", "[verify]\nhours = '02:00-24:00'"),
+            ("verify.hours", "[verify]\nhours = '02:00-02:00'"),
+            ("verify.every", "[verify]\nevery = '59m'"),
+            ("verify.dir", "[verify]\ndir = 'scratch'"),
+            ("verify.dir", "[verify]\ndir = '/var/customers/customer-1'"),
+            ("verify.max_bytes", "[verify]\nmax_bytes = -1"),
+            ("verify.timeout", "[verify]\ntimeout = '0s'"),
+            (
+                "verify.read_data_subset",
+                "[verify]\nread_data_subset = '5'",
+            ),
+            (
+                "verify.read_data_subset",
+                "[verify]\nread_data_subset = '3/2'",
             ),
         ];
         for (key, lines) in cases {

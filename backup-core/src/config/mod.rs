@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind, Result};
 pub use load::{Environment, Origin};
 use template::Part;
 pub use template::{Placeholder, Template};
-pub use values::{AccessKey, DatabaseUrl, PasswordSource, SecretUrl};
+pub use values::{AccessKey, DatabaseUrl, Hours, PasswordSource, Sample, SecretUrl};
 
 /// The whole configuration. Read it with [`Config::load`]; it does not change afterwards.
 #[derive(Debug, Clone, Deserialize)]
@@ -63,6 +63,9 @@ pub struct Config {
     /// `[retention]`: how many backups are kept.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// `[verify]`: how backups are proven to be restorable.
+    #[serde(default)]
+    pub verify: VerifyConfig,
     /// `[daily]`: that the daily backups are ours to make, and how. Absent where the platform's own script makes them, or nobody.
     pub daily: Option<DailyConfig>,
 }
@@ -372,7 +375,39 @@ pub struct DailyConfig {
     pub customer_timeout: Duration,
 }
 
+/// `[verify]`: how backups are proven to be restorable, by restoring them where nobody sees it.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct VerifyConfig {
+    /// The hours of the day, in local time, as in `02:00-05:00`, in which a worker does it by itself. Default: never.
+    #[serde(deserialize_with = "values::optional_hours")]
+    pub hours: Option<Hours>,
+    /// How often the worker proves the newest backup of each customer and source, at least `1h`. One that failed is tried again in the next hours. Default `7d`.
+    #[serde(deserialize_with = "values::duration")]
+    pub every: Duration,
+    /// The directory that backups are restored to, for the time that this takes; root only. Default: `verify` in `worker.state_dir`.
+    #[serde(deserialize_with = "values::optional_absolute_path")]
+    dir: Option<PathBuf>,
+    /// The most bytes that a backup may take there and in the scratch schema together; 0: any number. A larger one counts as failed. Default 50000000000.
+    pub max_bytes: u64,
+    /// The longest that one backup may take. Default `1h`.
+    #[serde(deserialize_with = "values::duration")]
+    pub timeout: Duration,
+    /// Which packs of each repository the worker reads once in these hours, to find damage: a share, as in `2%`, or a part, as in `1/12`. Default: none.
+    #[serde(deserialize_with = "values::optional_sample")]
+    pub read_data_subset: Option<Sample>,
+}
+
 impl Config {
+    /// Where backups are restored to prove that they can be.
+    pub fn verify_dir(&self) -> PathBuf {
+        match &self.verify.dir {
+            Some(dir) => dir.clone(),
+            None => self.worker.state_dir.join("verify"),
+        }
+    }
+
     /// How long a dump may take.
     pub fn dump_timeout(&self) -> Duration {
         self.customer_database
@@ -715,6 +750,19 @@ impl Default for DailyConfig {
             platform_database: true,
             wait: Duration::from_secs(5 * 60),
             customer_timeout: Duration::from_secs(60 * 60),
+        }
+    }
+}
+
+impl Default for VerifyConfig {
+    fn default() -> Self {
+        Self {
+            hours: None,
+            every: Duration::from_secs(7 * 24 * 60 * 60),
+            dir: None,
+            max_bytes: 50_000_000_000,
+            timeout: Duration::from_secs(60 * 60),
+            read_data_subset: None,
         }
     }
 }

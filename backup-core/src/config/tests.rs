@@ -64,6 +64,7 @@ fn all_keys() -> BTreeSet<String> {
             "restore" => keys::<RestoreConfig>(),
             "retention" => keys::<RetentionConfig>(),
             "daily" => keys::<DailyConfig>(),
+            "verify" => keys::<VerifyConfig>(),
             "repositories" => {
                 for name in keys::<RepositoriesConfig>() {
                     let keys = keys::<RepositoryConfig>();

@@ -6,8 +6,10 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::str::FromStr;
 
-use jiff::civil::Time;
+use jiff::civil::{Date, Time};
+use jiff::{Timestamp, Zoned};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
 use url::Url;
@@ -432,12 +434,112 @@ pub(super) fn optional_time_of_day<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> std::result::Result<Option<Time>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    match Time::strptime("%H:%M", &text) {
-        Ok(time) if text.len() == "HH:MM".len() => Ok(Some(time)),
+    time_of_day(&text)
+        .map(Some)
+        .ok_or_else(|| de::Error::custom("must be a time of day from `00:00` to `23:59`"))
+}
+
+fn time_of_day(text: &str) -> Option<Time> {
+    let time = Time::strptime("%H:%M", text).ok()?;
+    (text.len() == "HH:MM".len()).then_some(time)
+}
+
+/// Some hours of each day, by the clock of wherever it is asked; they may begin before midnight and end after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hours {
+    begin: Time,
+    end: Time,
+}
+
+impl Hours {
+    /// When those began that it is now; None outside of them.
+    pub fn current(&self, now: &Zoned) -> Option<Timestamp> {
+        let at = |day: Date, time: Time| day.to_datetime(time).to_zoned(now.time_zone().clone());
+        [now.date(), now.date().yesterday().ok()?]
+            .into_iter()
+            .find_map(|day| {
+                let last_day = match self.begin < self.end {
+                    true => day,
+                    false => day.tomorrow().ok()?,
+                };
+                let begin = at(day, self.begin).ok()?;
+                let is_now = begin <= *now && *now < at(last_day, self.end).ok()?;
+                is_now.then(|| begin.timestamp())
+            })
+    }
+}
+
+/// Hours such as `02:00-05:00`.
+pub(super) fn optional_hours<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Hours>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let hours = text.split_once('-').and_then(|(begin, end)| {
+        Some(Hours {
+            begin: time_of_day(begin)?,
+            end: time_of_day(end)?,
+        })
+    });
+    match hours {
+        Some(hours) if hours.begin != hours.end => Ok(Some(hours)),
         _ => Err(de::Error::custom(
-            "must be a time of day from `00:00` to `23:59`",
+            "must be two different times of day from `00:00` to `23:59`, as in `02:00-05:00`",
         )),
     }
+}
+
+/// A part of a repository's packs, as the restic program has it: a share that is chosen anew each time, or the n-th of t parts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Sample {
+    /// So many of a hundred, and one at least.
+    Percent(f64),
+    /// The n-th of t parts; all of them together are all packs.
+    Part {
+        /// From 1.
+        n: u8,
+        /// How many parts there are.
+        t: u8,
+    },
+}
+
+impl FromStr for Sample {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let percent = || {
+            let percent: f64 = text.strip_suffix('%')?.parse().ok()?;
+            (percent > 0.0 && percent <= 100.0).then_some(Self::Percent(percent))
+        };
+        let part = || {
+            let (n, t) = text.split_once('/')?;
+            let (n, t) = (n.parse().ok()?, t.parse().ok()?);
+            (1..=t).contains(&n).then_some(Self::Part { n, t })
+        };
+        percent().or_else(part).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidInput,
+                "a subset is written as a share, `5%`, or as a part, `n/t` with n from 1 to t and t at most 255",
+            )
+        })
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Percent(percent) => write!(f, "{percent}%"),
+            Self::Part { n, t } => write!(f, "{n}/{t}"),
+        }
+    }
+}
+
+/// A part of a repository's packs.
+pub(super) fn optional_sample<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Option<Sample>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    text.parse().map(Some).map_err(de::Error::custom)
 }
 
 /// A list of numbers, or `any`.
@@ -516,6 +618,39 @@ fn plain(text: &str) -> std::result::Result<PathBuf, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hours_may_go_past_midnight_and_are_told_by_when_they_began() {
+        let hours = |begin: &str, end: &str| Hours {
+            begin: time_of_day(begin).unwrap(),
+            end: time_of_day(end).unwrap(),
+        };
+        for (hours, now, began) in [
+            (hours("02:00", "05:00"), "2026-03-10T01:59:59", None),
+            (
+                hours("02:00", "05:00"),
+                "2026-03-10T02:00:00",
+                Some("2026-03-10T02:00:00"),
+            ),
+            (hours("02:00", "05:00"), "2026-03-10T05:00:00", None),
+            (hours("23:00", "01:00"), "2026-03-10T22:59:00", None),
+            (
+                hours("23:00", "01:00"),
+                "2026-03-10T23:30:00",
+                Some("2026-03-10T23:00:00"),
+            ),
+            (
+                hours("23:00", "01:00"),
+                "2026-03-10T00:30:00",
+                Some("2026-03-09T23:00:00"),
+            ),
+            (hours("23:00", "01:00"), "2026-03-10T01:00:00", None),
+        ] {
+            let at = |time: &str| -> Zoned { format!("{time}+01:00[+01:00]").parse().unwrap() };
+            let began = began.map(|began| at(began).timestamp());
+            assert_eq!(hours.current(&at(now)), began, "{now}");
+        }
+    }
 
     #[test]
     fn an_address_never_shows_its_password() {

@@ -133,6 +133,23 @@ pub(super) fn open_importer(
     tenant: &Identity,
     cancel: &Cancel,
 ) -> Result<Identity> {
+    if let Some(importer) = create_importer(server, schema, cancel)? {
+        return Ok(importer);
+    }
+    tracing::warn!(
+        "the account {} may not create accounts: a dump is imported as {}; GRANT CREATE USER to it",
+        server.account.user,
+        tenant.account.user
+    );
+    Ok(tenant.clone())
+}
+
+/// A new account to import into `schema` with, as yet without a right; None where none may be created.
+pub(super) fn create_importer(
+    server: &Server,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<Option<Identity>> {
     let importer = Identity::temporary(importer_definer(schema));
     let password = &importer.account.password;
     let (account, word) = (importer.definer.quoted(), password.expose_secret());
@@ -142,15 +159,8 @@ pub(super) fn open_importer(
         cancel,
     );
     match created {
-        Ok(()) => Ok(importer),
-        Err(error) if error.code == Some(MAY_NOT) => {
-            tracing::warn!(
-                "the account {} may not create accounts: a dump is imported as {}; GRANT CREATE USER to it",
-                server.account.user,
-                tenant.account.user
-            );
-            Ok(tenant.clone())
-        }
+        Ok(()) => Ok(Some(importer)),
+        Err(error) if error.code == Some(MAY_NOT) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Never: a dump program's early death that looks like the end of the dump; a temporary file; more than a buffer in memory.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{self, Read};
@@ -13,7 +14,7 @@ use crate::database::Server;
 use crate::database::client::{Family, Tools, explain, literal, name_from_hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Running;
-use crate::progress::Control;
+use crate::progress::{Cancel, Control};
 
 /// The last line of a dump that is whole.
 pub(super) const TRAILER: &[u8] = b"-- Dump completed";
@@ -26,11 +27,14 @@ pub struct Dump {
 }
 
 /// What a finished dump came to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DumpReport {
     /// The length of the dump.
     pub bytes: u64,
+    /// The tables and views that the server had in the database when the dump began and when it ended: a dump that lacks one of them is not whole, whatever
+    /// its program says. None where they are not known.
+    pub tables: Option<Vec<String>>,
 }
 
 /// Start dumping `database`: tables with their rows as of one moment (those of transactional engines), views,
@@ -45,14 +49,33 @@ pub struct DumpReport {
 pub fn dump(server: &Server, database: &str, limit: Duration, control: &Control) -> Result<Dump> {
     check(server, database, control)?;
     let everything = ["--routines", "--triggers", "--events"];
-    start(
+    let before = table_names(server, database, &control.cancel)?;
+    let dump = start(
         server,
         database,
         everything,
         |stdout| Box::new(stdout),
         limit,
         control,
-    )
+    )?;
+    dump.shared.lock().tables = Some(before);
+    Ok(dump)
+}
+
+/// The tables and views of a schema, as the server lists them.
+pub(super) fn table_names(
+    server: &Server,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<BTreeSet<String>> {
+    let rows = server.query(
+        &format!(
+            "SELECT HEX(TABLE_NAME) FROM information_schema.TABLES WHERE TABLE_SCHEMA = {};",
+            literal(schema)
+        ),
+        cancel,
+    )?;
+    rows.iter().map(|row| name_from_hex(row.first())).collect()
 }
 
 /// What is to be known of a database before it is dumped.
@@ -257,7 +280,10 @@ impl Dump {
     pub fn finish(self) -> Result<DumpReport> {
         let mut state = self.shared.lock();
         match state.outcome.take() {
-            Some(Ok(())) => Ok(DumpReport { bytes: state.bytes }),
+            Some(Ok(())) => Ok(DumpReport {
+                bytes: state.bytes,
+                tables: state.tables.take().map(Vec::from_iter),
+            }),
             Some(Err(error)) => Err(error),
             None => Err(Error::new(
                 ErrorKind::Failed,
@@ -295,11 +321,29 @@ struct State {
     /// The end of what was read so far, enough for the trailer.
     tail: Vec<u8>,
     outcome: Option<Result<()>>,
+    /// What there was when it began, and once it has ended, of that what there still is: a shop makes and drops tables meanwhile.
+    tables: Option<BTreeSet<String>>,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A backup is as good without knowing it.
+    fn look_again(&self) -> Option<BTreeSet<String>> {
+        let before = self.lock().tables.take()?;
+        match table_names(&self.server, &self.database, &Cancel::new()) {
+            Ok(after) => Some(before.intersection(&after).cloned().collect()),
+            Err(error) => {
+                tracing::warn!(
+                    "which tables the database {} has is not written down with its backup: {}",
+                    self.database,
+                    error.chain()
+                );
+                None
+            }
+        }
     }
 
     fn judge(&self) -> Result<()> {
@@ -364,7 +408,10 @@ impl Read for Reader {
         let known = self.shared.lock().outcome.is_some();
         if !known {
             let outcome = self.shared.judge();
-            self.shared.lock().outcome = Some(outcome);
+            let tables = outcome.is_ok().then(|| self.shared.look_again()).flatten();
+            let mut state = self.shared.lock();
+            state.tables = tables;
+            state.outcome = Some(outcome);
         }
         match &self.shared.lock().outcome {
             Some(Err(error)) => Err(io::Error::other(error.to_string())),

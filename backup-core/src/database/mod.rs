@@ -26,6 +26,7 @@ mod client;
 mod definitions;
 mod dump;
 mod names;
+mod proof;
 mod replaced;
 mod rewrite;
 mod shadow;
@@ -44,6 +45,7 @@ use crate::progress::Cancel;
 
 pub use accounts::ImportAccount;
 pub use dump::{Dump, DumpReport, dump};
+pub use proof::{discard_proof, import_for_proof, prepare_proof, remove_proofs};
 pub use replaced::dump_replaced;
 pub use shadow::{
     DataDisk, Inventory, Shadow, data_disk, discard, import, prepare_shadow, remove_leftovers,

@@ -13,6 +13,8 @@ use crate::progress::Cancel;
 const LONGEST_NAME: usize = 64;
 pub(super) const SHADOW_MARK: &str = "__restore_";
 pub(super) const REPLACED_MARK: &str = "__replaced_";
+/// Of a schema that a backup is tried in: see [`super::prepare_proof`].
+pub(super) const PROOF_MARK: &str = "__proof_";
 /// Of a schema that nobody's data is in: see [`super::try_restore`].
 pub(super) const TRIAL_MARK: &str = "__trial_";
 const RANDOM_DIGITS: usize = 8;

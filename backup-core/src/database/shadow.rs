@@ -30,7 +30,7 @@ use crate::progress::{Cancel, Control};
 
 const BUFFER_BYTES: usize = 256 << 10;
 /// The table of a shadow schema that is empty once its server was restarted.
-const WITNESS: &str = "~shophosting backup: run";
+pub(super) const WITNESS: &str = "~shophosting backup: run";
 
 /// A schema that somebody holds on to is dropped in so many tries of so many seconds.
 const DROP_TRIES: u32 = 12;
@@ -44,10 +44,10 @@ pub struct Shadow {
     pub(super) live: String,
     pub(super) schema: String,
     /// Who imports.
-    importer: Identity,
+    pub(super) importer: Identity,
     /// Who creates in the live schema and is the definer there.
     pub(super) tenant: Identity,
-    findings: Findings,
+    pub(super) findings: Findings,
 }
 
 impl Shadow {
@@ -147,6 +147,19 @@ fn create_shadow(
     tenant: &Identity,
     cancel: &Cancel,
 ) -> Result<Identity> {
+    create_schema(server, live, schema, cancel)?;
+    let importer = open_importer(server, schema, tenant, cancel)?;
+    open_schema(server, &importer, schema, cancel)?;
+    Ok(importer)
+}
+
+/// Fails where there is one of this name.
+pub(super) fn create_schema(
+    server: &Server,
+    live: &str,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<()> {
     let like = match default_charset(server, live, cancel)? {
         Some((charset, collation)) => format!("CHARACTER SET {charset} COLLATE {collation}"),
         None => String::new(),
@@ -162,10 +175,18 @@ fn create_shadow(
         ),
         cancel,
     )?;
-    let importer = open_importer(server, schema, tenant, cancel)?;
-    grant(server, &importer, schema, cancel)?;
-    importer.check_login(server, schema, cancel)?;
-    Ok(importer)
+    Ok(())
+}
+
+/// Let whoever imports into the schema.
+pub(super) fn open_schema(
+    server: &Server,
+    importer: &Identity,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<()> {
+    grant(server, importer, schema, cancel)?;
+    importer.check_login(server, schema, cancel)
 }
 
 /// A schema's default character set and collation; `None` when there is no such schema.
@@ -496,7 +517,7 @@ pub(super) fn remove_schema(
 }
 
 /// As far as the account may see and end them; the others are waited for.
-fn kill_sessions(server: &Server, which: &str, cancel: &Cancel) {
+pub(super) fn kill_sessions(server: &Server, which: &str, cancel: &Cancel) {
     let sessions = server.query(which, cancel).unwrap_or_default();
     for session in sessions.concat() {
         if let Ok(id) = plain_name(&session) {
@@ -506,7 +527,7 @@ fn kill_sessions(server: &Server, which: &str, cancel: &Cancel) {
 }
 
 /// Make a change that has to be, and end the sessions of `tenants` that stand in its way.
-fn against_sessions_of(
+pub(super) fn against_sessions_of(
     server: &Server,
     tenants: &[Definer],
     change: &str,

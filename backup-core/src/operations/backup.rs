@@ -48,6 +48,9 @@ pub struct BackupReport {
     pub bytes_added: u64,
     /// Bytes of the dump.
     pub database_bytes: u64,
+    /// The tables and views that the database had while it was dumped, where that is known.
+    #[serde(skip)]
+    pub tables: Option<Vec<String>>,
     /// What somebody should know although the backup is good.
     pub warnings: Vec<String>,
 }
@@ -67,6 +70,7 @@ impl BackupReport {
                 .has_database()
                 .then_some(self.database_bytes),
             files: Some(self.files),
+            proven_at: None,
         }
     }
 }
@@ -159,12 +163,12 @@ impl Engine {
         let time = archive.time.timestamp();
         let archived = repository.archive(lock, archive, control);
         // The dump's own failure says more than that of the reader it fed.
-        let uncommitted = match (archived, dump) {
+        let (uncommitted, tables) = match (archived, dump) {
             (Ok(uncommitted), Some(dump)) => {
-                require_whole_dump(dump, uncommitted.stream_bytes())?;
-                uncommitted
+                let tables = require_whole_dump(dump, uncommitted.stream_bytes())?;
+                (uncommitted, tables)
             }
-            (Ok(uncommitted), None) => uncommitted,
+            (Ok(uncommitted), None) => (uncommitted, None),
             (Err(error), dump) => return Err(better_cause(error, dump)),
         };
 
@@ -181,6 +185,7 @@ impl Engine {
             bytes: archived.bytes,
             bytes_added: archived.bytes_added,
             database_bytes: archived.stream_bytes,
+            tables,
             warnings: Vec::new(),
         })
     }
@@ -205,6 +210,7 @@ impl Engine {
             bytes_added: snapshot.bytes_added,
             database_bytes: None,
             files: snapshot.files,
+            proven_at: None,
         });
         Ok(entry.filter(|_| is_his))
     }
@@ -291,7 +297,8 @@ pub(super) fn newest_with_files(
         .find(with_files))
 }
 
-fn require_whole_dump(dump: Dump, stored: u64) -> Result<()> {
+/// Gives the tables that the database had.
+fn require_whole_dump(dump: Dump, stored: u64) -> Result<Option<Vec<String>>> {
     let report = dump.finish()?;
     if report.bytes != stored {
         return Err(Error::new(
@@ -302,7 +309,7 @@ fn require_whole_dump(dump: Dump, stored: u64) -> Result<()> {
             ),
         ));
     }
-    Ok(())
+    Ok(report.tables)
 }
 
 fn better_cause(error: Error, dump: Option<Dump>) -> Error {

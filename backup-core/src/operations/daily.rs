@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use jiff::civil::Date;
@@ -60,6 +60,9 @@ pub struct DailyReport {
     pub bytes_added: u64,
     /// Bytes of the dumps.
     pub database_bytes: u64,
+    /// The tables and views that each customer's database had while it was dumped, where that is known.
+    #[serde(skip)]
+    pub tables: Vec<(CustomerId, Vec<String>)>,
     /// Older daily snapshots that were forgotten.
     pub forgotten: Vec<SnapshotId>,
     /// What somebody should know although it is no failure.
@@ -120,6 +123,7 @@ impl Engine {
         }
         let time = Zoned::now();
         let mut outcome = plan.outcome;
+        let tables = plan.tables;
         let request = ArchiveRequest {
             trees: plan.trees,
             streams: plan.streams,
@@ -149,6 +153,7 @@ impl Engine {
             bytes: archived.bytes,
             bytes_added: archived.bytes_added,
             database_bytes: archived.stream_bytes,
+            tables: std::mem::take(&mut *lock_tables(&tables)),
             forgotten: Vec::new(),
             warnings: noting.warnings(),
         })
@@ -295,8 +300,12 @@ impl Engine {
             control: control.clone(),
             wait: config.wait,
             turn: Arc::default(),
+            tables: Arc::default(),
         });
-        let mut plan = Plan::default();
+                let mut plan = Plan {
+            tables: Arc::clone(&hands.tables),
+            ..Plan::default()
+        };
         plan.outcome.inactive = customers
             .iter()
             .filter_map(|(_, customer)| customer.as_ref().ok())
@@ -445,6 +454,14 @@ struct Plan {
     /// What the snapshot will say that it holds.
     paths: BTreeSet<PathBuf>,
     outcome: Outcome,
+    tables: Tables,
+}
+
+/// What customers' databases had while they were dumped, as far as they were.
+type Tables = Arc<Mutex<Vec<(CustomerId, Vec<String>)>>>;
+
+fn lock_tables(tables: &Tables) -> MutexGuard<'_, Vec<(CustomerId, Vec<String>)>> {
+    tables.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Plan {
@@ -564,6 +581,7 @@ struct Hands {
     wait: Duration,
     /// Whose dump runs: one at a time, whatever the number of threads.
     turn: Arc<tokio::sync::Mutex<()>>,
+    tables: Tables,
 }
 
 /// A customer who is saved.
@@ -590,14 +608,15 @@ impl Hands {
             Err(error) => return Err(error),
         };
         let dump = self.engine.start_dump(&member.customer, &self.control)?;
-        Running::new(dump, claim, turn)
+        let whose = (member.customer.id, Arc::clone(&self.tables));
+        Running::new(dump, claim, turn, Some(whose))
     }
 
     fn dump_of_platform(&self, server: &Server, schema: &str) -> Result<Running> {
         let turn = self.wait_for_turn()?;
         let limit = self.engine.config().dump_timeout();
         let dump = database::dump(server, schema, limit, &self.control)?;
-        Running::new(dump, None, turn)
+        Running::new(dump, None, turn, None)
     }
 
     fn claim_for_files(&self, member: &Member) -> Result<Claim> {
@@ -658,12 +677,19 @@ struct Running {
     reader: Box<dyn Read + Send>,
     dump: Dump,
     read: u64,
+    /// Whose it is, and where it is written down what there was.
+    whose: Option<(CustomerId, Tables)>,
     _claim: Option<Claim>,
     _turn: OwnedMutexGuard<()>,
 }
 
 impl Running {
-    fn new(mut dump: Dump, claim: Option<Claim>, turn: OwnedMutexGuard<()>) -> Result<Self> {
+    fn new(
+        mut dump: Dump,
+        claim: Option<Claim>,
+        turn: OwnedMutexGuard<()>,
+        whose: Option<(CustomerId, Tables)>,
+    ) -> Result<Self> {
         let reader = dump
             .take_reader()
             .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump has no output"))?;
@@ -671,6 +697,7 @@ impl Running {
             reader,
             dump,
             read: 0,
+            whose,
             _claim: claim,
             _turn: turn,
         })
@@ -686,6 +713,9 @@ impl Running {
                     report.bytes, self.read
                 ),
             ));
+        }
+        if let (Some((customer, all)), Some(tables)) = (self.whose, report.tables) {
+            lock_tables(&all).push((customer, tables));
         }
         Ok(())
     }

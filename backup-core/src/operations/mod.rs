@@ -1,4 +1,5 @@
-//! What the product does, as procedures that read as their steps: back up a customer, back up everybody, forget backups, restore a customer.
+//! What the product does, as procedures that read as their steps: back up a customer, back up everybody, forget backups, restore a customer, prove that
+//! a backup can be restored.
 //!
 //! Each procedure names its commit point. Before it a failure leaves no trace; whatever the way out, maintenance is off, what was
 //! stopped is started, and what was staged is gone.
@@ -8,6 +9,7 @@ mod daily;
 mod forget;
 mod restore;
 mod trial;
+mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,6 +28,8 @@ pub use backup::{BackupReport, BackupRequest};
 pub use daily::{DailyFailure, DailyPart, DailyReport};
 pub use forget::Forgetting;
 pub use restore::{Interrupted, Recovered, RestoreReport, RestoreRequest};
+pub(crate) use verify::Expected;
+pub use verify::Proven;
 
 /// The configuration, and the repositories that it names, opened when they are first needed and then kept.
 /// All methods block; call them from a thread that may.

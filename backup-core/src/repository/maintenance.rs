@@ -6,13 +6,17 @@
 
 use std::collections::BTreeSet;
 
+use rand::seq::SliceRandom;
 use rustic_core::{CheckOptions, LimitOption, PruneOptions};
 use serde::Serialize;
+use sha2::{Digest, Sha256};
 
 use super::bridge::from_rustic;
-use super::{Repository, SnapshotId, guarded};
+use super::{Repository, SnapshotId, blobs, guarded};
+use crate::config::Sample;
 use crate::error::{Error, ErrorKind, Result};
-use crate::storage::FileKind;
+use crate::progress::Cancel;
+use crate::storage::{FileId, FileKind};
 
 /// What a prune did.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -38,6 +42,18 @@ pub struct CheckReport {
     pub errors: Vec<String>,
     /// What is untidy but harms nothing.
     pub warnings: Vec<String>,
+}
+
+/// What reading some packs found.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct SampleReport {
+    /// Packs that were read.
+    pub packs: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// What is damaged.
+    pub errors: Vec<String>,
 }
 
 impl Repository {
@@ -116,6 +132,50 @@ impl Repository {
         Ok(report)
     }
 
+    /// Read some packs and compare each with its name, which is the hash of all that is in it: what was damaged since it was written is found, whoever
+    /// needs it. What of a snapshot is missing is not: see [`Self::check`].
+    ///
+    /// Takes the shared lock. An error means that it could not be done to the end; damage is in the report.
+    pub fn read_sample(&self, sample: Sample, cancel: &Cancel) -> Result<SampleReport> {
+        let _lock = self.lock_shared()?;
+        let mut packs = self.storage.list(FileKind::Pack)?;
+        choose(&mut packs, sample);
+        let errors = blobs::in_parallel(&packs, |(id, bytes)| {
+            match self.hash_of_pack(id, *bytes, cancel) {
+                Ok(hash) if hash == *id => Ok(None),
+                Ok(_) => Ok(Some(format!(
+                    "the pack {id} is damaged: what is in it is not what its name says"
+                ))),
+                Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
+                    Ok(Some(format!(
+                        "the pack {id} cannot be read: {}",
+                        error.chain()
+                    )))
+                }
+                Err(error) => Err(error),
+            }
+        })?;
+        Ok(SampleReport {
+            packs: packs.len() as u64,
+            bytes: packs.iter().map(|(_, bytes)| bytes).sum(),
+            errors: errors.into_iter().flatten().collect(),
+        })
+    }
+
+    /// In pieces: other programs make packs of any size.
+    fn hash_of_pack(&self, id: &FileId, bytes: u64, cancel: &Cancel) -> Result<FileId> {
+        const PIECE: u64 = 4 << 20;
+        let mut hash = Sha256::new();
+        let mut read = 0;
+        while read < bytes {
+            cancel.check()?;
+            let piece = PIECE.min(bytes - read);
+            hash.update(&self.storage.read_range(FileKind::Pack, id, read, piece)?);
+            read += piece;
+        }
+        Ok(FileId(hash.finalize().into()))
+    }
+
     fn require_listed(&self, must_be_there: &BTreeSet<SnapshotId>) -> Result<()> {
         let listed = self.snapshot_ids()?;
         let missing = must_be_there.difference(&listed).count();
@@ -133,7 +193,69 @@ impl Repository {
         ))
     }
 
-    fn pack_sizes(&self) -> Result<std::collections::HashMap<crate::storage::FileId, u64>> {
+    fn pack_sizes(&self) -> Result<std::collections::HashMap<FileId, u64>> {
         Ok(self.storage.list(FileKind::Pack)?.into_iter().collect())
+    }
+}
+
+/// Of any packs one is read at least.
+fn choose(packs: &mut Vec<(FileId, u64)>, sample: Sample) {
+    match sample {
+        Sample::Percent(percent) => {
+            packs.shuffle(&mut rand::rng());
+            // As many as a repository has are far within what a float holds exactly.
+            let wanted = (packs.len() as f64 * percent / 100.0).ceil() as usize;
+            packs.truncate(wanted.max(1));
+        }
+        // As the restic program does it.
+        Sample::Part { n, t } => packs.retain(|(id, _)| id.0[0] % t == n - 1),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packs(count: u8) -> Vec<(FileId, u64)> {
+        (0..count).map(|n| (FileId([n; 32]), 1)).collect()
+    }
+
+    fn chosen(count: u8, sample: &str) -> Vec<u8> {
+        let mut packs = packs(count);
+        choose(&mut packs, sample.parse().unwrap());
+        packs.iter().map(|(id, _)| id.0[0]).collect()
+    }
+
+    #[test]
+    fn a_share_is_never_nothing_and_all_parts_together_are_all() {
+        for (count, sample, wanted) in [
+            (200, "5%", 10),
+            (200, "100%", 200),
+            (199, "0.5%", 1),
+            (3, "1%", 1),
+            (0, "50%", 0),
+        ] {
+            let mut some = chosen(count, sample);
+            some.sort_unstable();
+            some.dedup();
+            assert_eq!(some.len(), wanted, "{sample} of {count}");
+        }
+        let mut all = [1, 2, 3].map(|n| chosen(200, &format!("{n}/3"))).concat();
+        assert_eq!(chosen(200, "2/3")[..2], [1, 4]);
+        all.sort_unstable();
+        assert_eq!(all, (0..200).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn what_is_no_subset_is_refused() {
+        for bad in [
+            "", "5", "0%", "-1%", "101%", "NaN%", "0/3", "4/3", "1/0", "1/256", "1/2/3", "all",
+            "10G",
+        ] {
+            assert!(bad.parse::<Sample>().is_err(), "{bad}");
+        }
+        for good in ["5%", "0.5%", "100%", "1/1", "255/255"] {
+            assert_eq!(good.parse::<Sample>().unwrap().to_string(), good);
+        }
     }
 }

@@ -35,7 +35,7 @@ use secrecy::{ExposeSecret, SecretString};
 pub use archive::{ArchiveRequest, Archived, Uncommitted};
 use locks::Patient;
 pub use locks::{Lock, LockInfo};
-pub use maintenance::{CheckReport, PruneReport};
+pub use maintenance::{CheckReport, PruneReport, SampleReport};
 pub use restore::{Owner, OwnerRule, RestorePlan, RestoreRules};
 pub use snapshot::{BackupType, Origin, Snapshot, SnapshotId};
 pub use source::{Hold, StreamSource, TreeSource};

@@ -31,7 +31,8 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use crate::catalog::{
-    BackupEntry, BackupList, Catalog, Missing, Source, SyncReport, Synced, no_such_backup,
+    BackupEntry, BackupList, Catalog, Missing, ProofFigures, Sampled, Source, SyncReport, Synced,
+    no_such_backup,
 };
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
@@ -49,7 +50,9 @@ use crate::progress::Control;
 use crate::repository::{Origin, PruneReport, SnapshotId};
 use crate::session::Sessions;
 use crate::store::{Migrated, Store};
-use crate::worker::{Ended, Recovery, Runner, Upkeep, Worker, never_stopping};
+use crate::worker::{
+    Ended, Recovery, Runner, Upkeep, Verification, VerifyReport, Worker, never_stopping,
+};
 
 /// Backups of customers, as jobs. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -77,6 +80,10 @@ pub struct Figures {
     pub newest_backups: Vec<(Source, Timestamp)>,
     /// When each hosting server's repositories were last looked at.
     pub synced: Vec<Synced>,
+    /// Which backups were restored to prove that they can be.
+    pub proofs: Vec<ProofFigures>,
+    /// What was found when some packs of the repositories were read.
+    pub sampled: Vec<Sampled>,
 }
 
 /// What became of the wish to delete a backup.
@@ -155,6 +162,8 @@ impl BackupService {
             oldest_pending: self.jobs.oldest_pending().await?,
             newest_backups: with_deleted(catalogued, &jobs),
             synced: self.catalog.syncs().await?,
+            proofs: self.catalog.proof_figures().await?,
+            sampled: self.catalog.samples().await?,
             jobs,
         })
     }
@@ -422,6 +431,24 @@ impl BackupService {
             control.monitor.warning(warning);
         }
         Ok(report)
+    }
+
+    /// Prove that the newest backups of these customers, or of all of the hosting server that the engine's configuration names, can be restored: by restoring
+    /// each to a private place and a scratch schema, from which it is removed again. No site and no live database is touched, and no job is in the way.
+    ///
+    /// What is wrong with single backups is in the report. [`ErrorKind::Busy`] while another process is at it. Can be cancelled at any time.
+    pub async fn verify(
+        &self,
+        engine: &Arc<Engine>,
+        customers: &[CustomerId],
+        control: &Control,
+    ) -> Result<VerifyReport> {
+        let verification = Verification {
+            engine: Arc::clone(engine),
+            catalog: self.catalog.clone(),
+            customers: self.customers.clone(),
+        };
+        verification.run(customers, control).await
     }
 
     async fn enqueue(&self, new: &NewJob) -> Result<Created> {

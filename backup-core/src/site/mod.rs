@@ -9,6 +9,7 @@ mod dirs;
 mod health;
 mod maintenance;
 mod remove;
+mod scratch;
 mod staging;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -28,6 +29,7 @@ use crate::progress::Cancel;
 pub use claim::{Claim, LastExclusive};
 pub use health::Health;
 pub use maintenance::Maintenance;
+pub use scratch::{Scratch, ScratchRoom};
 pub use staging::{Ground, Leftover, Staged, Staging, leftovers, remove_leftover, try_exchange};
 
 /// A customer's site, its directory held open.

@@ -9,12 +9,13 @@ use crate::error::Result;
 const READ: [(&str, &str); 2] = [("customers", "id"), ("servers", "id")];
 
 /// Our tables, each with a column that may be written.
-const WRITTEN: [(&str, &str); 7] = [
+const WRITTEN: [(&str, &str); 8] = [
     ("customer_backup_jobs", "error_message"),
     ("customer_backups", "note"),
     ("backup_snapshots", "missing_since"),
     ("backup_repositories", "synced_at"),
     ("backup_repository_users", "source"),
+    ("backup_proofs", "failure"),
     ("backup_sessions", "flash"),
     ("backup_migrations", "description"),
 ];

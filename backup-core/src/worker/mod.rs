@@ -8,6 +8,7 @@ mod recover;
 mod run;
 mod sentence;
 mod upkeep;
+mod verify;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -27,6 +28,8 @@ use crate::store::Store;
 pub use recover::Recovery;
 pub(crate) use run::{Ended, Runner};
 pub(crate) use upkeep::Upkeep;
+pub(crate) use verify::Verification;
+pub use verify::{NotVerified, Verified, VerifyReport};
 
 /// Jobs run within this time although no wake-up arrives.
 const POLL: Duration = Duration::from_secs(2);
@@ -51,6 +54,7 @@ pub enum Stopping {
 pub struct Worker {
     runner: Runner,
     upkeep: Upkeep,
+    verification: Verification,
     queue: Queue,
     server: String,
     name: String,
@@ -90,6 +94,11 @@ impl Worker {
                 woken: Arc::default(),
                 running: Arc::clone(&running),
             },
+            verification: Verification {
+                engine: Arc::clone(&engine),
+                catalog: catalog.clone(),
+                customers: customers.clone(),
+            },
             after_job,
             running,
             is_away: AtomicBool::new(false),
@@ -122,6 +131,11 @@ impl Worker {
             .clone()
             .recover_all(self.name.clone(), stopping.clone());
         let recovery = tokio::spawn(recovery);
+        let verification = self
+            .verification
+            .clone()
+            .keep_running(self.upkeep.clone(), stopping.clone());
+        let verification = tokio::spawn(verification);
         let woken = &self.upkeep.woken;
         let mut running = JoinSet::new();
         while *stopping.borrow_and_update() == Stopping::No {
@@ -145,6 +159,9 @@ impl Worker {
         upkeep.abort();
         if let Err(error) = recovery.await {
             tracing::error!("recovering broke off inside the program: {error}");
+        }
+        if let Err(error) = verification.await {
+            tracing::error!("proving backups broke off inside the program: {error}");
         }
         tracing::info!("worker {} ended", self.name);
     }
@@ -238,6 +255,21 @@ impl Drop for Worker {
     fn drop(&mut self) {
         self.abort.cancel();
     }
+}
+
+/// Set a flag as soon as the worker is asked to end, however politely. As long as the value lives.
+fn tell_to_stop(flag: &Cancel, mut stopping: watch::Receiver<Stopping>) -> JoinSet<()> {
+    let flag = flag.clone();
+    let mut telling = JoinSet::new();
+    telling.spawn(async move {
+        while *stopping.borrow_and_update() == Stopping::No {
+            if stopping.changed().await.is_err() {
+                break;
+            }
+        }
+        flag.cancel();
+    });
+    telling
 }
 
 /// For what only the caller's own flag stops.

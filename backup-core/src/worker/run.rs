@@ -73,18 +73,25 @@ pub(crate) enum Ended {
 pub(super) struct Made {
     origin: Origin,
     entry: BackupEntry,
+    /// What the database had while it was dumped, where that is known.
+    tables: Option<Vec<String>>,
 }
 
 impl Made {
-    fn backup(entry: BackupEntry) -> Self {
-        let origin = Origin::Manual;
-        Self { origin, entry }
+    fn backup(entry: BackupEntry, tables: Option<Vec<String>>) -> Self {
+        Self {
+            origin: Origin::Manual,
+            entry,
+            tables,
+        }
     }
 
     pub(super) fn of_restore(report: &RestoreReport) -> Option<Self> {
-        let entry = report.kept.clone()?;
-        let origin = Origin::PreRestore;
-        Some(Self { origin, entry })
+        Some(Self {
+            origin: Origin::PreRestore,
+            entry: report.kept.clone()?,
+            tables: None,
+        })
     }
 }
 
@@ -205,9 +212,13 @@ impl Runner {
         let (made, bytes) = match &work {
             Work::Backup(report) => {
                 let entry = report.entry(job.note.clone());
-                (Some(Made::backup(entry)), Some(report.bytes))
+                let made = Made::backup(entry, report.tables.clone());
+                (Some(made), Some(report.bytes))
             }
-            Work::Found(entry) => (Some(Made::backup((**entry).clone())), entry.bytes),
+            Work::Found(entry) => {
+                let made = Made::backup((**entry).clone(), None);
+                (Some(made), entry.bytes)
+            }
             Work::Restore(report) => (Made::of_restore(report), Some(report.bytes)),
         };
         match self.complete(job, lease, made.as_ref(), bytes).await {
@@ -279,7 +290,7 @@ impl Runner {
                 .await?;
             if let Some(found) = found {
                 let bytes = found.bytes;
-                let made = Made::backup(found);
+                let made = Made::backup(found, None);
                 let completed = self.complete(&claimed.job, claimed.lease, Some(&made), bytes);
                 if completed.await? {
                     self.forget_beyond_retention(&claimed.job, Some(&made))
@@ -554,6 +565,7 @@ impl Runner {
                 Made {
                     origin: Origin::Manual,
                     entry,
+                    ..
                 },
                 repository,
             )) = recorded
@@ -625,10 +637,16 @@ impl Runner {
         let Some((made, repository)) = recorded else {
             return Ok(());
         };
-        let (source, entry) = (made.origin.into(), &made.entry);
+        let (customer, source, entry) = (job.customer_id, made.origin.into(), &made.entry);
         self.catalog
-            .record(transaction, repository, job.customer_id, source, entry)
-            .await
+            .record(transaction, repository, customer, source, entry)
+            .await?;
+        match &made.tables {
+            Some(tables) => {
+                Catalog::record_tables(transaction, customer, source, &entry.id, tables).await
+            }
+            None => Ok(()),
+        }
     }
 
     /// What this attempt of ours ended as, if its answer was lost.

@@ -22,7 +22,7 @@ use crate::repository::{PruneReport, Repository};
 const PRUNE_WINDOW_HOURS: i64 = 1;
 
 /// How long a fault of the program keeps it from the next try.
-const AFTER_FAULT: Duration = Duration::from_secs(60);
+pub(super) const AFTER_FAULT: Duration = Duration::from_secs(60);
 
 /// Looks after catalogue and repositories.
 #[derive(Debug, Clone)]
@@ -121,6 +121,18 @@ impl Upkeep {
                 return;
             }
             Ok(_) => {}
+        }
+        for (customer, tables) in std::mem::take(&mut report.tables) {
+            let noted = self
+                .catalog
+                .note_tables(customer, Source::Daily, &report.snapshot_id, &tables)
+                .await;
+            if let Err(error) = noted {
+                tracing::warn!(
+                    "which tables the database of customer {customer} had is not written down: {}",
+                    error.chain()
+                );
+            }
         }
         if let Err(error) = self.forget_old_daily(report).await {
             report.warnings.push(format!(
@@ -257,6 +269,23 @@ impl Upkeep {
         self.prune_one(repository).await
     }
 
+    /// Whether a repository of ours waits to be pruned, in the quiet hour. What cannot be told is no reason to wait.
+    pub(super) async fn is_prune_due(&self) -> bool {
+        let Some(since) = self.prune_window() else {
+            return false;
+        };
+        for source in self.ours() {
+            let Ok(repository) = self.repository(source).await else {
+                continue;
+            };
+            let is_pruned = self.catalog.is_pruned_since(&repository.id(), since).await;
+            if is_pruned.is_ok_and(|is_pruned| !is_pruned) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// When today's quiet hour began, if it is now.
     fn prune_window(&self) -> Option<Timestamp> {
         let at = self.engine.config().worker.prune_at?;
@@ -293,7 +322,7 @@ impl Upkeep {
 }
 
 /// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.
-async fn begin_again<F: Future<Output = ()> + Send + 'static>(
+pub(super) async fn begin_again<F: Future<Output = ()> + Send + 'static>(
     pause: Duration,
     begin: impl Fn() -> F,
 ) {
@@ -306,7 +335,7 @@ async fn begin_again<F: Future<Output = ()> + Send + 'static>(
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     act: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
     tokio::task::spawn_blocking(act).await.unwrap_or_else(|e| {

@@ -29,6 +29,7 @@ async fn figures_tell_what_there_is_and_leave_out_what_there_is_not(database: &D
     let service = service(database).await;
     let none = service.figures().await.unwrap();
     assert!(none.jobs.is_empty() && none.newest_backups.is_empty() && none.synced.is_empty());
+    assert!(none.proofs.is_empty() && none.sampled.is_empty());
     assert_eq!(none.oldest_pending, None);
 
     let jobs = database.jobs(LONG).await;
@@ -71,7 +72,15 @@ async fn figures_tell_what_there_is_and_leave_out_what_there_is_not(database: &D
         .run("INSERT INTO backup_repository_users (server, source, repository_id) VALUES ('north', 'manual', 'r'), ('south', 'manual', 's')")
         .await;
     database
-        .run("INSERT INTO backup_repositories (repository_id, synced_at) VALUES ('r', 1700000000005), ('s', NULL)")
+        .run("INSERT INTO backup_repositories (repository_id, synced_at, sampled_at, sample_errors) VALUES ('r', 1700000000005, 1700000000006, 2), ('s', NULL, 1700000000007, NULL)")
+        .await;
+    // Who has no backup any more does not count, and what was proven before it failed still does.
+    database
+        .run(
+            "INSERT INTO backup_proofs (customer_id, source, snapshot_id, tried_at, failure, proven_at) VALUES
+                (1, 'manual', 'a', 1700000000020, NULL, 1700000000020), (2, 'manual', 'b', 1700000000030, 'why', 1700000000010),
+                (1, 'daily', 'd', 1700000000030, 'why', NULL), (9, 'manual', 'z', 1700000000001, 'why', 1700000000001)",
+        )
         .await;
 
     let figures = service.figures().await.unwrap();
@@ -121,6 +130,35 @@ async fn figures_tell_what_there_is_and_leave_out_what_there_is_not(database: &D
         ("north", "manual")
     );
     assert_eq!(synced.at.as_millisecond(), 1_700_000_000_005);
+
+    let mut proofs: Vec<_> = figures
+        .proofs
+        .iter()
+        .map(|of| {
+            let time = |time: Option<jiff::Timestamp>| time.map(|time| time.as_millisecond());
+            (
+                of.source,
+                of.proven,
+                of.failed,
+                time(of.oldest),
+                time(of.newest),
+            )
+        })
+        .collect();
+    proofs.sort_unstable();
+    let (oldest, newest) = (Some(1_700_000_000_010), Some(1_700_000_000_020));
+    assert_eq!(
+        proofs,
+        [
+            (Source::Manual, 1, 1, oldest, newest),
+            (Source::Daily, 0, 1, None, None)
+        ]
+    );
+    let [sampled] = &figures.sampled[..] else {
+        panic!("{figures:?}")
+    };
+    assert_eq!((sampled.server.as_str(), sampled.errors), ("north", 2));
+    assert_eq!(sampled.at.as_millisecond(), 1_700_000_000_006);
 
     // Its customer has deleted the newest one since, and it was made all the same.
     database

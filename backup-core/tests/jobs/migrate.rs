@@ -22,12 +22,13 @@ on_both!(
 );
 
 /// The version of the tables.
-const NEWEST: i64 = 4;
+const NEWEST: i64 = 5;
 
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
 const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
 const FOURTH: &str = include_str!("../../../migrations/mysql/0004_kept.sql");
+const FIFTH: &str = include_str!("../../../migrations/mysql/0005_proven.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -403,11 +404,20 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
         ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
     const UNDO_FOURTH: &str =
         "ALTER TABLE customer_backup_jobs DROP COLUMN kept_snapshot, DROP COLUMN recovered;";
+    const UNDO_FIFTH: &str =
+        "ALTER TABLE customer_backups DROP COLUMN database_tables, DROP COLUMN proven_at;
+        DROP TABLE backup_proofs;
+        ALTER TABLE backup_repositories DROP COLUMN sampled_at, DROP COLUMN sample_errors;";
     let mut shapes = BTreeSet::new();
     for (version, migration, undo) in [
-        (2, SECOND, [UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat()),
-        (3, THIRD, [UNDO_FOURTH, UNDO_THIRD].concat()),
-        (4, FOURTH, UNDO_FOURTH.to_owned()),
+        (
+            2,
+            SECOND,
+            [UNDO_FIFTH, UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat(),
+        ),
+        (3, THIRD, [UNDO_FIFTH, UNDO_FOURTH, UNDO_THIRD].concat()),
+        (4, FOURTH, [UNDO_FIFTH, UNDO_FOURTH].concat()),
+        (5, FIFTH, UNDO_FIFTH.to_owned()),
     ] {
         let statements = statements(migration);
         assert!(statements.len() >= 4, "{statements:?}");

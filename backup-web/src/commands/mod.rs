@@ -16,6 +16,7 @@ pub mod restore;
 pub mod serve;
 pub mod sync;
 pub mod unlock;
+pub mod verify;
 pub mod worker;
 
 use std::sync::Arc;

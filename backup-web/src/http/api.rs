@@ -144,6 +144,8 @@ struct BackupDocument {
     database_bytes: Option<u64>,
     /// Regular files, where known.
     files: Option<u64>,
+    /// When it was last restored, apart from the shop, to prove that it can be: ISO 8601 in UTC.
+    proven_at: Option<String>,
 }
 
 impl From<BackupEntry> for BackupDocument {
@@ -157,6 +159,7 @@ impl From<BackupEntry> for BackupDocument {
             bytes_added: entry.bytes_added,
             database_bytes: entry.database_bytes,
             files: entry.files,
+            proven_at: entry.proven_at.map(|at| at.to_string()),
         }
     }
 }

@@ -57,6 +57,11 @@ struct OfDatabase {
     queue_age: Seconds,
     last_backup: Family<Labels<1>, Seconds>,
     last_sync: Family<Labels<2>, Seconds>,
+    proofs: Family<Labels<2>, Whole>,
+    last_proof: Family<Labels<1>, Seconds>,
+    oldest_proof: Family<Labels<1>, Seconds>,
+    last_sample: Family<Labels<2>, Seconds>,
+    sample_errors: Family<Labels<2>, Whole>,
 }
 
 /// Beside the dashboard, for this machine alone: a proxy on it speaks for others, and says so.
@@ -190,6 +195,31 @@ impl OfDatabase {
                 "last_sync_timestamp_seconds",
                 "When the catalogue was last brought in step with a hosting server's repository",
             ),
+            proofs: register(
+                registry,
+                "proofs",
+                "Customers whose newest backup was restored to prove that it can be, by what came of it",
+            ),
+            last_proof: register(
+                registry,
+                "last_proof_timestamp_seconds",
+                "When a backup was last proven",
+            ),
+            oldest_proof: register(
+                registry,
+                "oldest_proof_timestamp_seconds",
+                "When the customer was last proven for whom that is the longest time ago",
+            ),
+            last_sample: register(
+                registry,
+                "last_sample_timestamp_seconds",
+                "When some packs of a hosting server's repository were last read",
+            ),
+            sample_errors: register(
+                registry,
+                "sample_errors",
+                "How many of the packs that were read last were damaged",
+            ),
         }
     }
 
@@ -228,6 +258,36 @@ impl OfDatabase {
                 .get_or_create(&labels)
                 .set(synced.at.as_duration().as_secs_f64());
         }
+        for proofs in &figures.proofs {
+            let source = [("source", proofs.source.to_string())];
+            for (result, count) in [("proven", proofs.proven), ("failed", proofs.failed)] {
+                let [source] = source.clone();
+                let labels = [source, ("result", result.to_owned())];
+                self.proofs.get_or_create(&labels).set(whole(count));
+            }
+            for (metric, time) in [
+                (&self.last_proof, proofs.newest),
+                (&self.oldest_proof, proofs.oldest),
+            ] {
+                if let Some(time) = time {
+                    metric
+                        .get_or_create(&source)
+                        .set(time.as_duration().as_secs_f64());
+                }
+            }
+        }
+        for sampled in &figures.sampled {
+            let labels = [
+                ("server", sampled.server.clone()),
+                ("source", sampled.source.clone()),
+            ];
+            self.last_sample
+                .get_or_create(&labels)
+                .set(sampled.at.as_duration().as_secs_f64());
+            self.sample_errors
+                .get_or_create(&labels)
+                .set(whole(sampled.errors));
+        }
     }
 
     /// Better nothing than what is not so any more.
@@ -240,6 +300,11 @@ impl OfDatabase {
         self.queue_age.set(0.0);
         self.last_backup.clear();
         self.last_sync.clear();
+        self.proofs.clear();
+        self.last_proof.clear();
+        self.oldest_proof.clear();
+        self.last_sample.clear();
+        self.sample_errors.clear();
     }
 }
 

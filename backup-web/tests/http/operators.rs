@@ -106,6 +106,12 @@ fn a_request_has_one_id_in_its_answer_in_every_line_and_in_the_refusal() {
 fn metrics_are_for_this_machine_or_for_a_listener_of_their_own() {
     let world = World::new([1]);
     let snapshot = world.back_up(1);
+    world.sql(
+        "INSERT INTO backup_proofs (customer_id, source, snapshot_id, tried_at, proven_at) VALUES (1, 'manual', 'a', 1700000000000, 1700000000000);
+         INSERT INTO backup_repositories (repository_id, sampled_at, sample_errors)
+             SELECT repository_id, 1700000000000, 2 FROM backup_repository_users WHERE source = 'manual'
+             ON DUPLICATE KEY UPDATE sampled_at = 1700000000000, sample_errors = 2",
+    );
     let server = world.serve();
     let client = server.customer(1);
     client.post("/backups/create", "backup_type=db").is(200);
@@ -130,6 +136,11 @@ fn metrics_are_for_this_machine_or_for_a_listener_of_their_own() {
         "shophosting_backup_jobs{type=\"backup\",status=\"pending\"} 1",
         "shophosting_backup_jobs_timed{type=\"backup\",status=\"completed\"} 1",
         "shophosting_backup_database_up 1",
+        "shophosting_backup_proofs{source=\"manual\",result=\"proven\"} 1",
+        "shophosting_backup_proofs{source=\"manual\",result=\"failed\"} 0",
+        "shophosting_backup_last_proof_timestamp_seconds{source=\"manual\"} 1700000000.0",
+        "shophosting_backup_oldest_proof_timestamp_seconds{source=\"manual\"} 1700000000.0",
+        "shophosting_backup_sample_errors{server=\"default\",source=\"manual\"} 2",
         "shophosting_backup_http_requests_total{method=\"POST\",route=\"/login\",status=\"200\"} 1",
         "shophosting_backup_http_requests_total{method=\"POST\",route=\"/backups/create\",status=\"200\"} 1",
     ] {

@@ -13,6 +13,7 @@ mod links;
 mod migrating;
 mod our_daily;
 mod ownership;
+mod proven;
 mod recovery;
 mod refusals;
 mod round_trip;

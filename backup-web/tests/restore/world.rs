@@ -542,7 +542,7 @@ impl Gate {
     pub fn wait_for_import(&self, world: &World) {
         eventually("an import comes to the gate", || {
             world.sql(
-                "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE STATE = 'User lock' AND DB LIKE '%restore%'",
+                "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE STATE = 'User lock' AND (DB LIKE '%restore%' OR DB LIKE '%proof%')",
             ) != "0\n"
         });
     }

@@ -138,66 +138,13 @@ impl Engine {
         request: &RestoreRequest,
         control: &Control,
     ) -> Result<Found> {
-        let not_found = || no_such_backup(customer.id, &request.snapshot.to_string());
-        let repository = match request.source {
-            Source::Manual | Source::PreRestore => self.manual_for(&control.cancel)?,
-            Source::Daily => self.daily_for(&control.cancel)?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Configuration,
-                    "no daily backups are configured: set repositories.daily",
-                )
-            })?,
-        };
-        let lock = repository.lock_shared()?;
-        let snapshot = repository
-            .snapshot(&request.snapshot)?
-            .ok_or_else(not_found)?;
-        let config = &self.config.customer_database;
-        let (is_his, dump, is_dump_his) = match request.source {
-            Source::Manual => (
-                is_own(&snapshot, customer, Origin::Manual),
-                config.dump_path(customer)?,
-                true,
-            ),
-            Source::PreRestore => (
-                is_own(&snapshot, customer, Origin::PreRestore),
-                config.dump_path(customer)?,
-                true,
-            ),
-            Source::Daily => (
-                snapshot.is_daily(),
-                config.daily_dump_path(customer.id, &customer.db_name)?,
-                config.is_daily_dump_by_number(customer.id, &customer.db_name)?,
-            ),
-        };
-        if !is_his {
-            return Err(not_found());
-        }
-        let directory =
-            directory_in(&snapshot, customer).unwrap_or(self.config.customers.dir(customer.id));
-        let site_dirs = &self.config.customers.site_dirs;
-        let places = vec![Place {
-            directory,
-            dump,
-            is_dump_his,
-        }];
-        let contents = contents(&repository.view()?, &snapshot, site_dirs, places)?
-            .pop()
-            .ok_or_else(not_found)?;
-        let held = match (contents.backup_type(), request.source) {
-            (Some(held), _) => held,
-            (None, Source::Daily) => return Err(not_found()),
-            (None, Source::Manual | Source::PreRestore) => {
-                return Err(Error::new(
-                    ErrorKind::NotFound,
-                    format!(
-                        "the backup {} holds neither a dump nor a site directory where the configuration says \
-                         (customers.site_dirs, customer_database.dump_path): restore it by hand with restic",
-                        snapshot.id
-                    ),
-                ));
-            }
-        };
+        let Located {
+            repository,
+            lock,
+            snapshot,
+            contents,
+            held,
+        } = self.locate(customer, request.source, &request.snapshot, control)?;
         let restore_type = request.restore_type.unwrap_or(held);
         if !held.includes(restore_type) {
             return Err(Error::new(
@@ -275,6 +222,81 @@ impl Engine {
         Ok(())
     }
 
+    /// A backup of this customer and what it holds of him, in a repository that is locked as for reading.
+    pub(super) fn locate(
+        &self,
+        customer: &Customer,
+        source: Source,
+        id: &SnapshotId,
+        control: &Control,
+    ) -> Result<Located> {
+        let not_found = || no_such_backup(customer.id, &id.to_string());
+        let repository = match source {
+            Source::Manual | Source::PreRestore => self.manual_for(&control.cancel)?,
+            Source::Daily => self.daily_for(&control.cancel)?.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Configuration,
+                    "no daily backups are configured: set repositories.daily",
+                )
+            })?,
+        };
+        let lock = repository.lock_shared()?;
+        let snapshot = repository.snapshot(id)?.ok_or_else(not_found)?;
+        let config = &self.config.customer_database;
+        let (is_his, dump, is_dump_his) = match source {
+            Source::Manual => (
+                is_own(&snapshot, customer, Origin::Manual),
+                config.dump_path(customer)?,
+                true,
+            ),
+            Source::PreRestore => (
+                is_own(&snapshot, customer, Origin::PreRestore),
+                config.dump_path(customer)?,
+                true,
+            ),
+            Source::Daily => (
+                snapshot.is_daily(),
+                config.daily_dump_path(customer.id, &customer.db_name)?,
+                config.is_daily_dump_by_number(customer.id, &customer.db_name)?,
+            ),
+        };
+        if !is_his {
+            return Err(not_found());
+        }
+        let directory =
+            directory_in(&snapshot, customer).unwrap_or(self.config.customers.dir(customer.id));
+        let site_dirs = &self.config.customers.site_dirs;
+        let places = vec![Place {
+            directory,
+            dump,
+            is_dump_his,
+        }];
+        let contents = contents(&repository.view()?, &snapshot, site_dirs, places)?
+            .pop()
+            .ok_or_else(not_found)?;
+        let held = match (contents.backup_type(), source) {
+            (Some(held), _) => held,
+            (None, Source::Daily) => return Err(not_found()),
+            (None, Source::Manual | Source::PreRestore) => {
+                return Err(Error::new(
+                    ErrorKind::NotFound,
+                    format!(
+                        "the backup {} holds neither a dump nor a site directory where the configuration says \
+                         (customers.site_dirs, customer_database.dump_path): restore it by hand with restic",
+                        snapshot.id
+                    ),
+                ));
+            }
+        };
+        Ok(Located {
+            repository,
+            lock,
+            snapshot,
+            contents,
+            held,
+        })
+    }
+
     /// What may be restored into a site: nothing that belongs to others than those it belongs to.
     fn rules(&self, site: &Site) -> Result<RestoreRules> {
         let dirs = self.config.customers.site_dirs.iter().map(PathBuf::as_path);
@@ -297,6 +319,17 @@ fn directory_in(snapshot: &Snapshot, customer: &Customer) -> Option<PathBuf> {
 /// A manual or pre-restore snapshot is a customer's by its one tag.
 fn is_own(snapshot: &Snapshot, customer: &Customer, origin: Origin) -> bool {
     snapshot.owner() == Some(customer.id) && snapshot.origin() == Some(origin)
+}
+
+/// A backup in its repository.
+pub(super) struct Located {
+    pub(super) repository: Arc<Repository>,
+    /// Held while the repository is read.
+    pub(super) lock: Lock,
+    pub(super) snapshot: Snapshot,
+    pub(super) contents: Contents,
+    /// What it holds of the customer.
+    pub(super) held: BackupType,
 }
 
 /// The backup that is restored.

@@ -5,6 +5,7 @@
 //! threads; attributes are set last, from the leaves up, and every failure is one. Never: writing into anything that was there before.
 
 mod below;
+mod check;
 mod live;
 #[cfg(test)]
 mod memory;
@@ -76,6 +77,16 @@ impl Repository {
             control.monitor.warning(warning);
         }
         Staged { target, plan }.restore(self, live, control)
+    }
+}
+
+impl RestorePlan {
+    /// Read what was restored into `target` back, and compare it with the snapshot: names, lengths, targets of links, and contents by the hashes that the
+    /// snapshot names them by.
+    ///
+    /// [`ErrorKind::Damaged`] where something is not as it was saved.
+    pub fn check_restored(&self, target: BorrowedFd<'_>, cancel: &Cancel) -> Result<()> {
+        check::check(self, target, cancel)
     }
 }
 

@@ -1,0 +1,318 @@
+//! Prove that a backup can be restored: restore its files to a private place, import its dump into a scratch schema, compare both with what was known
+//! when it was made, and remove them.
+//!
+//! There is nothing to commit: whatever the way out, what was restored is removed, and what a process that died left is found by the next one by the room that it made
+//! before anything else. Never: a site or a live schema touched, or a restore of the same customer hindered; a proof of something that was not read back.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::Engine;
+use super::restore::Located;
+use crate::catalog::{BackupEntry, Source};
+use crate::customer::Customer;
+use crate::database::{self, Server};
+use crate::error::{Error, ErrorKind, Result};
+use crate::progress::{Cancel, Control, Monitor, Phase};
+use crate::repository::{Repository, RestoreRules};
+use crate::site::{Scratch, ScratchRoom};
+
+/// Tables that are named one by one.
+const NAMED: usize = 20;
+
+/// What was restored and found to be as it was saved.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+#[non_exhaustive]
+pub struct Proven {
+    /// Regular files.
+    pub files: u64,
+    /// Plain bytes of them.
+    pub bytes: u64,
+    /// Bytes of the dump.
+    pub database_bytes: u64,
+    /// Tables and views.
+    pub tables: u64,
+}
+
+/// A backup that is to be proven, and what is known of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Expected {
+    pub(crate) customer: Customer,
+    pub(crate) source: Source,
+    pub(crate) entry: BackupEntry,
+    /// What the database held when it was dumped, if that is known.
+    pub(crate) tables: Option<Vec<String>>,
+}
+
+impl Engine {
+    /// Take hold of the place where backups are proven.
+    pub(crate) fn hold_scratch(&self) -> Result<Scratch> {
+        Scratch::hold(&self.config.verify_dir())
+    }
+
+    /// Restore a backup, compare it, and remove what was restored.
+    ///
+    /// An error says what is wrong with the backup ([`ErrorKind::Damaged`], [`ErrorKind::NotFound`]), or what was in the way. Can be cancelled at any time.
+    /// Schemas `of_customers` are not ours, whatever their names.
+    pub(crate) fn prove(
+        &self,
+        scratch: &Scratch,
+        expected: &Expected,
+        of_customers: &BTreeSet<String>,
+        control: &Control,
+    ) -> Result<Proven> {
+        let control = &Quiet::over(control);
+        control.monitor.phase(Phase::Preparing);
+        let located = self.locate(
+            &expected.customer,
+            expected.source,
+            &expected.entry.id,
+            control,
+        )?;
+        let room = scratch.make_room(expected.customer.id)?;
+        let proven = catch_unwind(AssertUnwindSafe(|| {
+            self.prove_in(scratch, &room, located, expected, control)
+        }))
+        .unwrap_or_else(|_| {
+            Err(Error::new(
+                ErrorKind::Failed,
+                "the proof broke off inside the program",
+            ))
+        });
+        control.monitor.phase(Phase::CleaningUp);
+        let removed = self.remove_room(scratch, &room, &expected.customer, of_customers);
+        if let Err(problem) = removed {
+            tracing::warn!(
+                "what was restored to prove a backup of customer {} is not all removed yet: {}",
+                expected.customer.id,
+                problem.chain()
+            );
+        }
+        proven
+    }
+
+    /// Remove what was restored in a room and beside the customer's database. For whoever holds the place: nobody else is at it.
+    ///
+    /// Where the database server is away, what takes room goes all the same, and the empty room stays for the next one to find.
+    pub(crate) fn remove_room(
+        &self,
+        scratch: &Scratch,
+        room: &ScratchRoom,
+        customer: &Customer,
+        of_customers: &BTreeSet<String>,
+    ) -> Result<()> {
+        scratch.empty(room)?;
+        if scratch.may_have_schema(room)? {
+            let server = self.server(customer)?;
+            let live = customer.db_name.as_str();
+            database::remove_proofs(&server, live, of_customers, &Cancel::new())?;
+        }
+        scratch.remove(room)
+    }
+
+    fn prove_in(
+        &self,
+        scratch: &Scratch,
+        room: &ScratchRoom,
+        located: Located,
+        expected: &Expected,
+        control: &Control,
+    ) -> Result<Proven> {
+        let wanted = expected.entry.backup_type;
+        if located.held != wanted {
+            return Err(damaged(format!(
+                "it holds {} and not {wanted}, as it did when it was made",
+                located.held
+            )));
+        }
+        let mut proven = Proven::default();
+        if wanted.has_files() {
+            self.prove_files(scratch, room, &located, expected, control, &mut proven)?;
+            // The import needs the room, too, where the database is on the same disk.
+            scratch.empty(room)?;
+        }
+        if wanted.has_database() {
+            self.prove_database(scratch, room, &located, expected, control, &mut proven)?;
+        }
+        Ok(proven)
+    }
+
+    fn prove_files(
+        &self,
+        scratch: &Scratch,
+        room: &ScratchRoom,
+        located: &Located,
+        expected: &Expected,
+        control: &Control,
+        proven: &mut Proven,
+    ) -> Result<()> {
+        control.monitor.phase(Phase::RestoringFiles);
+        let directory = &located.contents.directory;
+        let notes = scratch.path().join(&room.name);
+        let repository = located.repository.with_scratch(&notes);
+        let plan = repository.plan_restore(
+            &located.snapshot,
+            directory,
+            &RestoreRules::new(&self.config.restore, &[]),
+            &control.cancel,
+        )?;
+        if let Some(files) = expected.entry.files
+            && files != plan.files()
+        {
+            return Err(damaged(format!(
+                "it has {} files and not {files}, as it had when it was made",
+                plan.files()
+            )));
+        }
+        self.require_room(scratch, plan.bytes_on_disk(), located)?;
+        control.monitor.bytes_total(plan.bytes());
+        let target = File::from(scratch.files(room)?);
+        repository.restore(&plan, target.as_fd(), None, control)?;
+        plan.check_restored(target.as_fd(), &control.cancel)?;
+        proven.files = plan.files();
+        proven.bytes = plan.bytes();
+        Ok(())
+    }
+
+    /// Files and dump together are not to take more than may be; the dump's share is on another disk, as a rule.
+    fn require_room(&self, scratch: &Scratch, files: u64, located: &Located) -> Result<()> {
+        let most = self.config.verify.max_bytes;
+        let all = files + located.contents.dump_bytes.unwrap_or(0);
+        if most > 0 && all > most {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!("it takes {all} bytes, and {most} may be used: raise verify.max_bytes"),
+            ));
+        }
+        let needed = files + files / 20;
+        let available = scratch.bytes_available()?;
+        if needed > available {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "its files take {needed} bytes, and {available} are free: make room on the file system of {}, or set verify.dir",
+                    scratch.path().display()
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn prove_database(
+        &self,
+        scratch: &Scratch,
+        room: &ScratchRoom,
+        located: &Located,
+        expected: &Expected,
+        control: &Control,
+        proven: &mut Proven,
+    ) -> Result<()> {
+        control.monitor.phase(Phase::ImportingDatabase);
+        let (repository, contents): (&Arc<Repository>, _) =
+            (&located.repository, &located.contents);
+        let dump = repository.stream_file(&located.snapshot, &contents.dump, control)?;
+        control.monitor.bytes_total(dump.bytes);
+        let said = [contents.dump_bytes, expected.entry.database_bytes];
+        if let Some(bytes) = said
+            .into_iter()
+            .flatten()
+            .find(|bytes| *bytes != dump.bytes)
+        {
+            return Err(damaged(format!(
+                "its dump has {} bytes and not {bytes}, as it had when it was made",
+                dump.bytes
+            )));
+        }
+        self.require_dump_fits(dump.bytes)?;
+        proven.database_bytes = dump.bytes;
+        let server = self.server(&expected.customer)?;
+        let live = expected.customer.db_name.as_str();
+        scratch.note_schema(room)?;
+        let found = self.import_and_look(&server, live, Box::new(dump), control)?;
+        let missing: Vec<&str> = expected
+            .tables
+            .iter()
+            .flatten()
+            .map(String::as_str)
+            .filter(|table| !found.contains(*table))
+            .collect();
+        if !missing.is_empty() {
+            return Err(damaged(format!(
+                "its dump lacks {} of the {} tables that the database had when it was made: {}{}",
+                missing.len(),
+                expected.tables.iter().flatten().count(),
+                missing[..missing.len().min(NAMED)].join(", "),
+                if missing.len() > NAMED { ", …" } else { "" }
+            )));
+        }
+        proven.tables = found.len() as u64;
+        Ok(())
+    }
+
+    fn require_dump_fits(&self, bytes: u64) -> Result<()> {
+        let most = self.config.verify.max_bytes;
+        if most > 0 && bytes > most {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "its dump has {bytes} bytes, and {most} may be used: raise verify.max_bytes"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// What came of the dump in a scratch schema, which is gone again.
+    fn import_and_look(
+        &self,
+        server: &Server,
+        live: &str,
+        dump: Box<dyn std::io::Read + Send>,
+        control: &Control,
+    ) -> Result<BTreeSet<String>> {
+        let mut schema = database::prepare_proof(server, live, control)?;
+        let limit = self.config.import_timeout();
+        let found = database::import_for_proof(server, &mut schema, dump, limit, control);
+        let discarded = database::discard_proof(server, &schema);
+        if let (Ok(_), Err(problem)) = (&found, &discarded) {
+            tracing::warn!("{}", problem.chain());
+        }
+        found
+    }
+}
+
+fn damaged(message: String) -> Error {
+    Error::new(ErrorKind::Damaged, message)
+}
+
+/// What a restore would warn of (an owner that is replaced, a device that is left out) says nothing of whether the backup is whole.
+struct Quiet(Arc<dyn Monitor>);
+
+impl Quiet {
+    fn over(control: &Control) -> Control {
+        Control {
+            monitor: Arc::new(Self(Arc::clone(&control.monitor))),
+            ..control.clone()
+        }
+    }
+}
+
+impl Monitor for Quiet {
+    fn phase(&self, phase: Phase) {
+        self.0.phase(phase);
+    }
+    fn bytes_total(&self, bytes: u64) {
+        self.0.bytes_total(bytes);
+    }
+    fn bytes_done(&self, bytes: u64) {
+        self.0.bytes_done(bytes);
+    }
+    fn files_done(&self, files: u64) {
+        self.0.files_done(files);
+    }
+}

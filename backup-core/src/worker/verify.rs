@@ -1,0 +1,532 @@
+//! Proving that backups can be restored: of each customer of this server the newest from each source, one after the other, those that were tried the longest time
+//! ago first; by a command, or by a worker in its quiet hours, which also reads some packs of the repositories then.
+//!
+//! It has no job and takes nobody's turn: a backup or restore of the same customer goes on beside it, and all that it holds is a shared lock of the repository. Never: a
+//! failure that is in the way of the next customer; a try that is written down although somebody stopped it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{Timestamp, Zoned};
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use super::upkeep::{AFTER_FAULT, Upkeep, begin_again, blocking};
+use super::{Stopping, tell_to_stop};
+use crate::catalog::{Catalog, Proof, Source, Tried};
+use crate::customer::{Customer, CustomerId, CustomerStore};
+use crate::error::{Error, ErrorKind, Result};
+use crate::operations::{Engine, Expected, Proven};
+use crate::progress::{Cancel, Control};
+use crate::repository::{Repository, SnapshotId};
+use crate::site::Scratch;
+
+/// How often a worker that has nothing to prove looks again.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// What was tried, and what came of it.
+#[derive(Debug, Clone, Default, Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// Backups that were restored and are as they were saved.
+    pub proven: Vec<Verified>,
+    /// Backups that were not.
+    pub failed: Vec<NotVerified>,
+    /// What somebody should know.
+    pub warnings: Vec<String>,
+}
+
+/// A backup that was proven.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct Verified {
+    /// Whose it is.
+    pub customer: CustomerId,
+    /// Where it is from.
+    pub source: Source,
+    /// Which it is.
+    pub snapshot_id: SnapshotId,
+    /// What was restored.
+    #[serde(flatten)]
+    pub restored: Proven,
+}
+
+/// A backup that was not proven.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct NotVerified {
+    /// Whose it is.
+    pub customer: CustomerId,
+    /// Where it is from; None where it did not come to that.
+    pub source: Option<Source>,
+    /// Which it is; None where it did not come to that.
+    pub snapshot_id: Option<SnapshotId>,
+    /// Why.
+    pub error: String,
+}
+
+/// Proves backups.
+#[derive(Debug, Clone)]
+pub(crate) struct Verification {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) catalog: Catalog,
+    pub(crate) customers: CustomerStore,
+}
+
+/// Some of a customer's backups.
+#[derive(Debug, Clone)]
+struct Target {
+    customer: Customer,
+    source: Source,
+}
+
+/// The place, held, and whose schemas are not to be taken for ours.
+struct Held {
+    scratch: Arc<Scratch>,
+    of_customers: Arc<BTreeSet<String>>,
+}
+
+impl Verification {
+    /// The newest backups of these customers, or of all of this server.
+    pub(crate) async fn run(
+        &self,
+        wanted: &[CustomerId],
+        control: &Control,
+    ) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let members = self.members(wanted, &mut report).await?;
+        let (held, warnings) = self.hold().await?;
+        report.warnings.extend(warnings);
+        let mut away: BTreeMap<Source, String> = BTreeMap::new();
+        for target in in_turn(self.targets(members), &self.catalog.proofs().await?) {
+            let Some(expected) = self.newest(&target).await? else {
+                continue;
+            };
+            let id = expected.entry.id;
+            if let Some(why) = away.get(&target.source) {
+                report.note_failure(&target, id, why.clone());
+                continue;
+            }
+            if let Err(error) = self.open(target.source).await {
+                control.cancel.check()?;
+                let why = away.entry(target.source).or_insert(error.chain());
+                report.note_failure(&target, id, why.clone());
+                continue;
+            }
+            match self.prove(&held, expected, control).await? {
+                Some(Ok(restored)) => report.proven.push(Verified {
+                    customer: target.customer.id,
+                    source: target.source,
+                    snapshot_id: id,
+                    restored,
+                }),
+                Some(Err(error)) => report.note_failure(&target, id, error.chain()),
+                None => {}
+            }
+        }
+        report.note_those_without(wanted);
+        Ok(report)
+    }
+
+    /// Open the repository of a source, if it is not open yet. That it is away is found out once, not anew with each customer; it is no result of his.
+    async fn open(&self, source: Source) -> Result<Option<Arc<Repository>>> {
+        let engine = Arc::clone(&self.engine);
+        blocking(move || match source {
+            Source::Manual | Source::PreRestore => engine.manual().map(Some),
+            Source::Daily => engine.daily(),
+        })
+        .await
+    }
+
+    /// The sources whose newest backups are proven.
+    fn sources(&self) -> Vec<Source> {
+        let daily = self.engine.config().repositories.daily.as_ref();
+        std::iter::once(Source::Manual)
+            .chain(daily.map(|_| Source::Daily))
+            .collect()
+    }
+
+    fn targets(&self, customers: Vec<Customer>) -> Vec<Target> {
+        let sources = self.sources();
+        let of_customer = |customer: Customer| -> Vec<Target> {
+            let target = |source: &Source| Target {
+                customer: customer.clone(),
+                source: *source,
+            };
+            sources.iter().map(target).collect()
+        };
+        customers.into_iter().flat_map(of_customer).collect()
+    }
+
+    async fn members(
+        &self,
+        wanted: &[CustomerId],
+        report: &mut VerifyReport,
+    ) -> Result<Vec<Customer>> {
+        let here = &self.engine.config().worker.server;
+        let all = self.customers.of_server(here).await?;
+        for id in wanted {
+            if !all.iter().any(|(member, _)| member == id) {
+                // Whether there is such a customer at all.
+                let customer = self.customers.get(*id).await?;
+                return Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    format!(
+                        "customer {id} is on the server {}, and this is {here} (worker.server): run it there",
+                        customer.server
+                    ),
+                ));
+            }
+        }
+        let mut members = Vec::new();
+        for (id, customer) in all {
+            if !wanted.is_empty() && !wanted.contains(&id) {
+                continue;
+            }
+            match customer {
+                Ok(customer) => members.push(customer),
+                Err(error) => report.failed.push(NotVerified {
+                    customer: id,
+                    source: None,
+                    snapshot_id: None,
+                    error: error.chain(),
+                }),
+            }
+        }
+        Ok(members)
+    }
+
+    /// Take hold of the place, and remove what processes left there that died; what could not be removed is told.
+    async fn hold(&self) -> Result<(Held, Vec<String>)> {
+        let engine = Arc::clone(&self.engine);
+        let scratch = Arc::new(blocking(move || engine.hold_scratch()).await?);
+        let names = self.customers.database_names().await?;
+        let of_customers: BTreeSet<String> = names
+            .into_iter()
+            .map(|(_, name)| name.to_string())
+            .collect();
+        let held = Held {
+            scratch,
+            of_customers: Arc::new(of_customers),
+        };
+        let warnings = self.remove_leftovers(&held).await?;
+        Ok((held, warnings))
+    }
+
+    async fn remove_leftovers(&self, held: &Held) -> Result<Vec<String>> {
+        let scratch = Arc::clone(&held.scratch);
+        let mut warnings = Vec::new();
+        for room in blocking(move || scratch.leftovers()).await? {
+            let name = room.name.clone();
+            let removed = match self.customers.get(room.customer).await {
+                Ok(customer) => {
+                    let (engine, scratch) = (Arc::clone(&self.engine), Arc::clone(&held.scratch));
+                    let of_customers = Arc::clone(&held.of_customers);
+                    blocking(move || engine.remove_room(&scratch, &room, &customer, &of_customers))
+                        .await
+                }
+                Err(error) => {
+                    // Whoever he was, it takes no room any more.
+                    let scratch = Arc::clone(&held.scratch);
+                    blocking(move || scratch.empty(&room)).await?;
+                    Err(error)
+                }
+            };
+            match removed {
+                Ok(()) => tracing::info!("what an interrupted proof left is removed: {name}"),
+                Err(error) => warnings.push(format!(
+                    "what an interrupted proof left ({name}) is not removed yet: {}",
+                    error.chain()
+                )),
+            }
+        }
+        Ok(warnings)
+    }
+
+    /// What is to be proven of them; None where there is nothing.
+    async fn newest(&self, target: &Target) -> Result<Option<Expected>> {
+        let (customer, source) = (target.customer.id, target.source);
+        let Some(entry) = self.catalog.newest_of(customer, source).await? else {
+            return Ok(None);
+        };
+        let tables = self
+            .catalog
+            .recorded_tables(customer, source, &entry.id)
+            .await?;
+        Ok(Some(Expected {
+            customer: target.customer.clone(),
+            source,
+            entry,
+            tables,
+        }))
+    }
+
+    /// Prove a backup and write down what came of it. None where it was forgotten meanwhile; an error where somebody stopped it, or it could not be written down.
+    async fn prove(
+        &self,
+        held: &Held,
+        expected: Expected,
+        control: &Control,
+    ) -> Result<Option<Result<Proven>>> {
+        control.cancel.check()?;
+        let (customer, source, id) = (expected.customer.id, expected.source, expected.entry.id);
+        let outcome = self.prove_in_time(held, expected, control).await;
+        let text;
+        let tried = match &outcome {
+            Ok(_) => Tried::Proven,
+            Err(error) if error.kind() == ErrorKind::Cancelled => return outcome.map(Ok).map(Some),
+            // Somebody prunes: that says nothing of the backup.
+            Err(error) if error.kind() == ErrorKind::Busy => return Ok(Some(outcome)),
+            Err(error) => {
+                text = error.chain();
+                match error.kind() {
+                    ErrorKind::NotFound
+                        if self.catalog.find(customer, source, &id).await?.is_none() =>
+                    {
+                        return Ok(None);
+                    }
+                    ErrorKind::NotFound | ErrorKind::Damaged => Tried::Disproved(&text),
+                    _ => Tried::Failed(&text),
+                }
+            }
+        };
+        self.catalog
+            .note_proof(customer, source, &id, tried)
+            .await?;
+        Ok(Some(outcome))
+    }
+
+    async fn prove_in_time(
+        &self,
+        held: &Held,
+        expected: Expected,
+        control: &Control,
+    ) -> Result<Proven> {
+        let limit = self.engine.config().verify.timeout;
+        let control = Control {
+            cancel: control.cancel.child(),
+            ..control.clone()
+        };
+        let cancel = control.cancel.clone();
+        let (engine, scratch) = (Arc::clone(&self.engine), Arc::clone(&held.scratch));
+        let of_customers = Arc::clone(&held.of_customers);
+        let mut proof =
+            spawn_blocking(move || engine.prove(&scratch, &expected, &of_customers, &control));
+        let mut is_late = false;
+        let ended = tokio::select! {
+            ended = &mut proof => ended,
+            () = tokio::time::sleep(limit) => {
+                is_late = true;
+                cancel.cancel();
+                proof.await
+            }
+        };
+        let proven = ended.unwrap_or_else(|e| {
+            Err(Error::caused(
+                ErrorKind::Failed,
+                "the proof broke off inside the program",
+                e,
+            ))
+        });
+        match proven {
+            Err(error) if is_late && error.kind() == ErrorKind::Cancelled => Err(Error::new(
+                ErrorKind::Timeout,
+                format!("it took longer than {} s (verify.timeout)", limit.as_secs()),
+            )),
+            other => other,
+        }
+    }
+
+    /// In the quiet hours of a worker, until it is asked to end.
+    pub(super) async fn keep_running(self, upkeep: Upkeep, stopping: watch::Receiver<Stopping>) {
+        if self.engine.config().verify.hours.is_none() {
+            return;
+        }
+        begin_again(AFTER_FAULT, || {
+            self.clone().work(upkeep.clone(), stopping.clone())
+        })
+        .await;
+    }
+
+    async fn work(self, upkeep: Upkeep, mut stopping: watch::Receiver<Stopping>) {
+        let stop = Cancel::new();
+        let _telling = tell_to_stop(&stop, stopping.clone());
+        while *stopping.borrow_and_update() == Stopping::No {
+            let has_worked = match self.take_turn(&upkeep, &stop).await {
+                Ok(has_worked) => has_worked,
+                Err(error) if error.kind() == ErrorKind::Cancelled => return,
+                Err(error) if error.kind() == ErrorKind::Busy => {
+                    tracing::debug!("no backup is proven now: {}", error.chain());
+                    false
+                }
+                Err(error) => {
+                    tracing::error!("no backup is proven now: {}", error.chain());
+                    false
+                }
+            };
+            let pause = match has_worked {
+                true => Duration::ZERO,
+                false => PAUSE,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                asked = stopping.changed() => if asked.is_err() { return },
+            }
+        }
+    }
+
+    /// One sample, or one proof, if one is due; whether there was anything to do.
+    async fn take_turn(&self, upkeep: &Upkeep, stop: &Cancel) -> Result<bool> {
+        let config = &self.engine.config().verify;
+        let Some(since) = config.hours.and_then(|hours| hours.current(&Zoned::now())) else {
+            return Ok(false);
+        };
+        if upkeep.is_prune_due().await {
+            // It needs the repository for itself.
+            upkeep.requested.notify_one();
+            return Ok(false);
+        }
+        match self.sample_one(since, stop).await {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+            Err(error) => tracing::error!("no packs are read now: {}", error.chain()),
+        }
+        let mut unusable = VerifyReport::default();
+        let members = self.members(&[], &mut unusable).await?;
+        let proofs = self.catalog.proofs().await?;
+        let is_due = |target: &Target| is_due(target, &proofs, config.every, since);
+        let due: Vec<Target> = in_turn(self.targets(members), &proofs)
+            .into_iter()
+            .filter(is_due)
+            .collect();
+        let mut away: BTreeSet<Source> = BTreeSet::new();
+        for target in due {
+            if away.contains(&target.source) {
+                continue;
+            }
+            let Some(expected) = self.newest(&target).await? else {
+                continue;
+            };
+            if let Err(error) = self.open(target.source).await {
+                stop.check()?;
+                tracing::error!(
+                    "no {} backup is proven now: {}",
+                    target.source,
+                    error.chain()
+                );
+                away.insert(target.source);
+                continue;
+            }
+            let (held, warnings) = self.hold().await?;
+            for warning in warnings {
+                tracing::warn!("{warning}");
+            }
+            let id = expected.entry.id;
+            let control = Control {
+                cancel: stop.child(),
+                ..Control::default()
+            };
+            let whose = format!(
+                "the {} backup {id} of customer {}",
+                target.source, target.customer.id
+            );
+            match self.prove(&held, expected, &control).await? {
+                Some(Ok(proven)) => tracing::info!(
+                    "{whose} is proven: {} files, {} tables",
+                    proven.files,
+                    proven.tables
+                ),
+                Some(Err(error)) if error.kind() == ErrorKind::Busy => return Err(error),
+                Some(Err(error)) => tracing::error!("{whose} is not proven: {}", error.chain()),
+                None => {}
+            }
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Read some packs of one repository of which none were read in these hours; false where there is none.
+    async fn sample_one(&self, since: Timestamp, stop: &Cancel) -> Result<bool> {
+        let Some(sample) = self.engine.config().verify.read_data_subset else {
+            return Ok(false);
+        };
+        for source in self.sources() {
+            let Some(repository) = self.open(source).await? else {
+                continue;
+            };
+            let id = repository.id();
+            if !self.catalog.claim_sample(&id, since).await? {
+                continue;
+            }
+            let cancel = stop.clone();
+            let reading = repository.with_stop(stop);
+            let read = blocking(move || reading.read_sample(sample, &cancel)).await;
+            let errors = read.as_ref().ok().map(|report| report.errors.len() as u64);
+            self.catalog.note_sample(&id, errors).await?;
+            let report = read?;
+            for error in &report.errors {
+                tracing::error!("the {source} repository is damaged: {error}");
+            }
+            tracing::info!(
+                "of the {source} repository {} packs were read: {} are damaged",
+                report.packs,
+                report.errors.len()
+            );
+            return Ok(true);
+        }
+        Ok(false)
+    }
+}
+
+impl VerifyReport {
+    fn note_failure(&mut self, target: &Target, id: SnapshotId, error: String) {
+        self.failed.push(NotVerified {
+            customer: target.customer.id,
+            source: Some(target.source),
+            snapshot_id: Some(id),
+            error,
+        });
+    }
+
+    /// Who was asked for by name and has no backup is not proven.
+    fn note_those_without(&mut self, wanted: &[CustomerId]) {
+        for id in wanted {
+            let is_told = self.proven.iter().any(|one| one.customer == *id)
+                || self.failed.iter().any(|one| one.customer == *id);
+            if !is_told {
+                self.failed.push(NotVerified {
+                    customer: *id,
+                    source: None,
+                    snapshot_id: None,
+                    error: "there is no backup".to_owned(),
+                });
+            }
+        }
+    }
+}
+
+/// Those that were never tried first, then those that were tried the longest time ago.
+fn in_turn(mut targets: Vec<Target>, proofs: &[Proof]) -> Vec<Target> {
+    let ago: BTreeMap<(CustomerId, Source), Duration> = proofs
+        .iter()
+        .map(|proof| ((proof.customer, proof.source), proof.tried_ago))
+        .collect();
+    targets.sort_by_key(|target| {
+        let ago = ago.get(&(target.customer.id, target.source));
+        std::cmp::Reverse(ago.copied().unwrap_or(Duration::MAX))
+    });
+    targets
+}
+
+/// What failed is tried again once in each night's hours: what was in the way may be gone.
+fn is_due(target: &Target, proofs: &[Proof], every: Duration, since: Timestamp) -> bool {
+    let last = proofs
+        .iter()
+        .find(|proof| proof.customer == target.customer.id && proof.source == target.source);
+    let Some(last) = last else { return true };
+    let of_now = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
+    last.tried_ago >= every || (last.has_failed && last.tried_ago > of_now)
+}
