@@ -24,7 +24,8 @@ pub const PLATFORM_SCHEMA: &str = "shophosting_db";
 pub const PLATFORM_USER: &str = "shophosting_app";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 7] = [
+const PRODUCT_TABLES: [&str; 8] = [
+    "backup_audit",
     "backup_migrations",
     "backup_repositories",
     "backup_repository_users",

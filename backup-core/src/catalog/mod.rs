@@ -27,6 +27,7 @@ use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents, is_daily};
 pub(crate) use deletions::Deletion;
+pub(crate) use figures::Held;
 pub use figures::Synced;
 pub use sync::{Missing, SyncReport};
 

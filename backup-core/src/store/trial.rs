@@ -9,13 +9,14 @@ use crate::error::Result;
 const READ: [(&str, &str); 2] = [("customers", "id"), ("servers", "id")];
 
 /// Our tables, each with a column that may be written.
-const WRITTEN: [(&str, &str); 7] = [
+const WRITTEN: [(&str, &str); 8] = [
     ("customer_backup_jobs", "error_message"),
     ("customer_backups", "note"),
     ("backup_snapshots", "missing_since"),
     ("backup_repositories", "synced_at"),
     ("backup_repository_users", "source"),
     ("backup_sessions", "flash"),
+    ("backup_audit", "name"),
     ("backup_migrations", "description"),
 ];
 
@@ -28,6 +29,13 @@ impl Store {
     /// The version of the tables, 0 where there are none, and the one that this program wants.
     pub async fn versions(&self) -> Result<(i64, i64)> {
         Ok((self.version().await?, self.newest()))
+    }
+
+    /// The time by the database's clock.
+    pub(crate) async fn now(&self) -> Result<Timestamp> {
+        let row: Option<(i64,)> = self.row("SELECT {now}", &[]).await?;
+        let now = row.and_then(|(now,)| Timestamp::from_millisecond(now).ok());
+        Ok(now.unwrap_or_else(Timestamp::now))
     }
 
     /// How far the database's clock is ahead of ours; negative where it is behind.

@@ -21,12 +21,16 @@ on_both!(
 );
 
 /// The version of the tables.
-const NEWEST: i64 = 4;
+const NEWEST: i64 = 6;
+
+/// How many there are.
+const VERSIONS: i64 = 5;
 
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
 const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
 const FOURTH: &str = include_str!("../../../migrations/mysql/0004_kept.sql");
+const SIXTH: &str = include_str!("../../../migrations/mysql/0006_audit.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -135,7 +139,7 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, NEWEST);
+    assert_eq!(database.count("backup_migrations").await, VERSIONS);
 }
 
 #[tokio::test]
@@ -396,7 +400,7 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
             let done = database.count("backup_migrations WHERE success").await;
-            assert_eq!(done, NEWEST);
+            assert_eq!(done, VERSIONS);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -417,14 +421,21 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
         ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
     const UNDO_FOURTH: &str =
         "ALTER TABLE customer_backup_jobs DROP COLUMN kept_snapshot, DROP COLUMN recovered;";
+    const UNDO_SIXTH: &str = "DROP TABLE backup_audit;";
     let mut shapes = BTreeSet::new();
-    for (version, migration, undo) in [
-        (2, SECOND, [UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat()),
-        (3, THIRD, [UNDO_FOURTH, UNDO_THIRD].concat()),
-        (4, FOURTH, UNDO_FOURTH.to_owned()),
+    for (before, version, migration, undo) in [
+        (
+            1,
+            2,
+            SECOND,
+            [UNDO_SIXTH, UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat(),
+        ),
+        (2, 3, THIRD, [UNDO_SIXTH, UNDO_FOURTH, UNDO_THIRD].concat()),
+        (3, 4, FOURTH, [UNDO_SIXTH, UNDO_FOURTH].concat()),
+        (4, 6, SIXTH, UNDO_SIXTH.to_owned()),
     ] {
         let statements = statements(migration);
-        assert!(statements.len() >= 4, "{statements:?}");
+        assert!(!statements.is_empty());
         for done in 0..=statements.len() {
             let database = Database::empty(Kind::MariaDb);
             migrate(&database).await;
@@ -438,7 +449,7 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
                 ))
                 .unwrap();
             let migrated = migrate(&database).await;
-            let expected = (version - 1, NEWEST);
+            let expected = (before, NEWEST);
             assert_eq!((migrated.from, migrated.to), expected, "after {done}");
             shapes.insert(shape(&database).await);
             assert_works(&database).await;

@@ -100,7 +100,7 @@ impl PlatformLogin {
     }
 
     /// Whom the platform has let in, if he is still a customer.
-    async fn account(
+    pub(super) async fn account(
         &self,
         service: &BackupService,
         headers: &HeaderMap,
