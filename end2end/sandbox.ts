@@ -21,6 +21,8 @@ export interface Owner {
 interface Facts {
   url: string;
   owners: Owner[];
+  /** Who looks at all customers. */
+  operator: { name: string; password: string };
   control: string;
   platform: string;
   database_socket: string;

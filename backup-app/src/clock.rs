@@ -195,7 +195,7 @@ use browser as here;
 use server as here;
 
 /// What a clock in this zone says.
-fn wall_time(millis: i64, zone: &str) -> WallTime {
+pub fn wall_time(millis: i64, zone: &str) -> WallTime {
     here::wall_time(millis, zone)
 }
 

@@ -12,6 +12,8 @@ mod live;
 pub mod model;
 mod pages;
 #[cfg(feature = "ssr")]
+pub mod plain;
+#[cfg(feature = "ssr")]
 pub mod visit;
 mod words;
 

@@ -44,6 +44,7 @@
 //!
 //! - [`service`]: the façade. [`worker`]: runs jobs, and may die at any instruction.
 //! - [`operations`]: a backup and a restore as lists of steps, each with one commit point. They block.
+//! - [`audit`]: who did what, from where and when, as rows.
 //! - [`login`]: whose a password is. [`session`]: who is logged in, as rows.
 //! - [`jobs`]: the table of jobs, with leases and wake-ups. [`catalog`]: which backups exist, as rows.
 //! - [`database`]: dumps, and imports that cannot reach beyond their schema. [`site`]: a customer's directory, stopped, exchanged, started.
@@ -59,6 +60,7 @@ pub mod guide {}
 // Part of this crate's interface: a caller needs them in the same versions.
 pub use {bytes, jiff, secrecy, url};
 
+pub mod audit;
 pub mod catalog;
 pub mod config;
 pub mod customer;

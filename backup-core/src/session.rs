@@ -4,6 +4,7 @@
 //! for too long, when its customer's password changes, and when the platform does not let him in any more. Never: a session found by anything
 //! but its whole token; a token in a log.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
@@ -11,10 +12,11 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 
+use crate::audit::{Action, Actor, Audit, Deed};
 use crate::config::ServerConfig;
-use crate::customer::{Account, AccountRow};
+use crate::customer::{Account, AccountRow, CustomerId};
 use crate::error::{Error, ErrorKind, Result};
-use crate::store::{Inserted, Store, values};
+use crate::store::{Inserted, Store, Tries, values};
 
 const TOKEN_BYTES: usize = 32;
 
@@ -30,6 +32,7 @@ const DELETE: &str = "DELETE FROM backup_sessions WHERE session_key = ?";
 #[derive(Debug, Clone)]
 pub struct Sessions {
     store: Store,
+    audit: Audit,
     idle: Duration,
     max: Duration,
 }
@@ -87,28 +90,50 @@ impl Sessions {
     pub fn new(store: &Store, config: &ServerConfig) -> Self {
         Self {
             store: store.clone(),
+            audit: Audit::new(store),
             idle: config.session_idle,
             max: config.session_max,
         }
     }
 
+    /// The same sessions. Who logs in and out from here is written down as this one.
+    pub(crate) fn acting(&self, actor: &Arc<Actor>) -> Self {
+        Self {
+            audit: self.audit.acting(actor),
+            ..self.clone()
+        }
+    }
+
     /// Log a customer in. What nobody came back to is removed by the way, and of too many sessions of his the one that was used the longest time ago.
     pub async fn open(&self, account: &Account) -> Result<SessionToken> {
-        const INSERT: &str = "INSERT INTO backup_sessions (session_key, customer_id, credential, created_at, seen_at)
-            VALUES (?, ?, ?, {now}, {now})";
         const REMOVE_EXPIRED: &str = "DELETE FROM backup_sessions WHERE seen_at < {now} - ?";
         let idle = values![milliseconds(self.idle)];
         self.store.execute(REMOVE_EXPIRED, idle).await?;
         self.make_room(account).await?;
         let token = SessionToken::new();
+        let mut tries = Tries::default();
+        loop {
+            let opened = self.try_open(account, &token).await;
+            if !tries.is_to_repeat(&opened).await {
+                return opened.map(|()| token);
+            }
+        }
+    }
+
+    async fn try_open(&self, account: &Account, token: &SessionToken) -> Result<()> {
+        const INSERT: &str = "INSERT INTO backup_sessions (session_key, customer_id, credential, created_at, seen_at)
+            VALUES (?, ?, ?, {now}, {now})";
+        let mut transaction = self.store.begin().await?;
         let values = values![token.key(), account.id.get(), credential(account)];
-        match self.store.insert(INSERT, values).await? {
-            Inserted::Done(_) => Ok(token),
-            Inserted::Conflict => Err(Error::new(
+        if transaction.insert(INSERT, values).await? == Inserted::Conflict {
+            return Err(Error::new(
                 ErrorKind::Failed,
                 "a random token came up twice",
-            )),
+            ));
         }
+        let deed = Deed::to(account.id, Action::Login);
+        self.audit.note_in(&mut transaction, &deed).await?;
+        transaction.commit().await
     }
 
     async fn make_room(&self, account: &Account) -> Result<()> {
@@ -139,7 +164,7 @@ impl Sessions {
         };
         if !row.account.is_active || row.credential != credential(&row.account) {
             // It shall not come to life again when things are as they were.
-            self.close(token).await?;
+            self.store.execute(DELETE, values![token.key()]).await?;
             return Ok(None);
         }
         if row.is_stale != 0 && presence == Presence::Person {
@@ -154,8 +179,27 @@ impl Sessions {
 
     /// Log out. What was logged out before is no error.
     pub async fn close(&self, token: &SessionToken) -> Result<()> {
-        self.store.execute(DELETE, values![token.key()]).await?;
-        Ok(())
+        let mut tries = Tries::default();
+        loop {
+            let closed = self.try_close(token).await;
+            if !tries.is_to_repeat(&closed).await {
+                return closed;
+            }
+        }
+    }
+
+    async fn try_close(&self, token: &SessionToken) -> Result<()> {
+        const WHOSE: &str = "SELECT customer_id FROM backup_sessions WHERE session_key = ?";
+        let mut transaction = self.store.begin().await?;
+        let whose: Option<(i64,)> = transaction.row(WHOSE, values![token.key()]).await?;
+        // Of two at the same time one removes it, and that one writes it down.
+        let is_removed = transaction.execute(DELETE, values![token.key()]).await? > 0;
+        let customer = whose.and_then(|(number,)| u32::try_from(number).ok());
+        if let Some(customer) = customer.filter(|_| is_removed) {
+            let deed = Deed::to(CustomerId::new(customer)?, Action::Logout);
+            self.audit.note_in(&mut transaction, &deed).await?;
+        }
+        transaction.commit().await
     }
 
     /// Leave a text of at most 1,000 characters for the next page.

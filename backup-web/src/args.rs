@@ -63,6 +63,12 @@ pub enum Command {
         /// Of this customer only
         customer: Option<CustomerId>,
     },
+    /// Show how the customers of this server are, what is wrong first; exit status 0: nothing needs a look, 3: something does
+    Status {
+        /// Those of every hosting server
+        #[arg(long)]
+        all: bool,
+    },
     /// Cancel a job that waits, or that runs and has not come to its commit yet
     Cancel {
         /// The job's number
@@ -97,6 +103,11 @@ pub enum Command {
         /// Of the customers, this one alone
         #[arg(long, value_name = "N")]
         customer: Option<CustomerId>,
+    },
+    /// Print the line of an operator for server.admins_file; the password is asked for on the terminal or read from standard input
+    OperatorLine {
+        /// What he is called
+        name: String,
     },
     /// Customers of the embedded store
     #[command(subcommand)]
@@ -241,6 +252,9 @@ mod tests {
             "worker",
             "jobs",
             "jobs 7",
+            "status",
+            "status --all --json",
+            "operator-line ops",
             "cancel 12",
             "sync",
             "daily",
@@ -290,6 +304,9 @@ mod tests {
             "customer add --web-port 0",
             "customer add --db-name a/b",
             "jobs all",
+            "status 7",
+            "operator-line",
+            "operator-line ops secret",
             "daily 7",
             "cancel",
             "cancel x",

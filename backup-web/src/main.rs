@@ -55,6 +55,8 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
             commands::list::run(config, customer, output, &runtime, &cancel)
         }
         Command::Jobs { customer } => commands::jobs::run(config, customer, output, &runtime),
+        Command::Status { all } => commands::status::run(config, all, output, &runtime),
+        Command::OperatorLine { name } => commands::operator::line(&name, output),
         Command::Cancel { job } => commands::cancel::run(config, job, output, &runtime),
         Command::Sync => commands::sync::run(config, output, &runtime, &cancel),
         Command::Recover => commands::recover::run(config, output, &runtime, &cancel),
@@ -95,6 +97,8 @@ fn answer_to_signals(command: &Command) -> Answer {
         | Command::Init
         | Command::List { .. }
         | Command::Jobs { .. }
+        | Command::Status { .. }
+        | Command::OperatorLine { .. }
         | Command::Cancel { .. }
         | Command::Sync
         | Command::Recover

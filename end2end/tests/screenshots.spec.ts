@@ -18,7 +18,7 @@ import {
   test,
   untilDone,
 } from '../dashboard';
-import { lockTable, owner, sql, turn } from '../sandbox';
+import { facts, lockTable, owner, sql, turn } from '../sandbox';
 
 // Pictures of every page and state, to look at. Nothing is compared.
 test.use({ customer: 1 });
@@ -76,6 +76,47 @@ test('nothing yet', async ({ page }) => {
   await open(page);
   await expect(section(page, 'Your backups')).toContainText('None yet');
   await picture(page, 'backups-none-yet');
+});
+
+test('activity', async ({ page }) => {
+  sql(`INSERT INTO backup_audit (at, customer_id, who, name, action, source, backup_type, job_id, address) VALUES
+      (1795140000000, 1, 'operator', 'alice as root', 'backup', NULL, 'files', 3, NULL),
+      (1795143600000, 1, 'customer', NULL, 'login_refused', NULL, NULL, NULL, '203.0.113.9'),
+      (1795143700000, 1, 'customer', NULL, 'login', NULL, NULL, NULL, '203.0.113.7'),
+      (1795230000000, 1, 'customer', NULL, 'restore', 'manual', 'db', 5, '203.0.113.7'),
+      (1795230100000, 1, 'customer', NULL, 'restore', 'pre-restore', 'both', 6, '203.0.113.7'),
+      (1795230200000, 1, 'customer', NULL, 'cancel', NULL, 'both', 7, '203.0.113.7'),
+      (1795230300000, 1, 'service', NULL, 'delete', 'manual', NULL, NULL, NULL),
+      (1795230400000, 1, 'customer', NULL, 'delete', 'manual', NULL, NULL, '203.0.113.7')`);
+  await page.goto('/activity');
+  await expect(page.getByRole('heading', { name: 'Activity' })).toBeVisible();
+  await picture(page, 'activity');
+});
+
+test.describe('an operator', () => {
+  test.use({ customer: 0 });
+
+  test('all customers', async ({ page }) => {
+    await page.goto('/admin/login?problem=wrong');
+    await picture(page, 'admin-login');
+    await page.getByLabel('Name').fill(facts.operator.name);
+    await page.getByLabel('Password').fill(facts.operator.password);
+    await page.getByRole('button', { name: 'Log in' }).click();
+    await expect(page.getByRole('heading', { level: 1 })).toContainText('customer');
+    await picture(page, 'admin');
+    // What a bad night looks like; it is over when the picture is taken.
+    sql(`INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status, failure, started_at, finished_at, completed_at) VALUES
+        (3, 'restore', 'both', 'failed', 'stuck', 1795140000000, 1795140000000, NOW()),
+        (5, 'backup', 'both', 'failed', 'error', UNIX_TIMESTAMP() * 1000, UNIX_TIMESTAMP() * 1000, NOW());
+      UPDATE customer_backups SET time = time - 60 * 3600000 WHERE customer_id = 4;
+      UPDATE customers SET status = 'suspended' WHERE id = 6`);
+    await page.reload();
+    await expect(page.getByRole('heading', { name: 'Needs a look' })).toBeVisible();
+    await picture(page, 'admin-needs-look');
+    sql(`DELETE FROM customer_backup_jobs WHERE customer_id IN (3, 5);
+      UPDATE customer_backups SET time = time + 60 * 3600000 WHERE customer_id = 4;
+      UPDATE customers SET status = 'active' WHERE id = 6`);
+  });
 });
 
 const large = (): string => join(owner(1).site, 'large.bin');

@@ -22,7 +22,7 @@ pub fn run(binary: &Path, projects: &[&str], arguments: &str) -> Result<()> {
     install(&directory)?;
     let options = Options {
         port: None,
-        customers: vec![1, 2, 3, 4, 5, 6, 7],
+        customers: vec![1, 2, 3, 4, 5, 6, 7, 8],
         posts: 20,
         images: 4,
         daily: 9,

@@ -40,7 +40,8 @@ CREATE TABLE customer_backup_jobs (
 );";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 8] = [
+const PRODUCT_TABLES: [&str; 9] = [
+    "backup_audit",
     "backup_migrations",
     "backup_proofs",
     "backup_repositories",

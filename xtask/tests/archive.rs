@@ -92,6 +92,7 @@ fn tar_unpacks_what_a_hosting_server_needs() {
         "docs/operations.md",
         "deploy/backup.toml.example",
         "deploy/nginx/shophosting-dashboard.conf",
+        "deploy/prometheus/alerts.yml",
         "deploy/systemd/shophosting-backup-worker.service",
         "deploy/sysusers.d/shophosting-backup.conf",
     ] {

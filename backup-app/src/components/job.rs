@@ -314,6 +314,8 @@ pub fn RecentJobs() -> impl IntoView {
                     })}
                 })
             }}
+            // A page of the server alone: the router has none of this name.
+            <p class="all-activity"><a href="/activity" rel="external">"All activity"</a></p>
         </section>
     })
 }

@@ -5,6 +5,7 @@
 use jiff::Timestamp;
 
 use super::{Catalog, Source};
+use crate::customer::CustomerId;
 use crate::error::Result;
 use crate::store::values;
 
@@ -31,6 +32,28 @@ pub struct Sampled {
     pub at: Timestamp,
     /// How many of them were damaged.
     pub errors: u64,
+}
+
+const HELD: &str = "SELECT b.customer_id, b.source, b.time, b.bytes, k.count, CAST(k.bytes AS SIGNED), CAST(k.added AS SIGNED)
+    FROM customer_backups b JOIN (SELECT customer_id, source, MAX(time) AS newest, COUNT(*) AS count,
+            COALESCE(SUM(bytes), 0) AS bytes, COALESCE(SUM(bytes_added), 0) AS added
+        FROM customer_backups WHERE deleted_at IS NULL GROUP BY customer_id, source) k
+    ON k.customer_id = b.customer_id AND k.source = b.source AND k.newest = b.time
+    WHERE b.deleted_at IS NULL";
+
+/// Customer, source, the time and bytes of the newest, and of all: how many, their bytes, and what was added for them.
+type HeldRow = (i64, String, i64, Option<i64>, i64, i64, i64);
+
+/// What there is of a customer from one source.
+#[derive(Debug, Clone)]
+pub(crate) struct Held {
+    pub(crate) customer: CustomerId,
+    pub(crate) source: Source,
+    pub(crate) newest: Timestamp,
+    pub(crate) newest_bytes: Option<u64>,
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+    pub(crate) bytes_added: u64,
 }
 
 /// When a hosting server's repository was last looked at.
@@ -70,6 +93,24 @@ impl Catalog {
             })
         };
         Ok(rows.into_iter().filter_map(sampled).collect())
+    }
+
+    /// What there is of every customer from every source; who has nothing is left out.
+    pub(crate) async fn held(&self) -> Result<Vec<Held>> {
+        let rows: Vec<HeldRow> = self.store.rows(HELD, &[]).await?;
+        let number = |number: i64| u64::try_from(number).unwrap_or(0);
+        let held = |(customer, source, newest, bytes, count, all, added): HeldRow| {
+            Some(Held {
+                customer: CustomerId::new(u32::try_from(customer).ok()?).ok()?,
+                source: source.parse().ok()?,
+                newest: Timestamp::from_millisecond(newest).ok()?,
+                newest_bytes: bytes.map(number),
+                count: number(count),
+                bytes: number(all),
+                bytes_added: number(added),
+            })
+        };
+        Ok(rows.into_iter().filter_map(held).collect())
     }
 
     /// When the repositories were last looked at; one that never was is left out.

@@ -28,6 +28,7 @@ use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 
 pub(crate) use contents::{Contents, Place, contents};
 pub(crate) use deletions::Deletion;
+pub(crate) use figures::Held;
 pub use figures::{Sampled, Synced};
 pub use proofs::ProofFigures;
 pub(crate) use proofs::{Proof, Tried};

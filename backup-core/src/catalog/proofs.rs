@@ -39,6 +39,9 @@ pub struct ProofFigures {
 /// Source, customers, failures, oldest and newest.
 type FiguresRow = (String, i64, i64, Option<i64>, Option<i64>);
 
+/// Customer, source, age of the last try, whether it failed, the last one that did not.
+type ProofRow = (i64, String, i64, i64, Option<i64>);
+
 /// How the last try of a customer's backups from one source ended.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Proof {
@@ -46,6 +49,8 @@ pub(crate) struct Proof {
     pub(crate) source: Source,
     pub(crate) tried_ago: Duration,
     pub(crate) has_failed: bool,
+    /// When one succeeded last.
+    pub(crate) proven_at: Option<Timestamp>,
 }
 
 /// How a try ended.
@@ -137,14 +142,15 @@ impl Catalog {
 
     /// How the last try of everybody ended.
     pub(crate) async fn proofs(&self) -> Result<Vec<Proof>> {
-        const QUERY: &str = "SELECT customer_id, source, {now} - tried_at, CASE WHEN failure IS NULL THEN 0 ELSE 1 END FROM backup_proofs";
-        let rows: Vec<(i64, String, i64, i64)> = self.store.rows(QUERY, &[]).await?;
-        let read = |(customer, source, age, has_failed): (i64, String, i64, i64)| {
+        const QUERY: &str = "SELECT customer_id, source, {now} - tried_at, CASE WHEN failure IS NULL THEN 0 ELSE 1 END, proven_at FROM backup_proofs";
+        let rows: Vec<ProofRow> = self.store.rows(QUERY, &[]).await?;
+        let read = |(customer, source, age, has_failed, proven_at): ProofRow| {
             Ok(Proof {
                 customer: customer.to_string().parse()?,
                 source: source.parse()?,
                 tried_ago: Duration::from_millis(u64::try_from(age).unwrap_or(0)),
                 has_failed: has_failed > 0,
+                proven_at: proven_at.and_then(|at| Timestamp::from_millisecond(at).ok()),
             })
         };
         rows.into_iter()

@@ -228,6 +228,11 @@ impl Config {
         ] {
             require(duration.as_secs() >= 60, key, "must be at least 1m")?;
         }
+        require(
+            self.server.audit_keep.as_secs() >= 24 * 60 * 60,
+            "server.audit_keep",
+            "must be at least 1d",
+        )?;
         for (key, duration) in [
             ("worker.lease", self.worker.lease),
             ("worker.sync_every", self.worker.sync_every),
@@ -1341,6 +1346,8 @@ password_file = "/root/.password"
             ("server.session_idle", "[server]\nsession_idle = '59s'"),
             ("server.metrics_listen", "[server]\nmetrics_listen = 9100"),
             ("server.session_max", "[server]\nsession_max = '24'"),
+            ("server.audit_keep", "[server]\naudit_keep = '23h'"),
+            ("server.admins_file", "[server]\nadmins_file = 'admins'"),
             ("server.login", "[server]\nlogin = 'otp'"),
             ("server.login", "[server]\nlogin = 'platform'"),
             (

@@ -99,6 +99,12 @@ pub struct ServerConfig {
     /// With `password`: how long a customer stays logged in at most, at least `1m`. Default `24h`.
     #[serde(deserialize_with = "values::duration")]
     pub session_max: Duration,
+    /// How long it is kept who did what to which backup, at least `1d`. Default `400d`.
+    #[serde(deserialize_with = "values::duration")]
+    pub audit_keep: Duration,
+    /// A file of the operators who may look at all customers on `/admin`: lines `name:hash`, each as `operator-line` prints it. Without one there is no such page.
+    #[serde(deserialize_with = "values::optional_absolute_path")]
+    pub admins_file: Option<PathBuf>,
     /// An address on which `/metrics` is answered, and nothing else. Without one it is at `listen`, for this machine alone.
     pub metrics_listen: Option<SocketAddr>,
 }
@@ -637,6 +643,8 @@ impl Default for ServerConfig {
             platform_session_max: Duration::from_secs(31 * 24 * 60 * 60),
             session_idle: Duration::from_secs(2 * 60 * 60),
             session_max: Duration::from_secs(24 * 60 * 60),
+            audit_keep: Duration::from_secs(400 * 24 * 60 * 60),
+            admins_file: None,
             metrics_listen: None,
         }
     }

@@ -4,6 +4,7 @@ use secrecy::SecretString;
 
 use super::store::RawCustomer;
 use super::{CustomerId, CustomerStore};
+use crate::audit::{Action, Deed};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::values;
 
@@ -92,11 +93,15 @@ impl CustomerStore {
         {
             return Err(taken(address));
         }
-        if self.store().execute(update, values).await? == 0 {
+        let mut transaction = self.store().begin().await?;
+        if transaction.execute(update, values).await? == 0 {
+            drop(transaction);
             // Says that there is no such customer.
-            self.get(id).await?;
+            return self.get(id).await.map(drop);
         }
-        Ok(())
+        let deed = Deed::to(id, Action::Password);
+        self.audit().note_in(&mut transaction, &deed).await?;
+        transaction.commit().await
     }
 }
 

@@ -16,6 +16,7 @@ use crate::error::{Error, ErrorKind, Result};
 
 pub use account::Account;
 pub(crate) use account::{AccountRow, normal};
+pub(crate) use store::Placed;
 pub use store::{CustomerStore, CustomerSummary, NewCustomer};
 
 /// The hosting server of customers for whom the platform names none.

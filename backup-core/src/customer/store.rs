@@ -1,12 +1,14 @@
 //! The table of customers: the platform's, or a small one of our own where there is no platform.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::{ColumnIndex, Decode, Row, Type};
 
 use super::account::checked;
 use super::{Customer, CustomerId, DEFAULT_SERVER, DatabaseName};
+use crate::audit::{Action, Actor, Audit, Deed};
 use crate::config::{Config, CustomerDatabaseConfig};
 use crate::error::{Error, ErrorKind, Result};
 use crate::store::{Inserted, Store, values};
@@ -15,6 +17,7 @@ use crate::store::{Inserted, Store, values};
 #[derive(Debug, Clone)]
 pub struct CustomerStore {
     store: Store,
+    audit: Audit,
     naming: CustomerDatabaseConfig,
 }
 
@@ -30,6 +33,16 @@ pub struct CustomerSummary {
     pub name: Option<String>,
     /// The address that he logs in with.
     pub email: Option<String>,
+}
+
+/// A customer and where he is.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    pub(crate) id: CustomerId,
+    pub(crate) status: Option<String>,
+    pub(crate) name: Option<String>,
+    /// None where the table names a hosting server that there is not.
+    pub(crate) server: Option<String>,
 }
 
 /// A customer to be added to the embedded store.
@@ -56,8 +69,26 @@ impl CustomerStore {
     pub fn new(store: &Store, config: &Config) -> Self {
         Self {
             store: store.clone(),
+            audit: Audit::new(store),
             naming: config.customer_database.clone(),
         }
+    }
+
+    /// The same customers. What is done to them from here is written down as this one's.
+    #[must_use]
+    pub fn acting(&self, actor: Actor) -> Self {
+        self.acting_as(&Arc::new(actor))
+    }
+
+    pub(crate) fn acting_as(&self, actor: &Arc<Actor>) -> Self {
+        Self {
+            audit: self.audit.acting(actor),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn audit(&self) -> &Audit {
+        &self.audit
     }
 
     /// A customer. [`ErrorKind::NotFound`] where there is none of this number; [`ErrorKind::Configuration`] where
@@ -88,6 +119,40 @@ impl CustomerStore {
             })
         };
         Ok(raw.into_iter().filter_map(summary).collect())
+    }
+
+    /// All customers by number, and which hosting servers they are on.
+    pub(crate) async fn placed(&self) -> Result<Vec<Placed>> {
+        const QUERY: &str = "SELECT * FROM customers ORDER BY id";
+        let raw: Vec<RawCustomer> = self.store.rows(QUERY, &[]).await?;
+        let mut names: BTreeMap<i64, Option<String>> = BTreeMap::new();
+        let mut placed = Vec::with_capacity(raw.len());
+        for raw in raw {
+            let Some(id) = raw.id() else {
+                continue;
+            };
+            let server = match raw.server_id {
+                None => Some(DEFAULT_SERVER.to_owned()),
+                Some(number) => match names.get(&number) {
+                    Some(name) => name.clone(),
+                    None => {
+                        let name = match self.server_name(id, number).await {
+                            Err(e) if e.kind() != ErrorKind::Configuration => return Err(e),
+                            name => name.ok(),
+                        };
+                        names.insert(number, name.clone());
+                        name
+                    }
+                },
+            };
+            placed.push(Placed {
+                id,
+                status: raw.status,
+                name: raw.domain.or(raw.company_name),
+                server,
+            });
+        }
+        Ok(placed)
     }
 
     /// All customers of a hosting server, by number, whatever their state. Of whom it cannot be told where he is, or what he has, the error is given:
@@ -145,8 +210,8 @@ impl CustomerStore {
              VALUES (?, ?, ?, 'active', ?, ?, ?, ?)";
         let email = new.email.as_deref().map(checked).transpose()?;
         let password = new.db_password.as_ref().map(ExposeSecret::expose_secret);
-        let inserted = self
-            .store
+        let mut transaction = self.store.begin().await?;
+        let inserted = transaction
             .insert(
                 INSERT,
                 values![
@@ -165,7 +230,11 @@ impl CustomerStore {
                 let id = u32::try_from(id).map_err(|e| {
                     Error::caused(ErrorKind::Failed, "the numbers of customers are used up", e)
                 })?;
-                CustomerId::new(id)
+                let id = CustomerId::new(id)?;
+                let deed = Deed::to(id, Action::Added);
+                self.audit.note_in(&mut transaction, &deed).await?;
+                transaction.commit().await?;
+                Ok(id)
             }
             Inserted::Conflict => Err(Error::new(
                 ErrorKind::InvalidInput,

@@ -4,6 +4,7 @@
 //! Never: a backup deleted that a job of its customer is to restore.
 
 use super::{Job, JobStore};
+use crate::audit::{Action, Deed};
 use crate::catalog::Catalog;
 use crate::customer::CustomerId;
 use crate::error::Result;
@@ -55,6 +56,8 @@ impl JobStore {
         if let Some(job) = active.filter(is_in_the_way) {
             return Ok(Deleting::InTheWay(Box::new(job)));
         }
+        let deed = Deed::to(customer, Action::Delete).backup(origin.into(), id);
+        self.audit.note_in(&mut transaction, &deed).await?;
         transaction.commit().await?;
         Ok(Deleting::Done)
     }

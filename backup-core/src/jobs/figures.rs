@@ -1,19 +1,38 @@
-//! Figures of all jobs, for a monitoring that asks every few seconds.
+//! Figures of all jobs, for a monitoring that asks every few seconds and for operators.
 //!
-//! They are counted in an index that has all of it (`backup_jobs_counted`). Never: a look at each row of a table that grows for years.
+//! Those for the monitoring are counted in an index that has all of it (`backup_jobs_counted`). Never: a look at each row of a table that grows for years.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::store::understand_time;
-use super::{JobStatus, JobStore, JobType};
+use super::{Job, JobId, JobStatus, JobStore, JobType};
+use crate::customer::CustomerId;
 use crate::error::Result;
+use crate::store::values;
 
 const COUNTS: &str = "SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), COUNT(*), COUNT(finished_at - started_at),
         CAST(COALESCE(SUM(finished_at - started_at), 0) AS SIGNED), CAST(COALESCE(SUM(bytes_done), 0) AS SIGNED), MAX(finished_at)
     FROM customer_backup_jobs GROUP BY job_type, status";
 const OLDEST_PENDING: &str = "SELECT CAST(MIN(created_at) AS CHAR), {now} FROM customer_backup_jobs WHERE status = 'pending'";
+
+const STUCK: &str =
+    "SELECT COUNT(*) FROM customer_backup_jobs WHERE status = 'failed' AND failure = 'stuck'";
+
+/// Of a month, which is more than anybody waits with a look; the index of what is counted has the rows by their beginning.
+const RECENT_DAYS: u64 = 30;
+const FAILURES: &str = "SELECT CAST(j.customer_id AS SIGNED), COUNT(*), CAST(MAX(j.id) AS SIGNED) FROM customer_backup_jobs j
+    LEFT JOIN (SELECT customer_id, MAX(id) AS id FROM customer_backup_jobs
+        WHERE job_type = 'backup' AND status = 'completed' AND started_at >= {now} - ? GROUP BY customer_id) good
+        ON good.customer_id = j.customer_id
+    WHERE j.job_type = 'backup' AND j.status = 'failed' AND j.started_at >= {now} - ?
+        AND COALESCE(j.failure, '') <> 'cancelled' AND j.id > COALESCE(good.id, 0)
+    GROUP BY j.customer_id";
+
+/// The highest number first.
+const OPEN: &str = "WHERE active_customer IS NOT NULL OR (status = 'failed' AND failure = 'stuck')
+    ORDER BY customer_backup_jobs.id DESC";
 
 /// Type, state, jobs, those that are timed, their milliseconds, bytes, and the last end.
 type CountRow = (String, String, i64, i64, i64, i64, Option<i64>);
@@ -38,7 +57,40 @@ pub struct JobCount {
     pub last_end: Option<Timestamp>,
 }
 
+/// Backups of a customer that failed since his newest good one.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Failures {
+    pub(crate) customer: CustomerId,
+    pub(crate) count: u64,
+    pub(crate) last: JobId,
+}
+
 impl JobStore {
+    /// How many restores are stuck.
+    pub(crate) async fn count_stuck(&self) -> Result<u64> {
+        let row: Option<(i64,)> = self.store.row(STUCK, &[]).await?;
+        Ok(row.map_or(0, |(count,)| u64::try_from(count).unwrap_or(0)))
+    }
+
+    /// Of each customer the backups that failed since his newest good one, within the last month. Who has none is left out.
+    pub(crate) async fn failures(&self) -> Result<Vec<Failures>> {
+        let month = RECENT_DAYS * 24 * 60 * 60 * 1000;
+        let rows: Vec<(i64, i64, i64)> = self.store.rows(FAILURES, values![month, month]).await?;
+        let failures = |(customer, count, last): (i64, i64, i64)| {
+            Some(Failures {
+                customer: CustomerId::new(u32::try_from(customer).ok()?).ok()?,
+                count: u64::try_from(count).ok()?,
+                last: JobId::from_number(u64::try_from(last).ok()?),
+            })
+        };
+        Ok(rows.into_iter().filter_map(failures).collect())
+    }
+
+    /// The jobs of all customers that have no true end yet, the newest first. Rows that make no sense are left out, and logged.
+    pub(crate) async fn open_of_all(&self) -> Result<Vec<Job>> {
+        self.list(OPEN, &[]).await
+    }
+
     /// Counts of all jobs by type and state; what there is none of is left out.
     pub(crate) async fn counts(&self) -> Result<Vec<JobCount>> {
         let rows: Vec<CountRow> = self.store.rows(COUNTS, &[]).await?;

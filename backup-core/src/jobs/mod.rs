@@ -26,6 +26,7 @@ use crate::progress::Phase;
 use crate::repository::BackupType;
 
 pub(crate) use deletion::Deleting;
+pub(crate) use figures::Failures;
 pub use figures::JobCount;
 pub use queue::Queue;
 pub use store::{CancelAnswer, Claimed, Created, JobStore, Kept, Lease, NewJob};

@@ -4,6 +4,7 @@
 //! row; it is a worker's when the claim matched a row; it ended when the last UPDATE matched.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -13,6 +14,7 @@ use jiff::tz::TimeZone;
 #[cfg(doc)]
 use super::owner_of_this_process;
 use super::{Failure, Job, JobId, JobStatus, JobType, Progress, owner};
+use crate::audit::{Action, Actor, Audit, Deed};
 use crate::catalog::{Catalog, Source, no_such_backup};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -24,6 +26,7 @@ use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
 #[derive(Debug, Clone)]
 pub struct JobStore {
     pub(super) store: Store,
+    pub(super) audit: Audit,
     lease: Duration,
 }
 
@@ -184,7 +187,16 @@ impl JobStore {
     pub fn new(store: &Store, lease: Duration) -> Self {
         Self {
             store: store.clone(),
+            audit: Audit::new(store),
             lease,
+        }
+    }
+
+    /// The same jobs. What is done to them from here is written down as this one's.
+    pub(crate) fn acting(&self, actor: &Arc<Actor>) -> Self {
+        Self {
+            audit: self.audit.acting(actor),
+            ..self.clone()
         }
     }
 
@@ -292,6 +304,9 @@ impl JobStore {
         if stuck.is_some() {
             return Ok(None);
         }
+        self.audit
+            .note_in(&mut transaction, &asked_for(new, id))
+            .await?;
         transaction.commit().await?;
         Ok(Some(id))
     }
@@ -580,20 +595,23 @@ impl JobStore {
                 completed_at = CURRENT_TIMESTAMP, finished_at = {now}, status = 'failed'
             WHERE id = ? AND COALESCE(status, '') = 'pending'";
         const RUNNING: &str = "UPDATE customer_backup_jobs SET cancel_requested = 1
-            WHERE id = ? AND COALESCE(status, '') = 'running' AND committing = 0";
+            WHERE id = ? AND COALESCE(status, '') = 'running' AND committing = 0 AND cancel_requested = 0";
         // Its owner may give it back between the two.
         const TRIES: usize = 5;
         for _ in 0..TRIES {
             let pending = values![CANCELLED, id.get()];
-            if self.store.execute(PENDING, pending).await? > 0 {
+            if self.act(id, Action::Cancel, PENDING, pending).await? {
                 return Ok(CancelAnswer::Cancelled);
             }
-            if self.store.execute(RUNNING, values![id.get()]).await? > 0 {
+            let running = values![id.get()];
+            if self.act(id, Action::Cancel, RUNNING, running).await? {
                 return Ok(CancelAnswer::Requested);
             }
             let job = self.require(id).await?;
             match job.status {
                 JobStatus::Completed | JobStatus::Failed => return Ok(CancelAnswer::Ended),
+                // It was asked before, and so will not begin its commit.
+                JobStatus::Running if job.cancel_requested => return Ok(CancelAnswer::Requested),
                 JobStatus::Running if !job.cancellable => return Ok(CancelAnswer::TooLate),
                 JobStatus::Running | JobStatus::Pending => {}
             }
@@ -606,10 +624,60 @@ impl JobStore {
 
     /// Note that the customer has seen how a job failed; false where it has not, or is stuck: how that ends is still open. Once is enough.
     pub async fn dismiss(&self, id: JobId) -> Result<bool> {
-        const UPDATE: &str =
-            "UPDATE customer_backup_jobs SET dismissed_at = COALESCE(dismissed_at, {now})
-            WHERE id = ? AND COALESCE(status, '') = 'failed' AND COALESCE(failure, '') <> 'stuck'";
-        Ok(self.store.execute(UPDATE, values![id.get()]).await? > 0)
+        const UPDATE: &str = "UPDATE customer_backup_jobs SET dismissed_at = {now}
+            WHERE id = ? AND dismissed_at IS NULL AND COALESCE(status, '') = 'failed' AND COALESCE(failure, '') <> 'stuck'";
+        if self
+            .act(id, Action::Dismiss, UPDATE, values![id.get()])
+            .await?
+        {
+            return Ok(true);
+        }
+        let job = self.get(id).await?;
+        Ok(job.is_some_and(|job| job.status == JobStatus::Failed && job.dismissed))
+    }
+
+    /// Change a job as somebody asked for, and write down who; false where the statement matches no row.
+    async fn act(&self, id: JobId, action: Action, sql: &str, values: &[Value]) -> Result<bool> {
+        let mut tries = Tries::default();
+        loop {
+            let acted = self.try_act(id, action, sql, values).await;
+            if !tries.is_to_repeat(&acted).await {
+                return acted;
+            }
+        }
+    }
+
+    async fn try_act(
+        &self,
+        id: JobId,
+        action: Action,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<bool> {
+        const WHOSE: &str = "SELECT CAST(customer_id AS SIGNED), CAST(backup_type AS CHAR), source, CAST(snapshot_id AS CHAR)
+            FROM customer_backup_jobs WHERE id = ?";
+        let mut transaction = self.store.begin().await?;
+        if transaction.execute(sql, values).await? == 0 {
+            return Ok(false);
+        }
+        let found: Option<JobSubject> = transaction.row(WHOSE, values![id.get()]).await?;
+        let customer = |number| CustomerId::new(u32::try_from(number).ok()?).ok();
+        // A row that makes no sense is nobody's, and is changed all the same.
+        if let Some((number, backup_type, source, snapshot)) = found
+            && let Some(customer) = customer(number)
+        {
+            let deed = Deed::to(customer, action)
+                .job(id.get())
+                .part(backup_type.parse().ok());
+            let source = source.and_then(|word| word.parse::<Source>().ok());
+            let deed = match source.zip(snapshot) {
+                Some((source, snapshot)) => deed.backup(source, &snapshot),
+                None => deed,
+            };
+            self.audit.note_in(&mut transaction, &deed).await?;
+        }
+        transaction.commit().await?;
+        Ok(true)
     }
 
     /// A job by its number.
@@ -688,7 +756,7 @@ impl JobStore {
         Ok(first.transpose()?.map(|seen| seen.job))
     }
 
-    async fn list(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
+    pub(super) async fn list(&self, which: &str, values: &[Value]) -> Result<Vec<Job>> {
         let jobs = sensible(self.select(which, values).await?);
         Ok(jobs.into_iter().map(|seen| seen.job).collect())
     }
@@ -700,6 +768,24 @@ impl JobStore {
 
     fn lease_milliseconds(&self) -> u64 {
         u64::try_from(self.lease.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// Whose a job is, what it works on, and, of a restore, which backup it puts back.
+type JobSubject = (i64, String, Option<String>, Option<String>);
+
+/// What is written down of a job that is created.
+fn asked_for(new: &NewJob, number: u64) -> Deed {
+    let action = match new.job_type {
+        JobType::Backup => Action::Backup,
+        JobType::Restore => Action::Restore,
+    };
+    let deed = Deed::to(new.customer, action)
+        .job(number)
+        .part(Some(new.backup_type));
+    match &new.snapshot {
+        Some((source, snapshot)) => deed.backup(*source, snapshot),
+        None => deed,
     }
 }
 

@@ -1,10 +1,11 @@
-//! Logging in: whose an email address and a password are, or a session of the platform.
+//! Logging in: whose an email address and a password are, or a session of the platform; and who is an operator.
 //!
 //! Passwords are proven against the hashes that the platform keeps, and hashed for the embedded store. Never: an answer that tells an unknown
 //! address from a wrong password, by its words or by its time; a hash from the table that costs whatever memory and time it says.
 
 mod hash;
 mod nobody;
+mod operators;
 mod platform;
 
 use std::sync::Arc;
@@ -13,12 +14,14 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
+use crate::audit::{Actor, Audit};
 use crate::customer::{Account, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use hash::PasswordHash;
 use nobody::Nobody;
 
 pub use hash::hash_password;
+pub use operators::{Operator, OperatorVerdict, Operators, operator_line};
 pub use platform::{PlatformSessions, Unproven};
 
 /// Passwords that are proven at once: each takes a processor and tens of megabytes for a tenth of a second.
@@ -34,6 +37,7 @@ const LONGEST_PASSWORD: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Login {
     customers: CustomerStore,
+    audit: Audit,
     turns: Arc<Semaphore>,
     nobody: Arc<Nobody>,
 }
@@ -54,8 +58,17 @@ impl Login {
     pub fn new(customers: &CustomerStore) -> Self {
         Self {
             customers: customers.clone(),
+            audit: customers.audit().clone(),
             turns: Arc::new(Semaphore::new(AT_ONCE)),
             nobody: Arc::default(),
+        }
+    }
+
+    /// The same, with the same turns. Whom it refuses is written down as this one's try.
+    pub(crate) fn acting(&self, actor: &Arc<Actor>) -> Self {
+        Self {
+            audit: self.audit.acting(actor),
+            ..self.clone()
         }
     }
 
@@ -74,6 +87,11 @@ impl Login {
         let is_known = known.is_some();
         // The same work for a stranger.
         let is_right = self.is_right(known.or(nobodys), password.clone()).await? && is_known;
+        if let Some(account) = &account
+            && !(is_right && account.is_active)
+        {
+            self.audit.note_refused_login(account.id);
+        }
         Ok(match account {
             Some(account) if is_right && account.is_active => Verdict::Proven(Box::new(account)),
             Some(_) if is_right => Verdict::Inactive,

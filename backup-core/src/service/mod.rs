@@ -22,6 +22,8 @@
 //! # }
 //! ```
 
+mod status;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
+use crate::audit::{Action, Actor, Audit, AuditEntry, Deed, Who};
 use crate::catalog::{
     BackupEntry, BackupList, Catalog, Missing, ProofFigures, Sampled, Source, SyncReport, Synced,
     no_such_backup,
@@ -54,6 +57,8 @@ use crate::worker::{
     Ended, Recovery, Runner, Upkeep, Verification, VerifyReport, Worker, never_stopping,
 };
 
+pub use status::{CustomerStatus, Kept, OpenJob, Problem, RepositoryStatus, Status};
+
 /// Backups of customers, as jobs. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct BackupService {
@@ -64,6 +69,7 @@ pub struct BackupService {
     sessions: Sessions,
     jobs: JobStore,
     catalog: Catalog,
+    audit: Audit,
     queue: Queue,
     watcher: Watcher,
 }
@@ -74,6 +80,8 @@ pub struct BackupService {
 pub struct Figures {
     /// Jobs by type and state; what there is none of is left out.
     pub jobs: Vec<JobCount>,
+    /// Restores that could be neither finished nor undone: their shops are closed.
+    pub stuck: u64,
     /// For how long the oldest job waits that nobody has taken up.
     pub oldest_pending: Option<Duration>,
     /// When the newest backup of each source was made. Of the manual ones also such as were deleted since.
@@ -123,12 +131,63 @@ impl BackupService {
             sessions: Sessions::new(&store, &config.server),
             customers,
             catalog: Catalog::new(&store),
+            audit: Audit::new(&store),
             queue: Queue::new(&config.queue)?,
             watcher: Watcher::new(&jobs),
             config: Arc::new(config),
             store,
             jobs,
         })
+    }
+
+    /// The same service. What is asked of it from here is written down as this one's; without it, as [`Actor::service`]'s.
+    #[must_use]
+    pub fn acting(&self, actor: Actor) -> Self {
+        let actor = Arc::new(actor);
+        Self {
+            customers: self.customers.acting_as(&actor),
+            login: self.login.acting(&actor),
+            sessions: self.sessions.acting(&actor),
+            jobs: self.jobs.acting(&actor),
+            audit: self.audit.acting(&actor),
+            ..self.clone()
+        }
+    }
+
+    /// Write down what is done elsewhere than in the database, and to no single customer.
+    pub async fn note(&self, action: Action) -> Result<()> {
+        self.audit.note(&Deed::to_nobody(action)).await
+    }
+
+    /// What was done to a customer's account and backups, by whom and from where, newest first: what is older than the entry `before`. It is for
+    /// the customer: what an operator is called, and where he is, is left out.
+    pub async fn activity(
+        &self,
+        customer: CustomerId,
+        before: Option<u64>,
+        at_most: u32,
+    ) -> Result<Vec<AuditEntry>> {
+        let mut entries = self.audit.of_customer(customer, before, at_most).await?;
+        for entry in entries
+            .iter_mut()
+            .filter(|entry| entry.who != Who::Customer)
+        {
+            entry.name = None;
+            entry.address = None;
+            entry.request_id = None;
+        }
+        Ok(entries)
+    }
+
+    /// Remove what was done longer ago than `server.audit_keep` says, a little at a time, as workers do; the number of entries.
+    pub async fn forget_old_activity(&self) -> Result<u64> {
+        let keep = self.config.server.audit_keep;
+        self.audit.forget_older_than(keep).await
+    }
+
+    /// What was done to anything, newest first.
+    pub async fn activity_of_all(&self, at_most: u32) -> Result<Vec<AuditEntry>> {
+        self.audit.newest(at_most).await
     }
 
     /// Create or upgrade the tables.
@@ -159,6 +218,7 @@ impl BackupService {
         let jobs = self.jobs.counts().await?;
         let catalogued = self.catalog.newest().await?;
         Ok(Figures {
+            stuck: self.jobs.count_stuck().await?,
             oldest_pending: self.jobs.oldest_pending().await?,
             newest_backups: with_deleted(catalogued, &jobs),
             synced: self.catalog.syncs().await?,
@@ -555,7 +615,8 @@ impl BackupService {
         Runner {
             engine: Arc::clone(engine),
             store: self.store.clone(),
-            jobs: self.jobs.clone(),
+            // What follows from a job is nobody's wish.
+            jobs: self.jobs.acting(&Arc::new(Actor::service())),
             catalog: self.catalog.clone(),
             customers: self.customers.clone(),
             stopping: never_stopping(),
@@ -568,6 +629,7 @@ impl BackupService {
             engine: Arc::clone(engine),
             catalog: self.catalog.clone(),
             jobs: self.jobs.clone(),
+            audit: self.audit.clone(),
             requested: Arc::new(Notify::new()),
             woken: Arc::default(),
             running: Arc::default(),

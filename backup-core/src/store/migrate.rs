@@ -40,6 +40,11 @@ const MYSQL: &[(i64, &str, &str)] = &[
         "proven",
         include_str!("../../migrations/mysql/0005_proven.sql"),
     ),
+    (
+        6,
+        "audit",
+        include_str!("../../migrations/mysql/0006_audit.sql"),
+    ),
 ];
 const SQLITE: &[(i64, &str, &str)] = &[
     (
@@ -66,6 +71,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         5,
         "proven",
         include_str!("../../migrations/sqlite/0005_proven.sql"),
+    ),
+    (
+        6,
+        "audit",
+        include_str!("../../migrations/sqlite/0006_audit.sql"),
     ),
 ];
 

@@ -17,6 +17,7 @@ const WRITTEN: [(&str, &str); 8] = [
     ("backup_repository_users", "source"),
     ("backup_proofs", "failure"),
     ("backup_sessions", "flash"),
+    ("backup_audit", "name"),
     ("backup_migrations", "description"),
 ];
 
@@ -29,6 +30,13 @@ impl Store {
     /// The version of the tables, 0 where there are none, and the one that this program wants.
     pub async fn versions(&self) -> Result<(i64, i64)> {
         Ok((self.version().await?, self.newest()))
+    }
+
+    /// The time by the database's clock.
+    pub(crate) async fn now(&self) -> Result<Timestamp> {
+        let row: Option<(i64,)> = self.row("SELECT {now}", &[]).await?;
+        let now = row.and_then(|(now,)| Timestamp::from_millisecond(now).ok());
+        Ok(now.unwrap_or_else(Timestamp::now))
     }
 
     /// How far the database's clock is ahead of ours; negative where it is behind.

@@ -17,6 +17,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use crate::audit::Audit;
 use crate::catalog::Catalog;
 use crate::customer::CustomerStore;
 use crate::error::{Error, ErrorKind, Result};
@@ -90,6 +91,7 @@ impl Worker {
                 engine: Arc::clone(&engine),
                 catalog: catalog.clone(),
                 jobs: jobs.clone(),
+                audit: Audit::new(store),
                 requested: Arc::clone(&after_job),
                 woken: Arc::default(),
                 running: Arc::clone(&running),

@@ -1,5 +1,5 @@
-//! What a worker does beside its jobs: forget what customers deleted, bring the catalogue in step with the repositories, and prune those that are
-//! ours in a quiet hour.
+//! What a worker does beside its jobs: forget what customers deleted, bring the catalogue in step with the repositories, remove activity that
+//! is too old, and prune the repositories that are ours in a quiet hour.
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
@@ -12,6 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::{Stopping, delete};
+use crate::audit::Audit;
 use crate::catalog::{Catalog, Missing, Source, SyncReport};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::JobStore;
@@ -30,6 +31,7 @@ pub(crate) struct Upkeep {
     pub(crate) engine: Arc<Engine>,
     pub(crate) catalog: Catalog,
     pub(crate) jobs: JobStore,
+    pub(crate) audit: Audit,
     /// Told when a job has ended.
     pub(crate) requested: Arc<Notify>,
     /// Told when a customer may have deleted something.
@@ -53,6 +55,7 @@ impl Upkeep {
                     error.chain()
                 );
             }
+            self.forget_old_activity().await;
             self.prune_if_due().await;
             tokio::select! {
                 () = self.delete_when_woken() => {}
@@ -60,6 +63,13 @@ impl Upkeep {
                 () = self.requested.notified() => {}
                 asked = stopping.changed() => if asked.is_err() { return },
             }
+        }
+    }
+
+    async fn forget_old_activity(&self) {
+        let keep = self.engine.config().server.audit_keep;
+        if let Err(error) = self.audit.forget_older_than(keep).await {
+            tracing::warn!("old activity is not removed now: {}", error.chain());
         }
     }
 

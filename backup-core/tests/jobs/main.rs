@@ -1,6 +1,7 @@
 //! The tables and the jobs in them: every promise on MariaDB and on SQLite, many of them with real processes.
 
 mod active;
+mod audit;
 mod cancel;
 mod claims;
 mod contention;

@@ -22,13 +22,17 @@ on_both!(
 );
 
 /// The version of the tables.
-const NEWEST: i64 = 5;
+const NEWEST: i64 = 6;
+
+/// How many there are.
+const VERSIONS: i64 = 6;
 
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
 const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
 const FOURTH: &str = include_str!("../../../migrations/mysql/0004_kept.sql");
 const FIFTH: &str = include_str!("../../../migrations/mysql/0005_proven.sql");
+const SIXTH: &str = include_str!("../../../migrations/mysql/0006_audit.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -122,7 +126,7 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, NEWEST);
+    assert_eq!(database.count("backup_migrations").await, VERSIONS);
 }
 
 #[tokio::test]
@@ -383,7 +387,7 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
             let done = database.count("backup_migrations WHERE success").await;
-            assert_eq!(done, NEWEST);
+            assert_eq!(done, VERSIONS);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -408,19 +412,21 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
         "ALTER TABLE customer_backups DROP COLUMN database_tables, DROP COLUMN proven_at;
         DROP TABLE backup_proofs;
         ALTER TABLE backup_repositories DROP COLUMN sampled_at, DROP COLUMN sample_errors;";
+    const UNDO_SIXTH: &str = "DROP TABLE backup_audit;";
+    // The newest first.
+    const UNDO: [&str; 5] = [
+        UNDO_SIXTH,
+        UNDO_FIFTH,
+        UNDO_FOURTH,
+        UNDO_THIRD,
+        UNDO_SECOND,
+    ];
     let mut shapes = BTreeSet::new();
-    for (version, migration, undo) in [
-        (
-            2,
-            SECOND,
-            [UNDO_FIFTH, UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat(),
-        ),
-        (3, THIRD, [UNDO_FIFTH, UNDO_FOURTH, UNDO_THIRD].concat()),
-        (4, FOURTH, [UNDO_FIFTH, UNDO_FOURTH].concat()),
-        (5, FIFTH, UNDO_FIFTH.to_owned()),
-    ] {
+    for (version, migration) in [(2, SECOND), (3, THIRD), (4, FOURTH), (5, FIFTH), (6, SIXTH)] {
+        let since = usize::try_from(NEWEST + 1 - version).unwrap();
+        let undo = UNDO[..since].concat();
         let statements = statements(migration);
-        assert!(statements.len() >= 4, "{statements:?}");
+        assert!(!statements.is_empty());
         for done in 0..=statements.len() {
             let database = Database::empty(Kind::MariaDb);
             migrate(&database).await;

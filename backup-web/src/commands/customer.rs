@@ -13,6 +13,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
 use tokio::runtime::Runtime;
 
+use super::operator;
 use crate::args::{AddArgs, SetPasswordArgs};
 use crate::output::{self, Output};
 
@@ -31,7 +32,7 @@ pub fn add(config: &Config, args: AddArgs, output: Output, runtime: &Runtime) ->
     };
     let id = runtime.block_on(async {
         let store = Store::connect(config).await?;
-        let added = CustomerStore::new(&store, config).add(&new).await;
+        let added = customers(&store, config).add(&new).await;
         store.close().await;
         added
     })?;
@@ -39,6 +40,11 @@ pub fn add(config: &Config, args: AddArgs, output: Output, runtime: &Runtime) ->
         next_steps(config, id, new.email.is_some())
     });
     Ok(ExitCode::SUCCESS)
+}
+
+/// What is done to them is written down as the caller's.
+fn customers(store: &Store, config: &Config) -> CustomerStore {
+    CustomerStore::new(store, config).acting(operator::actor())
 }
 
 /// What a customer is of no use without.
@@ -93,7 +99,7 @@ pub fn set_password(
     let hash = hash_password(&read_password()?)?;
     runtime.block_on(async {
         let store = Store::connect(config).await?;
-        let set = CustomerStore::new(&store, config)
+        let set = customers(&store, config)
             .set_password(args.customer, args.email.as_deref(), hash.expose_secret())
             .await;
         store.close().await;
@@ -106,7 +112,7 @@ pub fn set_password(
 }
 
 /// A line of standard input; at a terminal unseen, and twice.
-fn read_password() -> Result<SecretString> {
+pub fn read_password() -> Result<SecretString> {
     const SHORTEST: usize = 8;
     let stdin = io::stdin();
     let password = if stdin.is_terminal() {

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use backup_core::audit::Action;
 use backup_core::config::Config;
 use backup_core::error::Result;
 use backup_core::operations::{DailyFailure, DailyPart};
@@ -14,6 +15,7 @@ use crate::output::{self, Output};
 
 pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
+    parts.note(Action::Daily)?;
     if let Some(advice) = init::on_first_use(parts.service.config(), cancel)? {
         output::message(&advice);
     }

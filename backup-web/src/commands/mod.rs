@@ -10,10 +10,12 @@ pub mod init;
 pub mod jobs;
 pub mod list;
 pub mod migrate;
+pub mod operator;
 pub mod prune;
 pub mod recover;
 pub mod restore;
 pub mod serve;
+pub mod status;
 pub mod sync;
 pub mod unlock;
 pub mod verify;
@@ -21,6 +23,7 @@ pub mod worker;
 
 use std::sync::Arc;
 
+use backup_core::audit::Action;
 use backup_core::catalog::Missing;
 use backup_core::config::{Config, RepositoryConfig};
 use backup_core::error::{Error, ErrorKind, Result};
@@ -43,11 +46,17 @@ impl<'a> Parts<'a> {
     fn connect(config: Config, runtime: &'a Runtime, cancel: &Cancel) -> Result<Self> {
         let engine = Arc::new(Engine::new(config.clone(), cancel));
         let service = runtime.block_on(BackupService::connect(config))?;
+        let service = service.acting(operator::actor());
         Ok(Self {
             runtime,
             service,
             engine,
         })
+    }
+
+    /// Write down that this command is begun.
+    fn note(&self, action: Action) -> Result<()> {
+        self.runtime.block_on(self.service.note(action))
     }
 
     /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.
@@ -87,6 +96,7 @@ fn with_service<T>(
 ) -> Result<T> {
     runtime.block_on(async {
         let service = BackupService::connect(config).await?;
+        let service = service.acting(operator::actor());
         let result = act(&service).await;
         service.close().await;
         result

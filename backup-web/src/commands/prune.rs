@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use backup_core::audit::Action;
 use backup_core::catalog::Source;
 use backup_core::config::Config;
 use backup_core::error::Result;
@@ -25,6 +26,7 @@ struct Document {
 
 pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
+    parts.note(Action::Prune)?;
     let mut pruned = Vec::new();
     let mut failures = Vec::new();
     for (source, outcome) in runtime.block_on(parts.service.prune(&parts.engine)) {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use backup_core::audit::Action;
 use backup_core::config::Config;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::operations::{Engine, Interrupted, Recovered};
@@ -12,6 +13,7 @@ use backup_core::worker::Recovery;
 use serde::Serialize;
 use tokio::runtime::Runtime;
 
+use super::operator;
 use crate::output::{self, Output};
 
 #[derive(Serialize)]
@@ -32,6 +34,14 @@ pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -
     let engine = Arc::new(Engine::new(config.clone(), cancel));
     let lines = match runtime.block_on(BackupService::connect(config)) {
         Ok(service) => {
+            let service = service.acting(operator::actor());
+            // A site is brought to its end whether or not that can be written down.
+            if let Err(error) = runtime.block_on(service.note(Action::Recover)) {
+                output::message(&format!(
+                    "warning: who ran this is not written down: {}",
+                    error.chain()
+                ));
+            }
             let recovered = runtime.block_on(service.recover(&engine));
             runtime.block_on(service.close());
             recovered?

@@ -3,7 +3,7 @@
 //! A program gets an [`Outcome`]; a browser is sent to the page it came from, which tells it. Never: an answer that differs between what does not
 //! exist and what is another's.
 
-use axum::extract::{Extension, FromRequestParts, Path, State};
+use axum::extract::{Extension, FromRequestParts, Path};
 use axum::http::request::Parts;
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::{Json, RequestPartsExt};
@@ -21,6 +21,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::acting::Acting;
 use super::input::{Input, checkbox, word};
 use super::refusal::Refusal;
 use super::{AppState, asks_for_page};
@@ -86,11 +87,7 @@ struct Nothing {}
         (status = 400, body = Outcome, description = "The request makes no sense."),
         (status = 409, body = Outcome, description = "Another job has not ended yet, or our team is still looking after a restore that is stuck."),
     ))]
-async fn create(
-    State(service): State<BackupService>,
-    caller: Caller,
-    Input(new): Input<NewBackup>,
-) -> Response {
+async fn create(Acting(service): Acting, caller: Caller, Input(new): Input<NewBackup>) -> Response {
     let done = queue_backup(&service, caller.customer, new).await;
     caller.answer(done, ALL_BACKUPS)
 }
@@ -126,7 +123,7 @@ async fn queue_backup(
         (status = 409, body = Outcome, description = "Another job has not ended yet, or our team is still looking after a restore that is stuck."),
     ))]
 async fn restore(
-    State(service): State<BackupService>,
+    Acting(service): Acting,
     caller: Caller,
     Path(id): Path<String>,
     Input(new): Input<NewRestore>,
@@ -193,7 +190,7 @@ async fn queue_restore(
         (status = 409, body = Outcome, description = "A job has not ended yet."),
     ))]
 async fn delete(
-    State(service): State<BackupService>,
+    Acting(service): Acting,
     caller: Caller,
     Path(id): Path<String>,
     Input(deletion): Input<Deletion>,
@@ -239,7 +236,7 @@ async fn delete_backup(
         (status = 409, body = Outcome, description = "It is too late."),
     ))]
 async fn cancel(
-    State(service): State<BackupService>,
+    Acting(service): Acting,
     caller: Caller,
     Path(id): Path<String>,
     Input(Nothing {}): Input<Nothing>,
@@ -279,7 +276,7 @@ async fn cancel_job(
         (status = 409, body = Outcome, description = "It has not failed."),
     ))]
 async fn dismiss(
-    State(service): State<BackupService>,
+    Acting(service): Acting,
     caller: Caller,
     Path(id): Path<String>,
     Input(Nothing {}): Input<Nothing>,

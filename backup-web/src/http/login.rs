@@ -25,6 +25,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::acting::Acting;
 use super::input::Input;
 use super::refusal::Refusal;
 use super::session::{self, SessionCookie};
@@ -63,13 +64,13 @@ impl Default for Guesses {
 
 impl Guesses {
     /// Err: how long it takes until there is one. Whom his address stops takes nothing of the account's, which is the owner's, too.
-    fn take(&self, address: IpAddr, account: AccountKey) -> Result<(), Duration> {
+    pub fn take(&self, address: IpAddr, account: AccountKey) -> Result<(), Duration> {
         self.of_address.take(address)?;
         self.at_account.take((address, account))?;
         self.of_account.take(account)
     }
 
-    fn give_back(&self, address: IpAddr, account: AccountKey) {
+    pub fn give_back(&self, address: IpAddr, account: AccountKey) {
         self.of_address.give_back(&address);
         self.at_account.give_back(&(address, account));
         self.of_account.give_back(&account);
@@ -115,16 +116,17 @@ pub fn router() -> OpenApiRouter<AppState> {
 async fn log_in(
     State(state): State<AppState>,
     ConnectInfo(peer): ConnectInfo<SocketAddr>,
+    Acting(service): Acting,
     old: Option<Extension<SessionToken>>,
     headers: HeaderMap,
     Input(credentials): Input<Credentials>,
 ) -> Response {
     let address = address_of(peer.ip(), &headers);
-    let let_in = let_in(&state.service, &state.guesses, address, &credentials).await;
+    let let_in = let_in(&service, &state.guesses, address, &credentials).await;
     match let_in {
         Ok(token) => {
             if let Some(Extension(old)) = old {
-                if let Err(error) = state.service.sessions().close(&old).await {
+                if let Err(error) = service.sessions().close(&old).await {
                     tracing::warn!(
                         "an earlier session stays until it ends by itself: {}",
                         error.chain()
@@ -197,6 +199,7 @@ async fn let_in(
     ))]
 async fn log_out(
     State(state): State<AppState>,
+    Acting(service): Acting,
     token: Option<Extension<SessionToken>>,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -204,7 +207,7 @@ async fn log_out(
     let Some(Extension(token)) = token else {
         return Err(Refusal::at_platform());
     };
-    state.service.sessions().close(&token).await?;
+    service.sessions().close(&token).await?;
     state.streams.end_session(token);
     let cookie = [(SET_COOKIE, state.cookie.removed())];
     Ok(if asks_for_page(&headers) {
@@ -223,7 +226,7 @@ fn done(message: &str) -> Outcome {
 }
 
 /// Who is at the other end: behind a proxy on this machine, whom that one says it is.
-fn address_of(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+pub fn address_of(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
     let said = headers
         .get_all("x-forwarded-for")
         .iter()

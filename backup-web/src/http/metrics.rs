@@ -54,6 +54,7 @@ struct OfDatabase {
     jobs_timed: Family<Labels<2>, Whole>,
     job_seconds: Family<Labels<2>, Seconds>,
     job_bytes: Family<Labels<2>, Whole>,
+    stuck: Whole,
     queue_age: Seconds,
     last_backup: Family<Labels<1>, Seconds>,
     last_sync: Family<Labels<2>, Seconds>,
@@ -180,6 +181,11 @@ impl OfDatabase {
                 "job_bytes",
                 "Bytes that jobs saved or restored, all together",
             ),
+            stuck: register(
+                registry,
+                "stuck_restores",
+                "Restores that could be neither finished nor undone",
+            ),
             queue_age: register(
                 registry,
                 "queue_age_seconds",
@@ -242,6 +248,7 @@ impl OfDatabase {
                 .get_or_create(&labels)
                 .set(whole(count.bytes));
         }
+        self.stuck.set(whole(figures.stuck));
         let age = figures.oldest_pending.unwrap_or_default();
         self.queue_age.set(age.as_secs_f64());
         for (source, newest) in &figures.newest_backups {
@@ -297,6 +304,7 @@ impl OfDatabase {
         self.jobs_timed.clear();
         self.job_seconds.clear();
         self.job_bytes.clear();
+        self.stuck.set(0);
         self.queue_age.set(0.0);
         self.last_backup.clear();
         self.last_sync.clear();

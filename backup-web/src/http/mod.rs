@@ -3,6 +3,9 @@
 //! It knows the façade and the database behind it, no repository and no site. Never: an answer to somebody who is not logged in, but for what
 //! is merged here as open; another customer's anything.
 
+mod acting;
+mod activity;
+mod admin;
 mod api;
 mod backups;
 mod guard;
@@ -37,6 +40,7 @@ use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 
+use admin::Admins;
 use api::Streams;
 use headers::HasTls;
 use login::Guesses;
@@ -57,6 +61,7 @@ struct AppState {
     guesses: Guesses,
     streams: Streams,
     metrics: Metrics,
+    stylesheet: Stylesheet,
 }
 
 /// What is answered, and where.
@@ -82,16 +87,18 @@ pub fn routers(
     let own_origin = guard::OwnOrigin::new(config);
     let has_tls = HasTls(config.has_tls());
     let has_own_listener = config.metrics_listen.is_some();
+    let admins = Admins::read(config, has_tls)?;
+    let stylesheet = Stylesheet(site::stylesheet(&leptos).map(Into::into));
     let state = AppState {
         cookie: SessionCookie::new(has_tls),
         platform,
         guesses: Guesses::default(),
         streams: Streams::new(stopping),
         metrics: Metrics::new(),
+        stylesheet: stylesheet.clone(),
         service,
         leptos,
     };
-    let stylesheet = Stylesheet(site::stylesheet(&state.leptos).map(Into::into));
     let open = health::router().merge(site::router(&state.leptos));
     let open = if has_own_listener {
         open
@@ -99,10 +106,14 @@ pub fn routers(
         open.merge(metrics::beside_dashboard())
     };
     // The last comes first.
-    let dashboard = closed(&state, has_script)
+    let closed: Router = closed(&state, has_script)
         .layer(from_fn(page_data::answer))
         .layer(from_fn_with_state(state.clone(), session::admit))
-        .merge(open)
+        .with_state(state.clone());
+    let admin = admins.map(|admins| admin::router(state.clone(), admins, closed.clone()));
+    let dashboard = closed
+        .merge(open.with_state(state.clone()))
+        .merge(admin.unwrap_or_default())
         .layer(same_site)
         .layer(from_fn_with_state(own_origin, guard::own_origin))
         .layer(guard::size())
@@ -116,7 +127,7 @@ pub fn routers(
         .layer(guard::panics())
         .layer(from_fn_with_state(stylesheet, refusal::render));
     Ok(Routers {
-        dashboard: dashboard.with_state(state.clone()),
+        dashboard,
         metrics: has_own_listener.then(|| metrics.with_state(state)),
     })
 }
@@ -138,12 +149,14 @@ fn closed(state: &AppState, has_script: bool) -> Router<AppState> {
         .merge(login::router())
         .merge(backups::router())
         .merge(api::router())
+        .merge(activity::router())
         .split_for_parts();
     let not_found = render_app_async_with_context(context.clone(), document.clone());
     Router::new()
         .route("/", get(|| async { Redirect::to("/backups") }))
         .merge(described)
         .merge(api::description(description))
+        .merge(activity::page())
         .leptos_routes_with_context(state, generate_route_list(App), context, document)
         .fallback(move |request: Request| {
             let page = is_for_people(&request).then(|| not_found(request));

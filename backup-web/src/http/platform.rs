@@ -126,6 +126,18 @@ impl PlatformLogin {
         Refusal::session_of_platform(message, &self.place).into_response()
     }
 
+    /// Whom the platform has let in, if he is still a customer.
+    pub(super) async fn account(
+        &self,
+        service: &BackupService,
+        headers: &HeaderMap,
+    ) -> Result<Option<Account>> {
+        Ok(match self.admitted(service, headers).await? {
+            Admitted::Customer(account) => Some(account),
+            Admitted::Stranger | Admitted::Unproven | Admitted::Nobody => None,
+        })
+    }
+
     async fn admitted(&self, service: &BackupService, headers: &HeaderMap) -> Result<Admitted> {
         let cookies = session::cookies(headers, &self.cookie);
         let reason = match self.sessions.whose(cookies, Timestamp::now()) {

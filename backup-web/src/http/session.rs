@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use backup_app::data::PageError;
 use backup_app::model::Flash;
 use backup_app::visit::Visit;
+use backup_core::error::Result;
 use backup_core::service::BackupService;
 use backup_core::session::{Presence, SessionToken};
 use jiff::tz::TimeZone;
@@ -157,6 +158,19 @@ async fn admit_session(state: &AppState, mut request: Request, next: Next) -> Re
             response
         }
     }
+}
+
+/// Whether whoever makes this request is logged in as a customer.
+pub async fn is_customers(state: &AppState, headers: &HeaderMap) -> Result<bool> {
+    if let Some(platform) = &state.platform {
+        return Ok(platform.account(&state.service, headers).await?.is_some());
+    }
+    let Some(token) = state.cookie.of(headers).flatten() else {
+        return Ok(false);
+    };
+    let sessions = state.service.sessions();
+    let session = sessions.find(&token, Presence::Background).await?;
+    Ok(session.is_some())
 }
 
 /// Pages say of themselves when they only look for news; streams of events are nothing else.

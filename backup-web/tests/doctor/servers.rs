@@ -24,6 +24,7 @@ const OUR_TABLES: [&str; 8] = [
     "backup_repository_users",
     "backup_proofs",
     "backup_sessions",
+    "backup_audit",
     "backup_migrations",
 ];
 

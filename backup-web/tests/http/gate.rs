@@ -14,7 +14,7 @@ const METHODS: [&str; 9] = [
 ];
 
 /// Beside those that are described: pages, their functions, and what needs no login.
-const OTHERS: [&str; 10] = [
+const OTHERS: [&str; 13] = [
     "/",
     "/login",
     "/backups",
@@ -22,6 +22,9 @@ const OTHERS: [&str; 10] = [
     "/api/page/backups",
     "/api/page/backup?id={id}",
     "/api/openapi.json",
+    "/activity",
+    "/admin",
+    "/admin/login",
     "/healthz",
     "/readyz",
     "/nothing/of/the/kind",
@@ -250,6 +253,7 @@ fn every_answer_tells_the_browser_to_trust_and_keep_nothing() {
         browser.get("/backups"),
         server.client().browser().get("/login"),
         browser.get("/nothing"),
+        browser.get("/activity"),
         browser.get(&format!("/backups/{}", "ab".repeat(32))),
         customer.get("/api/backups"),
         customer.get("/api/page/backups"),

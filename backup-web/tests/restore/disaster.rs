@@ -200,7 +200,7 @@ fn with_the_words_of_the_document_plain_restic_brings_files_and_tables_back() {
     // The program is back.
     world.sql(&format!(
         "USE {PLATFORM_SCHEMA}; DROP TABLE customer_backup_jobs, customer_backups, backup_snapshots, backup_repositories,
-             backup_repository_users, backup_sessions, backup_migrations"
+             backup_repository_users, backup_sessions, backup_audit, backup_migrations"
     ));
     world.run("migrate").good();
     world.run("sync").good();

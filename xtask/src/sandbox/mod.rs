@@ -8,7 +8,9 @@ mod nginx;
 mod shops;
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -33,6 +35,9 @@ use shops::Shops;
 
 /// The longest that server or worker may take to start, or to end in order.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Who looks at `/admin`: the name and the password.
+const OPERATOR: (&str, &str) = ("ops", "looks after all shops");
 
 /// How often a condition is looked at again.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -160,6 +165,7 @@ impl Sandbox {
         command.arg("worker");
         sandbox.machinery.worker().command = command;
         sandbox.machinery.worker().start()?;
+        sandbox.write_admins()?;
         sandbox.start_server()?;
         Ok(sandbox)
     }
@@ -302,6 +308,7 @@ impl Sandbox {
         json!({
             "url": self.url(),
             "owners": owners,
+            "operator": { "name": OPERATOR.0, "password": OPERATOR.1 },
             "control": self.control_socket(),
             "platform": PLATFORM_SCHEMA,
             "database_socket": self.bed.mariadb().socket(),
@@ -320,7 +327,10 @@ impl Sandbox {
             .with_context(|| format!("port {} is taken", self.port))?;
         let log = self.bed.scratch().join("server.log");
         let mut command = self.command();
-        command.arg("serve").env(
+        command
+            .arg("serve")
+            .env("BACKUP__SERVER__ADMINS_FILE", self.admins_file());
+        command.env(
             "BACKUP__DATABASE__URL",
             format!(
                 "mysql://{PLATFORM_USER}@127.0.0.1:{}/{PLATFORM_SCHEMA}",
@@ -354,6 +364,33 @@ impl Sandbox {
                 .back_up_daily_at(&night.strftime("%Y-%m-%d 00:15:00").to_string())?;
         }
         Ok(())
+    }
+
+    fn admins_file(&self) -> PathBuf {
+        self.bed.scratch().join("admins")
+    }
+
+    /// As an operator makes it.
+    fn write_admins(&self) -> Result<()> {
+        let (name, password) = OPERATOR;
+        let mut command = self.command();
+        command
+            .args(["operator-line", name])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut program = command.spawn()?;
+        let mut input = program.stdin.take().context("no standard input")?;
+        input.write_all(format!("{password}\n").as_bytes())?;
+        drop(input);
+        let output = program.wait_with_output()?;
+        ensure!(output.status.success(), "there is no line for an operator");
+        let mut options = File::options();
+        let mut file = options
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(self.admins_file())?;
+        Ok(file.write_all(&output.stdout)?)
     }
 
     fn control_socket(&self) -> PathBuf {

@@ -1,0 +1,196 @@
+//! What was done to a customer's backups and account, as he reads it, and as operators do.
+
+use serde_json::Value;
+use xtask::product::wait_until;
+
+use crate::client::Client;
+use crate::world::{PASSWORD, World, credentials};
+
+fn entries(client: &Client) -> Vec<Value> {
+    let document = client.get("/api/activity").is(200).json();
+    document["entries"].as_array().unwrap().clone()
+}
+
+fn words(entries: &[Value], key: &str) -> Vec<String> {
+    let word = |entry: &Value| entry[key].as_str().unwrap_or("-").to_owned();
+    entries.iter().map(word).collect()
+}
+
+#[test]
+fn a_customer_reads_who_did_what_from_where_and_nothing_of_another() {
+    let world = World::new([1, 2]);
+    world.sql("UPDATE customers SET company_name = 'Bolt and Nut' WHERE id = 2");
+    let snapshot = world.back_up(1);
+    world.back_up(2);
+    let server = world.serve();
+    let proxied = server
+        .client()
+        .with("X-Forwarded-For", "10.9.9.9, 203.0.113.7");
+    let refused = proxied.post("/login", &credentials(1, "not the password"));
+    refused.refusal(401);
+    let answer = proxied.post("/login", &credentials(1, PASSWORD));
+    let a = proxied
+        .with("Cookie", &answer.is(200).cookie())
+        .with("X-Request-Id", "request-7");
+    let b = server.customer(2);
+    let note = "a-note-that-is-nobody's-concern";
+    let created = a.post("/backups/create", &format!("backup_type=db&note={note}"));
+    let job = created.is(200).json()["job_id"].to_string();
+    for _ in 0..3 {
+        a.post(&format!("/backups/jobs/{job}/cancel"), "");
+        a.post(&format!("/backups/jobs/{job}/dismiss"), "").is(200);
+    }
+    let restore = format!("/backups/{snapshot}/restore");
+    a.post(&restore, "confirmation=RESTORE&restore_type=files")
+        .is(200);
+    let restoring = a.get("/api/backups/status").json()["job"]["id"].to_string();
+    let line = format!("cancel {restoring}");
+    world.product.run(&line).done();
+    a.post(
+        &format!("/backups/{snapshot}/delete"),
+        "confirmation=DELETE",
+    )
+    .is(200);
+    // The refused one is written down beside its answer.
+    wait_until("the refused login is seen", || {
+        words(&entries(&a), "action").contains(&"login_refused".to_owned())
+    });
+
+    let all = entries(&a);
+    let mut actions = words(&all, "action");
+    let refused = actions
+        .iter()
+        .position(|action| action == "login_refused")
+        .unwrap();
+    actions.remove(refused);
+    assert_eq!(
+        actions,
+        [
+            "delete", "cancel", "restore", "dismiss", "cancel", "backup", "login", "backup"
+        ]
+    );
+    let mut messages = words(&all, "message");
+    assert_eq!(
+        messages.remove(refused),
+        "Somebody tried to sign in from 203.0.113.7 and was refused."
+    );
+    assert_eq!(
+        messages,
+        [
+            "You deleted a backup from 203.0.113.7.",
+            "An operator cancelled a restore of the files.",
+            "You started a restore of the files from 203.0.113.7.",
+            "You put away the message of a backup that failed from 203.0.113.7.",
+            "You cancelled a backup of the database from 203.0.113.7.",
+            "You started a backup of the database from 203.0.113.7.",
+            "Signed in from 203.0.113.7.",
+            "An operator started a backup of the files.",
+        ]
+    );
+    let deleted = &all[0];
+    assert_eq!(deleted["snapshot_id"], snapshot.as_str());
+    assert_eq!(deleted["source"], "manual");
+
+    // The others' are the others'.
+    let theirs = entries(&b);
+    assert_eq!(words(&theirs, "action"), ["login", "backup"]);
+    let page = a.browser().get("/activity");
+    let page = page.is(200).text();
+    assert!(!page.contains("<script"), "{page}");
+    for words in [
+        "You deleted a backup",
+        "An operator cancelled a restore",
+        "Signed in",
+    ] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    for secret in ["Bolt and Nut", "root", note, PASSWORD, "request-7"] {
+        assert!(!page.contains(secret), "{secret}: {page}");
+    }
+    let rows = world.sql("SELECT * FROM backup_audit");
+    for secret in [note, PASSWORD, "not the password"] {
+        assert!(!rows.contains(secret), "{secret}: {rows}");
+    }
+    // Operators find the request and the account of the system in the table.
+    for known in ["request-7", "root", "203.0.113.7"] {
+        assert!(rows.contains(known), "{known}: {rows}");
+    }
+    a.post("/logout", "").is(200);
+    let out =
+        world.sql("SELECT COUNT(*) FROM backup_audit WHERE action = 'logout' AND customer_id = 1");
+    assert_eq!(out, "1\n");
+    world.stop(server);
+}
+
+#[test]
+fn activity_comes_in_pages_the_newest_first_in_the_readers_own_zone() {
+    let world = World::new([1]);
+    let server = world.serve();
+    let customer = server.customer(1);
+    world.sql(
+        "INSERT INTO backup_audit (at, customer_id, who, action, backup_type)
+         SELECT 1795140000000 + seq, 1, 'service', 'backup', 'both' FROM seq_1_to_120",
+    );
+    let mut before = None;
+    let mut seen = Vec::new();
+    loop {
+        let query = before.map_or_else(String::new, |id: u64| format!("?before={id}"));
+        let document = customer
+            .get(&format!("/api/activity{query}"))
+            .is(200)
+            .json();
+        let entries = document["entries"].as_array().unwrap().clone();
+        assert!(entries.len() <= 50);
+        seen.extend(entries.iter().map(|entry| entry["id"].as_u64().unwrap()));
+        before = document["next"].as_u64();
+        if before.is_none() {
+            break;
+        }
+    }
+    assert_eq!(seen.len(), 121);
+    assert!(seen.is_sorted_by(|later, earlier| later > earlier));
+    let browser = customer.browser().with("Cookie", "tz=Asia/Tokyo");
+    let page = browser.get("/activity").is(200).text();
+    let last = seen[49];
+    assert!(page.contains(&format!("/activity?before={last}")), "{page}");
+    assert!(
+        page.contains("Asia/Tokyo") && page.contains("11:00"),
+        "{page}"
+    );
+    let page = browser
+        .get(&format!("/activity?before={last}"))
+        .is(200)
+        .text();
+    assert!(page.contains("href=\"/activity\""), "{page}");
+    customer.get("/api/activity?before=x").refusal(400);
+    customer.get("/api/activity?before=-1").refusal(400);
+    world.stop(server);
+}
+
+#[test]
+fn whoever_guesses_a_password_does_not_fill_the_table() {
+    let world = World::new([1]);
+    world.sql(
+        "INSERT INTO backup_audit (at, customer_id, who, action)
+         SELECT UNIX_TIMESTAMP() * 1000, 1, 'customer', 'login_refused' FROM seq_1_to_19",
+    );
+    let server = world.serve();
+    let count = || world.sql("SELECT COUNT(*) FROM backup_audit WHERE action = 'login_refused'");
+    let guess = || {
+        let wrong = server
+            .client()
+            .post("/login", &credentials(1, "not the password"));
+        wrong.refusal(401);
+    };
+    guess();
+    wait_until("the first is written down", || count() == "20\n");
+    guess();
+    guess();
+    let unknown = server
+        .client()
+        .post("/login", "email=nobody@shop.example&password=nothing");
+    unknown.refusal(401);
+    server.customer(1);
+    world.stop(server);
+    assert_eq!(count(), "20\n");
+}
