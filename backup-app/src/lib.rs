@@ -13,7 +13,7 @@ pub mod model;
 mod pages;
 #[cfg(feature = "ssr")]
 pub mod visit;
-mod words;
+pub mod words;
 
 pub use app::App;
 #[cfg(feature = "ssr")]

@@ -46,6 +46,7 @@
 //! - [`operations`]: a backup and a restore as lists of steps, each with one commit point. They block.
 //! - [`login`]: whose a password is. [`session`]: who is logged in, as rows.
 //! - [`jobs`]: the table of jobs, with leases and wake-ups. [`catalog`]: which backups exist, as rows.
+//! - [`notify`]: telling that a job has ended, by webhook and email.
 //! - [`database`]: dumps, and imports that cannot reach beyond their schema. [`site`]: a customer's directory, stopped, exchanged, started.
 //! - [`repository`]: the restic format: save, list, restore, forget, prune. [`storage`]: where its files are.
 //! - [`store`]: the SQL database, MySQL or SQLite. [`process`]: the one way to run a program.
@@ -66,6 +67,7 @@ pub mod database;
 pub mod error;
 pub mod jobs;
 pub mod login;
+pub mod notify;
 pub mod operations;
 pub mod process;
 pub mod progress;

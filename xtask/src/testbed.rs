@@ -24,8 +24,10 @@ pub const PLATFORM_SCHEMA: &str = "shophosting_db";
 pub const PLATFORM_USER: &str = "shophosting_app";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 7] = [
+const PRODUCT_TABLES: [&str; 9] = [
     "backup_migrations",
+    "backup_notification_counts",
+    "backup_notifications",
     "backup_repositories",
     "backup_repository_users",
     "backup_sessions",

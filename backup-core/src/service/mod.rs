@@ -41,6 +41,7 @@ use crate::jobs::{
     NewJob, Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
+use crate::notify::{self, NotificationCount, NotificationsWaiting};
 use crate::operations::{
     BackupReport, BackupRequest, DailyReport, Engine, Interrupted, RestoreReport, RestoreRequest,
     require_note,
@@ -77,6 +78,10 @@ pub struct Figures {
     pub newest_backups: Vec<(Source, Timestamp)>,
     /// When each hosting server's repositories were last looked at.
     pub synced: Vec<Synced>,
+    /// How many notifications were sent, and given up, since the tables were made.
+    pub notifications: Vec<NotificationCount>,
+    /// Those that are still to be told, by channel.
+    pub notifications_waiting: Vec<NotificationsWaiting>,
 }
 
 /// What became of the wish to delete a backup.
@@ -109,7 +114,7 @@ impl BackupService {
         let store = Store::connect(&config).await?;
         store.require_customers().await?;
         store.require_migrated().await?;
-        let jobs = JobStore::new(&store, config.worker.lease);
+        let jobs = JobStore::new(&store, config.worker.lease).with_notifications(&config.notify);
         let customers = CustomerStore::new(&store, &config);
         Ok(Self {
             login: Login::new(&customers),
@@ -155,6 +160,8 @@ impl BackupService {
             oldest_pending: self.jobs.oldest_pending().await?,
             newest_backups: with_deleted(catalogued, &jobs),
             synced: self.catalog.syncs().await?,
+            notifications: notify::counts(&self.store).await?,
+            notifications_waiting: notify::waiting(&self.store).await?,
             jobs,
         })
     }

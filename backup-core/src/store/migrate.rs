@@ -35,6 +35,11 @@ const MYSQL: &[(i64, &str, &str)] = &[
         "kept",
         include_str!("../../migrations/mysql/0004_kept.sql"),
     ),
+    (
+        7,
+        "notifications",
+        include_str!("../../migrations/mysql/0007_notifications.sql"),
+    ),
 ];
 const SQLITE: &[(i64, &str, &str)] = &[
     (
@@ -56,6 +61,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         4,
         "kept",
         include_str!("../../migrations/sqlite/0004_kept.sql"),
+    ),
+    (
+        7,
+        "notifications",
+        include_str!("../../migrations/sqlite/0007_notifications.sql"),
     ),
 ];
 

@@ -9,13 +9,15 @@ use crate::error::Result;
 const READ: [(&str, &str); 2] = [("customers", "id"), ("servers", "id")];
 
 /// Our tables, each with a column that may be written.
-const WRITTEN: [(&str, &str); 7] = [
+const WRITTEN: [(&str, &str); 9] = [
     ("customer_backup_jobs", "error_message"),
     ("customer_backups", "note"),
     ("backup_snapshots", "missing_since"),
     ("backup_repositories", "synced_at"),
     ("backup_repository_users", "source"),
     ("backup_sessions", "flash"),
+    ("backup_notifications", "attempts"),
+    ("backup_notification_counts", "number"),
     ("backup_migrations", "description"),
 ];
 

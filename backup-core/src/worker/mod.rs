@@ -4,6 +4,7 @@
 //! Never: two workers that both commit for one job; a restore taken over while the process that ran it may still be at it.
 
 mod delete;
+mod notify;
 mod recover;
 mod run;
 mod sentence;
@@ -23,6 +24,7 @@ use crate::jobs::{JobStore, Queue, owner_of_this_process};
 use crate::operations::Engine;
 use crate::progress::{Cancel, Control};
 use crate::store::Store;
+use notify::Notifier;
 
 pub use recover::Recovery;
 pub(crate) use run::{Ended, Runner};
@@ -51,6 +53,7 @@ pub enum Stopping {
 pub struct Worker {
     runner: Runner,
     upkeep: Upkeep,
+    notifier: Notifier,
     queue: Queue,
     server: String,
     name: String,
@@ -90,6 +93,12 @@ impl Worker {
                 woken: Arc::default(),
                 running: Arc::clone(&running),
             },
+            notifier: Notifier {
+                config: Arc::new(engine.config().clone()),
+                outbox: jobs.outbox().clone(),
+                store: store.clone(),
+                customers: customers.clone(),
+            },
             after_job,
             running,
             is_away: AtomicBool::new(false),
@@ -117,6 +126,9 @@ impl Worker {
             self.concurrency
         );
         let upkeep = tokio::spawn(self.upkeep.clone().keep_running(stopping.clone()));
+        // Also how the jobs end that are running then is told.
+        let (end_telling, telling) = watch::channel(Stopping::No);
+        let notifier = tokio::spawn(self.notifier.clone().keep_running(telling));
         let recovery = self
             .runner
             .clone()
@@ -145,6 +157,10 @@ impl Worker {
         upkeep.abort();
         if let Err(error) = recovery.await {
             tracing::error!("recovering broke off inside the program: {error}");
+        }
+        end_telling.send_replace(Stopping::Finish);
+        if let Err(error) = notifier.await {
+            tracing::error!("telling of ends broke off inside the program: {error}");
         }
         tracing::info!("worker {} ended", self.name);
     }

@@ -22,7 +22,7 @@ use crate::repository::{PruneReport, Repository};
 const PRUNE_WINDOW_HOURS: i64 = 1;
 
 /// How long a fault of the program keeps it from the next try.
-const AFTER_FAULT: Duration = Duration::from_secs(60);
+pub(super) const AFTER_FAULT: Duration = Duration::from_secs(60);
 
 /// Looks after catalogue and repositories.
 #[derive(Debug, Clone)]
@@ -41,7 +41,10 @@ pub(crate) struct Upkeep {
 impl Upkeep {
     /// Until the worker is asked to end.
     pub(super) async fn keep_running(self, stopping: watch::Receiver<Stopping>) {
-        begin_again(AFTER_FAULT, || self.clone().run(stopping.clone())).await;
+        begin_again("the upkeep", AFTER_FAULT, || {
+            self.clone().run(stopping.clone())
+        })
+        .await;
     }
 
     async fn run(self, mut stopping: watch::Receiver<Stopping>) {
@@ -293,14 +296,15 @@ impl Upkeep {
 }
 
 /// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.
-async fn begin_again<F: Future<Output = ()> + Send + 'static>(
+pub(super) async fn begin_again<F: Future<Output = ()> + Send + 'static>(
+    what: &str,
     pause: Duration,
     begin: impl Fn() -> F,
 ) {
     let mut task = JoinSet::new();
     task.spawn(begin());
     while let Some(Err(error)) = task.join_next().await {
-        tracing::error!("the upkeep broke off inside the program and begins again: {error}");
+        tracing::error!("{what} broke off inside the program and begins again: {error}");
         tokio::time::sleep(pause).await;
         task.spawn(begin());
     }
@@ -325,7 +329,7 @@ mod tests {
     #[tokio::test]
     async fn what_breaks_off_begins_again_until_it_is_done() {
         let tries = Arc::new(AtomicUsize::new(0));
-        begin_again(Duration::ZERO, || {
+        begin_again("the upkeep", Duration::ZERO, || {
             let tries = Arc::clone(&tries);
             async move {
                 let number = tries.fetch_add(1, Ordering::AcqRel);

@@ -21,12 +21,13 @@ on_both!(
 );
 
 /// The version of the tables.
-const NEWEST: i64 = 4;
+const NEWEST: i64 = 7;
 
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
 const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql");
 const FOURTH: &str = include_str!("../../../migrations/mysql/0004_kept.sql");
+const SEVENTH: &str = include_str!("../../../migrations/mysql/0007_notifications.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -417,14 +418,17 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
         ALTER TABLE customer_backup_jobs DROP INDEX backup_jobs_counted;";
     const UNDO_FOURTH: &str =
         "ALTER TABLE customer_backup_jobs DROP COLUMN kept_snapshot, DROP COLUMN recovered;";
+    const UNDO_SEVENTH: &str = "DROP TABLE backup_notifications, backup_notification_counts;";
+    const UNDO: [&str; 4] = [UNDO_SEVENTH, UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND];
     let mut shapes = BTreeSet::new();
-    for (version, migration, undo) in [
-        (2, SECOND, [UNDO_FOURTH, UNDO_THIRD, UNDO_SECOND].concat()),
-        (3, THIRD, [UNDO_FOURTH, UNDO_THIRD].concat()),
-        (4, FOURTH, UNDO_FOURTH.to_owned()),
+    for (before, version, migration, undo) in [
+        (1, 2, SECOND, UNDO.concat()),
+        (2, 3, THIRD, UNDO[..3].concat()),
+        (3, 4, FOURTH, UNDO[..2].concat()),
+        (4, 7, SEVENTH, UNDO[..1].concat()),
     ] {
         let statements = statements(migration);
-        assert!(statements.len() >= 4, "{statements:?}");
+        assert!(statements.len() >= 3, "{statements:?}");
         for done in 0..=statements.len() {
             let database = Database::empty(Kind::MariaDb);
             migrate(&database).await;
@@ -438,7 +442,7 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
                 ))
                 .unwrap();
             let migrated = migrate(&database).await;
-            let expected = (version - 1, NEWEST);
+            let expected = (before, NEWEST);
             assert_eq!((migrated.from, migrated.to), expected, "after {done}");
             shapes.insert(shape(&database).await);
             assert_works(&database).await;

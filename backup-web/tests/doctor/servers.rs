@@ -16,13 +16,15 @@ use xtask::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
 use crate::diagnosis::{Diagnosis, listing};
 
 /// The tables that an account of the platform's database has to be let write to.
-const OUR_TABLES: [&str; 7] = [
+const OUR_TABLES: [&str; 9] = [
     "customer_backup_jobs",
     "customer_backups",
     "backup_snapshots",
     "backup_repositories",
     "backup_repository_users",
     "backup_sessions",
+    "backup_notifications",
+    "backup_notification_counts",
     "backup_migrations",
 ];
 
