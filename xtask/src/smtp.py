@@ -37,7 +37,7 @@ class Mails:
 def authenticate(server, session, envelope, mechanism, data):
     known = (data.login.decode(), data.password.decode()) == (order["user"], order["password"])
     said(f"login {mechanism} {known}")
-    return AuthResult(success=known, auth_data=data.login.decode())
+    return AuthResult(success=known, handled=False, auth_data=data.login.decode())
 
 
 order = json.load(sys.stdin)
