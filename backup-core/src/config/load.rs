@@ -469,9 +469,14 @@ impl Config {
             "may be \"none\" for a server on this machine alone",
         )?;
         require(
-            email.user.is_some() == email.password_file.is_some(),
+            email.user.is_none() || email.password_file.is_some(),
             "notify.email.user",
-            "and password_file go together",
+            "goes with notify.email.password_file",
+        )?;
+        require(
+            email.password_file.is_none() || email.user.is_some(),
+            "notify.email.password_file",
+            "goes with notify.email.user",
         )
     }
 
@@ -1508,7 +1513,10 @@ password_file = "/root/.password"
             ("notify.email.tls", email!("h", "tls = 'sometimes'")),
             ("notify.email.tls", email!("smtp.example", "tls = 'none'")),
             ("notify.email.user", email!("h", "user = 'u'")),
-            ("notify.email.user", email!("h", "password_file = '/p'")),
+            (
+                "notify.email.password_file",
+                email!("h", "password_file = '/p'"),
+            ),
             (
                 "notify.email.password_file",
                 email!("h", "user = 'u'\npassword_file = 'p'"),
