@@ -15,7 +15,7 @@ mod pages;
 pub mod plain;
 #[cfg(feature = "ssr")]
 pub mod visit;
-mod words;
+pub mod words;
 
 pub use app::App;
 #[cfg(feature = "ssr")]

@@ -47,6 +47,7 @@
 //! - [`audit`]: who did what, from where and when, as rows.
 //! - [`login`]: whose a password is. [`session`]: who is logged in, as rows.
 //! - [`jobs`]: the table of jobs, with leases and wake-ups. [`catalog`]: which backups exist, as rows.
+//! - [`notify`]: telling that a job has ended, by webhook and email.
 //! - [`database`]: dumps, and imports that cannot reach beyond their schema. [`site`]: a customer's directory, stopped, exchanged, started.
 //! - [`repository`]: the restic format: save, list, restore, forget, prune. [`storage`]: where its files are.
 //! - [`store`]: the SQL database, MySQL or SQLite. [`process`]: the one way to run a program.
@@ -69,6 +70,7 @@ pub mod error;
 mod fault;
 pub mod jobs;
 pub mod login;
+pub mod notify;
 pub mod operations;
 pub mod process;
 pub mod progress;

@@ -40,9 +40,11 @@ CREATE TABLE customer_backup_jobs (
 );";
 
 /// The tables that the product keeps in the platform's schema.
-const PRODUCT_TABLES: [&str; 9] = [
+const PRODUCT_TABLES: [&str; 11] = [
     "backup_audit",
     "backup_migrations",
+    "backup_notification_counts",
+    "backup_notifications",
     "backup_proofs",
     "backup_repositories",
     "backup_repository_users",

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::template::{Placeholder, Template};
-use super::{AccessKey, Config, LoginConfig, PasswordSource, RepositoryConfig, values};
+use super::{AccessKey, Config, LoginConfig, PasswordSource, RepositoryConfig, SmtpTls, values};
 use crate::error::{Error, ErrorKind, Result};
 
 const PREFIX: &str = "BACKUP__";
@@ -255,6 +255,7 @@ impl Config {
         self.judge_customer_database()?;
         self.judge_daily()?;
         self.judge_verify()?;
+        self.judge_notify()?;
         self.judge_site()
     }
 
@@ -509,6 +510,39 @@ impl Config {
             self.verify.dir.as_ref().is_none_or(is_apart),
             "verify.dir",
             "must lie outside of customers.root",
+        )
+    }
+
+    fn judge_notify(&self) -> std::result::Result<(), Wrong> {
+        const NOTHING: &str = "may not be empty: leave the section out where nobody is to be told";
+        if let Some(webhook) = &self.notify.webhook {
+            require(!webhook.events.is_empty(), "notify.webhook.events", NOTHING)?;
+        }
+        let Some(email) = &self.notify.email else {
+            return Ok(());
+        };
+        require(!email.events.is_empty(), "notify.email.events", NOTHING)?;
+        let is_host = |host: &str| !host.is_empty() && !host.contains(char::is_whitespace);
+        require(
+            is_host(&email.host),
+            "notify.email.host",
+            "must be the name or the address of a server",
+        )?;
+        require(email.port() != 0, "notify.email.port", "may not be 0")?;
+        require(
+            email.tls != SmtpTls::None || values::is_this_machine(&email.host),
+            "notify.email.tls",
+            "may be \"none\" for a server on this machine alone",
+        )?;
+        require(
+            email.user.is_none() || email.password_file.is_some(),
+            "notify.email.user",
+            "goes with notify.email.password_file",
+        )?;
+        require(
+            email.password_file.is_none() || email.user.is_some(),
+            "notify.email.password_file",
+            "goes with notify.email.user",
         )
     }
 
@@ -1314,6 +1348,64 @@ password_file = "/root/.password"
         assert_eq!(set.paths, [Path::new("/etc/nginx/sites-available")]);
     }
 
+    macro_rules! webhook {
+        ($url:literal, $more:literal) => {
+            concat!(
+                "[notify.webhook]\nurl = '",
+                $url,
+                "'\nsecret_file = '/s'\n",
+                $more
+            )
+        };
+    }
+
+    macro_rules! email {
+        ($host:literal, $more:literal) => {
+            concat!(
+                "[notify.email]\nhost = '",
+                $host,
+                "'\nfrom = 'B <b@p.example>'\n",
+                $more
+            )
+        };
+    }
+
+    #[test]
+    fn nobody_is_told_of_jobs_unless_a_section_is_there() {
+        let notify = |text: &str| read(&format!("{SMALLEST}{text}"), &[]).unwrap().notify;
+        let none = notify("");
+        assert!(none.webhook.is_none() && none.email.is_none());
+        for url in [
+            "https://p.example/h",
+            "http://localhost:1/",
+            "http://127.0.0.9/",
+            "http://[::1]/",
+        ] {
+            let lines = format!("[notify.webhook]\nurl = '{url}'\nsecret_file = '/s'\n");
+            assert_eq!(notify(&lines).webhook.unwrap().events.len(), 7);
+        }
+        let ports = [
+            ("", 465),
+            ("tls = 'starttls'", 587),
+            ("tls = 'none'", 25),
+            ("port = 7", 7),
+        ];
+        for (more, port) in ports {
+            let lines = format!("{}{more}", email!("localhost", ""));
+            assert_eq!(notify(&lines).email.unwrap().port(), port);
+        }
+        // Of what he cancelled himself nobody writes to a customer unasked.
+        let events = notify(email!("h", "")).email.unwrap().events;
+        let words: Vec<&str> = events.into_iter().map(|event| event.as_str()).collect();
+        let expected = [
+            "backup.failed",
+            "restore.completed",
+            "restore.failed",
+            "restore.stuck",
+        ];
+        assert_eq!(words, expected);
+    }
+
     #[test]
     fn the_platforms_database_is_where_its_address_says() {
         let config = read(EXAMPLE, &[("DB_PASSWORD", "s3cret")]).unwrap();
@@ -1604,6 +1696,54 @@ password_file = "/root/.password"
                 "verify.read_data_subset",
                 "[verify]\nread_data_subset = '3/2'",
             ),
+            ("notify.webhok", "[notify.webhok]"),
+            ("notify.webhook.url", "[notify.webhook]\nsecret_file = '/s'"),
+            (
+                "notify.webhook.secret_file",
+                "[notify.webhook]\nurl = 'https://h'",
+            ),
+            (
+                "notify.webhook.url",
+                webhook!("http://platform.example/hooks", ""),
+            ),
+            (
+                "notify.webhook.url",
+                webhook!("http://127.0.0.1.example/hooks", ""),
+            ),
+            ("notify.webhook.url", webhook!("https://u:s3cret@h/", "")),
+            ("notify.webhook.url", webhook!("ftp://localhost/", "")),
+            (
+                "notify.webhook.events",
+                webhook!("https://h/", "events = []"),
+            ),
+            (
+                "notify.webhook.events",
+                webhook!("https://h/", "events = ['backup.done']"),
+            ),
+            ("notify.email.from", "[notify.email]\nhost = 'h'"),
+            (
+                "notify.email.from",
+                "[notify.email]\nhost = 'h'\nfrom = 'nobody'",
+            ),
+            (
+                "notify.email.from",
+                "[notify.email]\nhost = 'h'\nfrom = \"a@b\\r\\nBcc: c@d\"",
+            ),
+            ("notify.email.host", email!("", "")),
+            ("notify.email.port", email!("h", "port = 0")),
+            ("notify.email.port", email!("h", "port = 65536")),
+            ("notify.email.tls", email!("h", "tls = 'sometimes'")),
+            ("notify.email.tls", email!("smtp.example", "tls = 'none'")),
+            ("notify.email.user", email!("h", "user = 'u'")),
+            (
+                "notify.email.password_file",
+                email!("h", "password_file = '/p'"),
+            ),
+            (
+                "notify.email.password_file",
+                email!("h", "user = 'u'\npassword_file = 'p'"),
+            ),
+            ("notify.email.events", email!("h", "events = []")),
         ];
         for (key, lines) in cases {
             let text = refusal(&format!("{SMALLEST}{lines}\n"), &[]);

@@ -68,6 +68,9 @@ pub struct Config {
     pub verify: VerifyConfig,
     /// `[daily]`: that the daily backups are ours to make, and how. Absent where the platform's own script makes them, or nobody.
     pub daily: Option<DailyConfig>,
+    /// `[notify]`: who is told that a job has ended. Nobody, where neither of its sections is there.
+    #[serde(default)]
+    pub notify: NotifyConfig,
 }
 
 /// `[server]`: the dashboard.
@@ -403,6 +406,161 @@ pub struct VerifyConfig {
     /// Which packs of each repository the worker reads once in these hours, to find damage: a share, as in `2%`, or a part, as in `1/12`. Default: none.
     #[serde(deserialize_with = "values::optional_sample")]
     pub read_data_subset: Option<Sample>,
+}
+
+/// `[notify]`: who is told that a job of a customer has ended.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct NotifyConfig {
+    /// `[notify.webhook]`: a server that is told over HTTP.
+    pub webhook: Option<WebhookConfig>,
+    /// `[notify.email]`: the customer himself, at the address that the platform has of him.
+    pub email: Option<EmailConfig>,
+}
+
+/// `[notify.webhook]`: a server that is told over HTTP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct WebhookConfig {
+    /// Where it is told: `https://`, or `http://` on this machine.
+    #[serde(deserialize_with = "values::webhook_url")]
+    pub url: Url,
+    /// A file with the secret that it is signed with, in the form of Standard Webhooks: `whsec_` and 24 to 64 bytes in base64. Below it, one a
+    /// line, those that it had before: each signs.
+    #[serde(deserialize_with = "values::absolute_path")]
+    pub secret_file: PathBuf,
+    /// What it is told. Default: everything.
+    #[serde(default = "NotifyEvent::all")]
+    pub events: Vec<NotifyEvent>,
+}
+
+/// `[notify.email]`: the customer himself.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct EmailConfig {
+    /// The SMTP server that takes our mail.
+    pub host: String,
+    /// Its port. Default: 465 with `tls`, 587 with `starttls`, 25 with `none`.
+    port: Option<u16>,
+    /// How the connection is encrypted. Default `tls`.
+    #[serde(default)]
+    pub tls: SmtpTls,
+    /// The account that it is given to, where the server wants one.
+    pub user: Option<String>,
+    /// A file with the password of that account.
+    #[serde(default, deserialize_with = "values::optional_absolute_path")]
+    pub password_file: Option<PathBuf>,
+    /// Who it is from: `Backups <backups@shophosting.example>`, or the address alone.
+    #[serde(deserialize_with = "values::mailbox")]
+    pub from: String,
+    /// What the customer is told. Default: failures, and how restores ended, but not what he cancelled himself.
+    #[serde(default = "NotifyEvent::worth_a_mail")]
+    pub events: Vec<NotifyEvent>,
+}
+
+/// How the connection to an SMTP server is encrypted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SmtpTls {
+    /// From its beginning.
+    #[default]
+    Tls,
+    /// After a few words, and never not.
+    Starttls,
+    /// Not at all: to this machine alone.
+    None,
+}
+
+/// How a job can end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+pub enum NotifyEvent {
+    /// A backup was made.
+    #[serde(rename = "backup.completed")]
+    BackupCompleted,
+    /// A backup failed.
+    #[serde(rename = "backup.failed")]
+    BackupFailed,
+    /// Somebody cancelled a backup.
+    #[serde(rename = "backup.cancelled")]
+    BackupCancelled,
+    /// A backup was put back.
+    #[serde(rename = "restore.completed")]
+    RestoreCompleted,
+    /// A restore failed, and the shop is as it was.
+    #[serde(rename = "restore.failed")]
+    RestoreFailed,
+    /// Somebody cancelled a restore, and the shop is as it was.
+    #[serde(rename = "restore.cancelled")]
+    RestoreCancelled,
+    /// A restore is stuck: an operator is needed. How it ends after all is told, too.
+    #[serde(rename = "restore.stuck")]
+    RestoreStuck,
+}
+
+impl NotifyEvent {
+    /// As the configuration and receivers know it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BackupCompleted => "backup.completed",
+            Self::BackupFailed => "backup.failed",
+            Self::BackupCancelled => "backup.cancelled",
+            Self::RestoreCompleted => "restore.completed",
+            Self::RestoreFailed => "restore.failed",
+            Self::RestoreCancelled => "restore.cancelled",
+            Self::RestoreStuck => "restore.stuck",
+        }
+    }
+
+    fn all() -> Vec<Self> {
+        vec![
+            Self::BackupCompleted,
+            Self::BackupFailed,
+            Self::BackupCancelled,
+            Self::RestoreCompleted,
+            Self::RestoreFailed,
+            Self::RestoreCancelled,
+            Self::RestoreStuck,
+        ]
+    }
+
+    fn worth_a_mail() -> Vec<Self> {
+        vec![
+            Self::BackupFailed,
+            Self::RestoreCompleted,
+            Self::RestoreFailed,
+            Self::RestoreStuck,
+        ]
+    }
+}
+
+impl WebhookConfig {
+    /// The lines of the file of secrets. [`ErrorKind::Configuration`] when it cannot be had.
+    pub(crate) fn read_secrets(&self) -> Result<SecretString> {
+        values::read_secret_file("secret_file of notify.webhook", &self.secret_file)
+    }
+}
+
+impl EmailConfig {
+    /// The port of the SMTP server.
+    pub fn port(&self) -> u16 {
+        self.port.unwrap_or(match self.tls {
+            SmtpTls::Tls => 465,
+            SmtpTls::Starttls => 587,
+            SmtpTls::None => 25,
+        })
+    }
+
+    /// The account at the SMTP server and its password. [`ErrorKind::Configuration`] when that cannot be had.
+    pub(crate) fn read_account(&self) -> Result<Option<(&str, SecretString)>> {
+        let (Some(user), Some(file)) = (&self.user, &self.password_file) else {
+            return Ok(None);
+        };
+        let password = values::read_secret_file("password_file of notify.email", file)?;
+        Ok(Some((user, password)))
+    }
 }
 
 impl Config {

@@ -11,6 +11,10 @@ const EXAMPLE: &str = include_str!("../../../deploy/backup.toml.example");
 
 /// What follows an example of a value, where there is no default.
 const NO_DEFAULT: &str = "no default";
+/// What else follows it, where its section is nothing without it.
+const NEEDED: &str = "no default, needed";
+/// What else follows it, where the key goes with another of which the same is said.
+const TOGETHER: &str = "no default, both or none";
 /// What else follows it, where another key has to go for it.
 const INSTEAD_OF: &str = "instead of ";
 /// What else follows it, where another key has to have this value: all keys of which that is said go together.
@@ -68,6 +72,17 @@ fn all_keys() -> BTreeSet<String> {
             "repositories" => {
                 for name in keys::<RepositoriesConfig>() {
                     let keys = keys::<RepositoryConfig>();
+                    all.extend(keys.iter().map(|key| format!("{section}.{name}.{key}")));
+                }
+                continue;
+            }
+            "notify" => {
+                for name in keys::<NotifyConfig>() {
+                    let keys = match name {
+                        "webhook" => keys::<WebhookConfig>(),
+                        "email" => keys::<EmailConfig>(),
+                        new => panic!("the section {section}.{new} is not known here"),
+                    };
                     all.extend(keys.iter().map(|key| format!("{section}.{name}.{key}")));
                 }
                 continue;
@@ -151,9 +166,21 @@ fn the_example_can_be_used_and_what_it_shows_as_a_default_is_the_default() {
         let mut changed = whole.clone();
         if let Some(header) = line.header {
             changed[header] = &changed[header][1..];
+            for one in lines() {
+                if one.header == line.header && one.text.ends_with(NEEDED) {
+                    changed[one.number] = one.text;
+                }
+            }
         }
         let as_it_is = format!("{:?}", read(&changed.join("\n")));
         changed[line.number] = line.text;
+        if line.text.ends_with(TOGETHER) {
+            for one in lines() {
+                if one.section == line.section && one.text.ends_with(TOGETHER) {
+                    changed[one.number] = one.text;
+                }
+            }
+        }
         if let Some((_, other)) = line.text.split_once(INSTEAD_OF) {
             let is_other = |it: &&Line| it.section == line.section && it.key == other;
             let other = lines().iter().find(is_other).unwrap().number;
@@ -171,7 +198,9 @@ fn the_example_can_be_used_and_what_it_shows_as_a_default_is_the_default() {
         }
         let config = format!("{:?}", read(&changed.join("\n")));
         let place = format!("{}.{}", line.section, line.key);
-        if line.text.contains(NO_DEFAULT) {
+        if line.text.ends_with(NEEDED) {
+            assert_eq!(config, as_it_is);
+        } else if line.text.contains(NO_DEFAULT) {
             assert_ne!(config, as_it_is, "{place} has a default");
         } else {
             assert_eq!(config, as_it_is, "{place} has another default");

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{Read, Write};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
@@ -12,7 +13,7 @@ use jiff::civil::{Date, Time};
 use jiff::{Timestamp, Zoned};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, de};
-use url::Url;
+use url::{Host, Url};
 
 use super::OwnersConfig;
 use crate::error::{Error, ErrorKind, Result};
@@ -157,6 +158,49 @@ pub(super) fn web_url<'de, D: Deserializer<'de>>(
         return Err(de::Error::custom("must be an http:// or https:// address"));
     }
     Ok(Some(url))
+}
+
+/// Where a webhook is told: over TLS, unless it stays on this machine.
+pub(super) fn webhook_url<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<Url, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    plain_webhook_url(&text).map_err(de::Error::custom)
+}
+
+fn plain_webhook_url(text: &str) -> std::result::Result<Url, String> {
+    let url = Url::parse(text).map_err(|e| format!("is not an address: {e}"))?;
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("may hold no user and no password: what is sent is signed".into());
+    }
+    let is_here = match url.host() {
+        Some(Host::Domain(name)) => is_this_machine(name),
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    match url.scheme() {
+        "https" => Ok(url),
+        "http" if is_here => Ok(url),
+        _ => Err("must be an https:// address (http:// for this machine alone)".into()),
+    }
+}
+
+/// Whether nothing that is sent to it leaves this machine.
+pub(super) fn is_this_machine(host: &str) -> bool {
+    let address: Option<IpAddr> = host.parse().ok();
+    host.eq_ignore_ascii_case("localhost") || address.is_some_and(|it| it.is_loopback())
+}
+
+/// An email address, with a name before it or alone.
+pub(super) fn mailbox<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> std::result::Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    match text.parse::<lettre::message::Mailbox>() {
+        Ok(_) => Ok(text),
+        Err(e) => Err(de::Error::custom(format!("is no email address: {e}"))),
+    }
 }
 
 /// Where the platform's database is.

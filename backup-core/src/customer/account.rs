@@ -22,7 +22,26 @@ pub struct Account {
     pub(crate) password_hash: Option<SecretString>,
 }
 
+/// Where a customer can be told something.
+#[derive(Debug, Clone)]
+pub(crate) struct Contact {
+    /// His email address; nothing says that it is one.
+    pub(crate) email: Option<String>,
+    /// The domain of his shop; nothing says that it is one.
+    pub(crate) domain: Option<String>,
+}
+
 impl CustomerStore {
+    /// Where a customer can be told something; None where there is no such customer any more.
+    pub(crate) async fn contact(&self, id: CustomerId) -> Result<Option<Contact>> {
+        const QUERY: &str = "SELECT * FROM customers WHERE id = ?";
+        let found: Option<RawCustomer> = self.store().row(QUERY, values![id.get()]).await?;
+        Ok(found.map(|row| Contact {
+            email: row.email,
+            domain: row.domain,
+        }))
+    }
+
     /// The account of a customer whom the platform has let in.
     pub async fn account_of(&self, id: CustomerId) -> Result<Option<Account>> {
         const QUERY: &str = "SELECT * FROM customers WHERE id = ?";

@@ -7,6 +7,7 @@
 
 mod deletion;
 mod figures;
+mod notice;
 mod owner;
 mod queue;
 mod store;

@@ -13,11 +13,13 @@ use jiff::tz::TimeZone;
 
 #[cfg(doc)]
 use super::owner_of_this_process;
-use super::{Failure, Job, JobId, JobStatus, JobType, Progress, owner};
+use super::{Failure, Job, JobId, JobStatus, JobType, Progress, notice, owner};
 use crate::audit::{Action, Actor, Audit, Deed};
 use crate::catalog::{Catalog, Source, no_such_backup};
+use crate::config::NotifyConfig;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::notify::Outbox;
 use crate::progress::Phase;
 use crate::repository::{BackupType, SnapshotId};
 use crate::store::{Inserted, Store, Transaction, Tries, Value, values};
@@ -28,6 +30,7 @@ pub struct JobStore {
     pub(super) store: Store,
     pub(super) audit: Audit,
     lease: Duration,
+    outbox: Outbox,
 }
 
 /// A job to be created.
@@ -189,6 +192,7 @@ impl JobStore {
             store: store.clone(),
             audit: Audit::new(store),
             lease,
+            outbox: Outbox::default(),
         }
     }
 
@@ -198,6 +202,17 @@ impl JobStore {
             audit: self.audit.acting(actor),
             ..self.clone()
         }
+    }
+
+    /// The same, and whoever is configured is told how jobs end. Workers do that.
+    pub fn with_notifications(mut self, config: &NotifyConfig) -> Self {
+        self.outbox = Outbox::new(config);
+        self
+    }
+
+    /// What is to be told.
+    pub(crate) fn outbox(&self) -> &Outbox {
+        &self.outbox
     }
 
     /// How long a job stays its owner's without a sign of life.
@@ -523,7 +538,7 @@ impl JobStore {
         let mut values = completion.values();
         values.extend_from_slice(values![lease.job.get(), lease.attempt]);
         let update = format!("{COMPLETE} WHERE {IS_HELD}");
-        Ok(transaction.execute(&update, &values).await? > 0)
+        self.end_in(transaction, lease.job, &update, &values).await
     }
 
     /// End a job well that ended as a stuck one, as part of a transaction; false where it is none any more.
@@ -536,7 +551,7 @@ impl JobStore {
         let mut values = completion.values();
         values.push(id.get().into());
         let update = format!("{COMPLETE} WHERE {IS_STUCK}");
-        Ok(transaction.execute(&update, &values).await? > 0)
+        self.end_in(transaction, id, &update, &values).await
     }
 
     /// Say of a job that ended as a stuck one how it failed after all; false where it is none any more.
@@ -551,7 +566,7 @@ impl JobStore {
                  dismissed_at = NULL WHERE {IS_STUCK}"
         );
         let values = values![failure.as_str(), message, id.get()];
-        Ok(self.store.execute(&update, values).await? > 0)
+        self.end(id, &update, values).await
     }
 
     /// Note what a completed restore replaced, as part of a transaction, where that could be saved only later.
@@ -575,7 +590,57 @@ impl JobStore {
              WHERE {IS_HELD}"
         );
         let values = values![failure.as_str(), message, lease.job.get(), lease.attempt];
-        Ok(self.store.execute(&update, values).await? > 0)
+        self.end(lease.job, &update, values).await
+    }
+
+    /// Run the statement that ends a job, and write down with it what is to be told of that; false where it matched nothing.
+    async fn end(&self, id: JobId, update: &str, values: &[Value]) -> Result<bool> {
+        if self.outbox.is_off() {
+            return Ok(self.store.execute(update, values).await? > 0);
+        }
+        let mut tries = Tries::default();
+        loop {
+            let ended = self.try_end(id, update, values).await;
+            if !tries.is_to_repeat(&ended).await {
+                return ended;
+            }
+        }
+    }
+
+    async fn try_end(&self, id: JobId, update: &str, values: &[Value]) -> Result<bool> {
+        let mut transaction = self.store.begin().await?;
+        let ended = self.end_in(&mut transaction, id, update, values).await?;
+        if ended {
+            transaction.commit().await?;
+        }
+        Ok(ended)
+    }
+
+    /// As [`Self::end`], as part of a transaction.
+    async fn end_in(
+        &self,
+        transaction: &mut Transaction,
+        id: JobId,
+        update: &str,
+        values: &[Value],
+    ) -> Result<bool> {
+        if transaction.execute(update, values).await? == 0 {
+            return Ok(false);
+        }
+        if self.outbox.is_off() {
+            return Ok(true);
+        }
+        match Self::row_in(transaction, "WHERE id = ?", id.get()).await? {
+            Some(Ok(seen)) => {
+                if let Some(notice) = notice::of(&seen.job) {
+                    self.outbox.write(transaction, &notice).await?;
+                }
+            }
+            // It has ended all the same; there is nothing that could be said of it.
+            Some(Err(error)) => tracing::error!("{}", error.chain()),
+            None => {}
+        }
+        Ok(true)
     }
 
     /// Give a job back, so that another worker takes it up, on the hosting server `server`; false where the lease is lost.
@@ -657,7 +722,12 @@ impl JobStore {
         const WHOSE: &str = "SELECT CAST(customer_id AS SIGNED), CAST(backup_type AS CHAR), source, CAST(snapshot_id AS CHAR)
             FROM customer_backup_jobs WHERE id = ?";
         let mut transaction = self.store.begin().await?;
-        if transaction.execute(sql, values).await? == 0 {
+        let is_done = match action {
+            // What waits ends with it.
+            Action::Cancel => self.end_in(&mut transaction, id, sql, values).await?,
+            _ => transaction.execute(sql, values).await? > 0,
+        };
+        if !is_done {
             return Ok(false);
         }
         let found: Option<JobSubject> = transaction.row(WHOSE, values![id.get()]).await?;
@@ -711,9 +781,18 @@ impl JobStore {
         which: &str,
         customer: CustomerId,
     ) -> Result<Option<Job>> {
+        let row = Self::row_in(transaction, which, customer.get()).await?;
+        Ok(row.transpose()?.map(|seen| seen.job))
+    }
+
+    async fn row_in(
+        transaction: &mut Transaction,
+        which: &str,
+        value: impl Into<Value>,
+    ) -> Result<Option<Result<Seen>>> {
         let query = format!("SELECT {COLUMNS} FROM customer_backup_jobs {which}");
-        let row: Option<Row> = transaction.row(&query, values![customer.get()]).await?;
-        Ok(row.map(|row| row.seen).transpose()?.map(|seen| seen.job))
+        let row: Option<Row> = transaction.row(&query, &[value.into()]).await?;
+        Ok(row.map(|row| row.seen))
     }
 
     /// The customer's job that has no true end yet: one that has not ended, or a restore that is stuck. No other can be created meanwhile.
@@ -1050,6 +1129,85 @@ mod tests {
                 "{plan:?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_to_be_told_is_there_with_the_end_of_a_job_and_not_without() {
+        let text = "[database]\nurl = 'sqlite:///b.db'\n[repositories.manual]\nlocation = '/r'\npassword_file = '/p'\n[notify.webhook]
+            url = 'https://a.example/'\nsecret_file = '/s'\n";
+        let config = Config::read(Origin::File("test".into()), text, &Environment::default());
+        let dir = tempfile::tempdir().unwrap();
+        let jobs = jobs(&dir, Duration::from_secs(60)).await;
+        let jobs = jobs.with_notifications(&config.unwrap().notify);
+        let told = async || -> Vec<String> {
+            let query = "SELECT payload FROM backup_notifications ORDER BY created_at, due_at";
+            let rows: Vec<(String,)> = jobs.store.rows(query, &[]).await.unwrap();
+            let kind = |(payload,): (String,)| {
+                let payload: serde_json::Value = serde_json::from_str(&payload).unwrap();
+                format!("{} {}", payload["type"], payload["data"]["message"]).replace('"', "")
+            };
+            let mut told: Vec<String> = rows.into_iter().map(kind).collect();
+            told.sort();
+            told
+        };
+
+        let lease = create_claimed(&jobs, "me").await;
+        let mut transaction = jobs.store.begin().await.unwrap();
+        let completion = Completion::default();
+        assert!(
+            jobs.complete(&mut transaction, lease, completion)
+                .await
+                .unwrap()
+        );
+        drop(transaction);
+        assert!(told().await.is_empty());
+        assert!(complete(&jobs, lease, None).await);
+        assert!(!complete(&jobs, lease, None).await);
+        assert_eq!(told().await, ["backup.completed Your backup is done."]);
+
+        // A restore that gets stuck is told, and how it ended after all.
+        jobs.store
+            .execute("DELETE FROM backup_notifications", &[])
+            .await
+            .unwrap();
+        let restore = "UPDATE customer_backup_jobs SET job_type = 'restore'";
+        for is_mended in [false, true] {
+            let lease = create_claimed(&jobs, "me").await;
+            jobs.store.execute(restore, &[]).await.unwrap();
+            assert!(
+                jobs.fail(lease, Failure::Stuck, "It is stuck.")
+                    .await
+                    .unwrap()
+            );
+            if is_mended {
+                let mut transaction = jobs.store.begin().await.unwrap();
+                let completion = Completion {
+                    recovered: true,
+                    ..Completion::default()
+                };
+                let completed = jobs.complete_stuck(&mut transaction, lease.job, completion);
+                assert!(completed.await.unwrap());
+                transaction.commit().await.unwrap();
+            } else {
+                let failed = jobs.fail_stuck(lease.job, Failure::RolledBack, "It is back.");
+                assert!(failed.await.unwrap());
+            }
+            assert!(
+                !jobs
+                    .fail_stuck(lease.job, Failure::Error, "Late.")
+                    .await
+                    .unwrap()
+            );
+        }
+        assert_eq!(
+            told().await,
+            [
+                "restore.completed Your shop is restored and open again. It was interrupted and finished on its own.",
+                "restore.failed It is back.",
+                "restore.stuck It is stuck.",
+                "restore.stuck It is stuck.",
+            ]
+        );
     }
 
     #[tokio::test]

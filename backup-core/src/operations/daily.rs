@@ -302,7 +302,7 @@ impl Engine {
             turn: Arc::default(),
             tables: Arc::default(),
         });
-                let mut plan = Plan {
+        let mut plan = Plan {
             tables: Arc::clone(&hands.tables),
             ..Plan::default()
         };

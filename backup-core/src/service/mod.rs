@@ -45,6 +45,7 @@ use crate::jobs::{
     NewJob, Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
+use crate::notify::{self, NotificationCount, NotificationsWaiting};
 use crate::operations::{
     BackupReport, BackupRequest, DailyReport, Engine, Interrupted, RestoreReport, RestoreRequest,
     require_note,
@@ -92,6 +93,10 @@ pub struct Figures {
     pub proofs: Vec<ProofFigures>,
     /// What was found when some packs of the repositories were read.
     pub sampled: Vec<Sampled>,
+    /// How many notifications were sent, and given up, since the tables were made.
+    pub notifications: Vec<NotificationCount>,
+    /// Those that are still to be told, by channel.
+    pub notifications_waiting: Vec<NotificationsWaiting>,
 }
 
 /// What became of the wish to delete a backup.
@@ -124,7 +129,7 @@ impl BackupService {
         let store = Store::connect(&config).await?;
         store.require_customers().await?;
         store.require_migrated().await?;
-        let jobs = JobStore::new(&store, config.worker.lease);
+        let jobs = JobStore::new(&store, config.worker.lease).with_notifications(&config.notify);
         let customers = CustomerStore::new(&store, &config);
         Ok(Self {
             login: Login::new(&customers),
@@ -224,6 +229,8 @@ impl BackupService {
             synced: self.catalog.syncs().await?,
             proofs: self.catalog.proof_figures().await?,
             sampled: self.catalog.samples().await?,
+            notifications: notify::counts(&self.store).await?,
+            notifications_waiting: notify::waiting(&self.store).await?,
             jobs,
         })
     }

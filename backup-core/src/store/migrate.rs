@@ -45,6 +45,11 @@ const MYSQL: &[(i64, &str, &str)] = &[
         "audit",
         include_str!("../../migrations/mysql/0006_audit.sql"),
     ),
+    (
+        7,
+        "notifications",
+        include_str!("../../migrations/mysql/0007_notifications.sql"),
+    ),
 ];
 const SQLITE: &[(i64, &str, &str)] = &[
     (
@@ -76,6 +81,11 @@ const SQLITE: &[(i64, &str, &str)] = &[
         6,
         "audit",
         include_str!("../../migrations/sqlite/0006_audit.sql"),
+    ),
+    (
+        7,
+        "notifications",
+        include_str!("../../migrations/sqlite/0007_notifications.sql"),
     ),
 ];
 

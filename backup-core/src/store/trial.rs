@@ -9,7 +9,7 @@ use crate::error::Result;
 const READ: [(&str, &str); 2] = [("customers", "id"), ("servers", "id")];
 
 /// Our tables, each with a column that may be written.
-const WRITTEN: [(&str, &str); 8] = [
+const WRITTEN: [(&str, &str); 10] = [
     ("customer_backup_jobs", "error_message"),
     ("customer_backups", "note"),
     ("backup_snapshots", "missing_since"),
@@ -18,6 +18,8 @@ const WRITTEN: [(&str, &str); 8] = [
     ("backup_proofs", "failure"),
     ("backup_sessions", "flash"),
     ("backup_audit", "name"),
+    ("backup_notifications", "attempts"),
+    ("backup_notification_counts", "number"),
     ("backup_migrations", "description"),
 ];
 

@@ -4,6 +4,7 @@
 //! Never: two workers that both commit for one job; a restore taken over while the process that ran it may still be at it.
 
 mod delete;
+mod notify;
 mod recover;
 mod run;
 mod sentence;
@@ -25,6 +26,7 @@ use crate::jobs::{JobStore, Queue, owner_of_this_process};
 use crate::operations::Engine;
 use crate::progress::{Cancel, Control};
 use crate::store::Store;
+use notify::Notifier;
 
 pub use recover::Recovery;
 pub(crate) use run::{Ended, Runner};
@@ -56,6 +58,7 @@ pub struct Worker {
     runner: Runner,
     upkeep: Upkeep,
     verification: Verification,
+    notifier: Notifier,
     queue: Queue,
     server: String,
     name: String,
@@ -101,6 +104,12 @@ impl Worker {
                 catalog: catalog.clone(),
                 customers: customers.clone(),
             },
+            notifier: Notifier {
+                config: Arc::new(engine.config().clone()),
+                outbox: jobs.outbox().clone(),
+                store: store.clone(),
+                customers: customers.clone(),
+            },
             after_job,
             running,
             is_away: AtomicBool::new(false),
@@ -128,6 +137,9 @@ impl Worker {
             self.concurrency
         );
         let upkeep = tokio::spawn(self.upkeep.clone().keep_running(stopping.clone()));
+        // Also how the jobs end that are running then is told.
+        let (end_telling, telling) = watch::channel(Stopping::No);
+        let notifier = tokio::spawn(self.notifier.clone().keep_running(telling));
         let recovery = self
             .runner
             .clone()
@@ -164,6 +176,10 @@ impl Worker {
         }
         if let Err(error) = verification.await {
             tracing::error!("proving backups broke off inside the program: {error}");
+        }
+        end_telling.send_replace(Stopping::Finish);
+        if let Err(error) = notifier.await {
+            tracing::error!("telling of ends broke off inside the program: {error}");
         }
         tracing::info!("worker {} ended", self.name);
     }

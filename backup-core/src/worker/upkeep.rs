@@ -43,7 +43,10 @@ pub(crate) struct Upkeep {
 impl Upkeep {
     /// Until the worker is asked to end.
     pub(super) async fn keep_running(self, stopping: watch::Receiver<Stopping>) {
-        begin_again(AFTER_FAULT, || self.clone().run(stopping.clone())).await;
+        begin_again("the upkeep", AFTER_FAULT, || {
+            self.clone().run(stopping.clone())
+        })
+        .await;
     }
 
     async fn run(self, mut stopping: watch::Receiver<Stopping>) {
@@ -333,13 +336,14 @@ impl Upkeep {
 
 /// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.
 pub(super) async fn begin_again<F: Future<Output = ()> + Send + 'static>(
+    what: &str,
     pause: Duration,
     begin: impl Fn() -> F,
 ) {
     let mut task = JoinSet::new();
     task.spawn(begin());
     while let Some(Err(error)) = task.join_next().await {
-        tracing::error!("the upkeep broke off inside the program and begins again: {error}");
+        tracing::error!("{what} broke off inside the program and begins again: {error}");
         tokio::time::sleep(pause).await;
         task.spawn(begin());
     }
@@ -364,7 +368,7 @@ mod tests {
     #[tokio::test]
     async fn what_breaks_off_begins_again_until_it_is_done() {
         let tries = Arc::new(AtomicUsize::new(0));
-        begin_again(Duration::ZERO, || {
+        begin_again("the upkeep", Duration::ZERO, || {
             let tries = Arc::clone(&tries);
             async move {
                 let number = tries.fetch_add(1, Ordering::AcqRel);

@@ -344,7 +344,7 @@ impl Verification {
         if self.engine.config().verify.hours.is_none() {
             return;
         }
-        begin_again(AFTER_FAULT, || {
+        begin_again("the proving of backups", AFTER_FAULT, || {
             self.clone().work(upkeep.clone(), stopping.clone())
         })
         .await;

@@ -11,6 +11,7 @@ mod figures;
 mod leases;
 mod migrate;
 mod model;
+mod notify;
 mod processes;
 
 use backup_core::jobs::JobId;

@@ -22,10 +22,7 @@ on_both!(
 );
 
 /// The version of the tables.
-const NEWEST: i64 = 6;
-
-/// How many there are.
-const VERSIONS: i64 = 6;
+const NEWEST: i64 = 7;
 
 const FIRST: &str = include_str!("../../../migrations/mysql/0001_jobs_and_catalogue.sql");
 const SECOND: &str = include_str!("../../../migrations/mysql/0002_sessions.sql");
@@ -33,6 +30,7 @@ const THIRD: &str = include_str!("../../../migrations/mysql/0003_deletions.sql")
 const FOURTH: &str = include_str!("../../../migrations/mysql/0004_kept.sql");
 const FIFTH: &str = include_str!("../../../migrations/mysql/0005_proven.sql");
 const SIXTH: &str = include_str!("../../../migrations/mysql/0006_audit.sql");
+const SEVENTH: &str = include_str!("../../../migrations/mysql/0007_notifications.sql");
 
 /// As the platform's own migration makes them.
 const PLATFORM: &str = "
@@ -126,7 +124,7 @@ async fn eight_processes_migrate_at_once(database: &Database) {
         assert_eq!(did.count(), 1, "{printed:?}");
     }
     assert_works(database).await;
-    assert_eq!(database.count("backup_migrations").await, VERSIONS);
+    assert_eq!(database.count("backup_migrations").await, NEWEST);
 }
 
 #[tokio::test]
@@ -387,7 +385,7 @@ async fn a_migration_that_was_interrupted_anywhere_is_finished() {
             database.run("SET time_zone = '+00:00'").await;
             contents.insert(database.rows::<Row>(KEPT).await);
             let done = database.count("backup_migrations WHERE success").await;
-            assert_eq!(done, VERSIONS);
+            assert_eq!(done, NEWEST);
             let jobs = JobStore::new(&database.store().await, LONG);
             let old = jobs.recent(10).await.unwrap();
             assert_eq!(old.len(), if before.is_empty() { 0 } else { 5 });
@@ -413,8 +411,10 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
         DROP TABLE backup_proofs;
         ALTER TABLE backup_repositories DROP COLUMN sampled_at, DROP COLUMN sample_errors;";
     const UNDO_SIXTH: &str = "DROP TABLE backup_audit;";
+    const UNDO_SEVENTH: &str = "DROP TABLE backup_notifications, backup_notification_counts;";
     // The newest first.
-    const UNDO: [&str; 5] = [
+    const UNDO: [&str; 6] = [
+        UNDO_SEVENTH,
         UNDO_SIXTH,
         UNDO_FIFTH,
         UNDO_FOURTH,
@@ -422,7 +422,8 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
         UNDO_SECOND,
     ];
     let mut shapes = BTreeSet::new();
-    for (version, migration) in [(2, SECOND), (3, THIRD), (4, FOURTH), (5, FIFTH), (6, SIXTH)] {
+    let migrations = [SECOND, THIRD, FOURTH, FIFTH, SIXTH, SEVENTH];
+    for (version, migration) in (2..).zip(migrations) {
         let since = usize::try_from(NEWEST + 1 - version).unwrap();
         let undo = UNDO[..since].concat();
         let statements = statements(migration);
@@ -440,7 +441,7 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
                 ))
                 .unwrap();
             let migrated = migrate(&database).await;
-            let expected = (version - 1, NEWEST);
+            let expected = (before, NEWEST);
             assert_eq!((migrated.from, migrated.to), expected, "after {done}");
             shapes.insert(shape(&database).await);
             assert_works(&database).await;

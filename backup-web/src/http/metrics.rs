@@ -63,6 +63,9 @@ struct OfDatabase {
     oldest_proof: Family<Labels<1>, Seconds>,
     last_sample: Family<Labels<2>, Seconds>,
     sample_errors: Family<Labels<2>, Whole>,
+    notifications: Family<Labels<2>, Whole>,
+    notifications_waiting: Family<Labels<1>, Whole>,
+    notification_age: Family<Labels<1>, Seconds>,
 }
 
 /// Beside the dashboard, for this machine alone: a proxy on it speaks for others, and says so.
@@ -226,6 +229,21 @@ impl OfDatabase {
                 "sample_errors",
                 "How many of the packs that were read last were damaged",
             ),
+            notifications: register(
+                registry,
+                "notifications",
+                "Notifications that were sent, and that were given up",
+            ),
+            notifications_waiting: register(
+                registry,
+                "notifications_waiting",
+                "Notifications that are still to be sent",
+            ),
+            notification_age: register(
+                registry,
+                "notification_age_seconds",
+                "How long the oldest notification that is still to be sent has waited",
+            ),
         }
     }
 
@@ -295,6 +313,28 @@ impl OfDatabase {
                 .get_or_create(&labels)
                 .set(whole(sampled.errors));
         }
+        for count in &figures.notifications {
+            let labels = [
+                ("channel", count.channel.clone()),
+                ("outcome", count.outcome.clone()),
+            ];
+            self.notifications
+                .get_or_create(&labels)
+                .set(whole(count.number));
+            // So that an age is there also while none waits.
+            let channel = [("channel", count.channel.clone())];
+            self.notifications_waiting.get_or_create(&channel).set(0);
+            self.notification_age.get_or_create(&channel).set(0.0);
+        }
+        for waiting in &figures.notifications_waiting {
+            let channel = [("channel", waiting.channel.clone())];
+            self.notifications_waiting
+                .get_or_create(&channel)
+                .set(whole(waiting.number));
+            self.notification_age
+                .get_or_create(&channel)
+                .set(waiting.oldest.as_secs_f64());
+        }
     }
 
     /// Better nothing than what is not so any more.
@@ -313,6 +353,9 @@ impl OfDatabase {
         self.oldest_proof.clear();
         self.last_sample.clear();
         self.sample_errors.clear();
+        self.notifications.clear();
+        self.notifications_waiting.clear();
+        self.notification_age.clear();
     }
 }
 

@@ -7,8 +7,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use xtask::receiver::Receiver;
 use xtask::restic::Restic;
 use xtask::s3::{BUCKET, S3};
+use xtask::smtp::{Manners, Smtp};
 
 use crate::diagnosis::{Diagnosis, Mount, Patient, listing};
 
@@ -215,6 +217,69 @@ fn what_is_broken_in_the_configuration_and_its_files_is_told() {
         .fails("platform database", &["damaged or no database"]);
     fs::rename(&absent, &database).unwrap();
     assert_eq!(machine.doctor().complaints(), good.complaints());
+}
+
+#[test]
+fn whether_those_who_are_told_of_jobs_can_be_reached_is_tried_and_nothing_is_told() {
+    const SMTP_PASSWORD: &str = "pass of the smtp server";
+    const SECRET: &str = "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD";
+    let machine = Machine::new();
+    let mut smtp = Smtp::start(Manners {
+        tls: "none",
+        user: "backups",
+        password: SMTP_PASSWORD,
+        ..Manners::default()
+    })
+    .unwrap();
+    let receiver = Receiver::start().unwrap();
+    let (secret, password) = (machine.path("secret"), machine.path("smtp-password"));
+    write_secret(&secret, SECRET);
+    write_secret(&password, SMTP_PASSWORD);
+    let url = format!("http://127.0.0.1:{}/hooks", receiver.port());
+    let port = smtp.port().to_string();
+    let mut keys = vec![
+        ("NOTIFY__WEBHOOK__URL", url.as_str()),
+        ("NOTIFY__WEBHOOK__SECRET_FILE", shown(&secret)),
+        ("NOTIFY__EMAIL__HOST", "localhost"),
+        ("NOTIFY__EMAIL__PORT", &port),
+        ("NOTIFY__EMAIL__TLS", "none"),
+        ("NOTIFY__EMAIL__USER", "backups"),
+        ("NOTIFY__EMAIL__PASSWORD_FILE", shown(&password)),
+        ("NOTIFY__EMAIL__FROM", "backups@platform.example"),
+    ];
+    let (webhook, email) = ("notify.webhook", "notify.email");
+    let good = machine.doctor_with(&keys);
+    good.finds(webhook, &["can be reached"])
+        .finds(email, &["localhost"])
+        .finds("notify.webhook.secret_file", &["secret"])
+        .finds("notify.email.password_file", &["smtp-password"]);
+    assert!(receiver.told().is_empty() && smtp.mails().unwrap().is_empty());
+
+    chmod(&secret, 0o644);
+    write_secret(&password, "another");
+    machine
+        .doctor_with(&keys)
+        .warns("notify.webhook.secret_file", &["others than root"])
+        .fails(email, &["takes no mail", "535"])
+        .does_not_show("another");
+    write_secret(&secret, "guess me");
+    write_secret(&password, SMTP_PASSWORD);
+    machine
+        .doctor_with(&keys)
+        .fails(webhook, &["no secret of Standard Webhooks"])
+        .finds(email, &[])
+        .does_not_show("guess me")
+        .does_not_show(SMTP_PASSWORD);
+    write_secret(&secret, SECRET);
+    smtp.kill();
+    // There is no TLS at that port.
+    let url = format!("https://127.0.0.1:{}/hooks", receiver.port());
+    keys[0].1 = &url;
+    machine
+        .doctor_with(&keys)
+        .fails(webhook, &["cannot be reached"])
+        .fails(email, &["localhost"])
+        .does_not_show(SECRET);
 }
 
 #[test]

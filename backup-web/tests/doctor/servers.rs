@@ -16,7 +16,7 @@ use xtask::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
 use crate::diagnosis::{Patient, listing};
 
 /// The tables that an account of the platform's database has to be let write to.
-const OUR_TABLES: [&str; 8] = [
+const OUR_TABLES: [&str; 10] = [
     "customer_backup_jobs",
     "customer_backups",
     "backup_snapshots",
@@ -25,6 +25,8 @@ const OUR_TABLES: [&str; 8] = [
     "backup_proofs",
     "backup_sessions",
     "backup_audit",
+    "backup_notifications",
+    "backup_notification_counts",
     "backup_migrations",
 ];
 

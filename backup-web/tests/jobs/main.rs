@@ -4,7 +4,9 @@
 mod cancel;
 mod daily_work;
 mod death;
+mod listeners;
 mod messages;
+mod notify;
 mod outages;
 mod signals;
 mod world;

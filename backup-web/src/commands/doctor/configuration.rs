@@ -132,7 +132,7 @@ fn check_login(config: &Config, report: &mut Report) {
     }
 }
 
-fn is_for_root_alone(file: &std::fs::Metadata) -> bool {
+pub(super) fn is_for_root_alone(file: &std::fs::Metadata) -> bool {
     let is_for_group = file.gid() != 0 && file.mode() & 0o040 != 0;
     file.uid() == 0 && !is_for_group && file.mode() & 0o004 == 0
 }

@@ -6,6 +6,7 @@ mod configuration;
 mod customers;
 mod databases;
 mod nginx;
+mod notify;
 mod platform;
 mod report;
 mod repositories;
@@ -53,6 +54,7 @@ pub fn run(
     let found = runtime.block_on(platform::check(config, &mut report));
     let customers = Customers::choose(config, found.customers, only, &mut report);
     runtime.block_on(platform::check_queue(config, &mut report));
+    runtime.block_on(notify::check(config, &mut report));
     cancel.check()?;
     let is_here = |(id, _): &(CustomerId, u64)| customers.find(*id).is_some();
     let largest = found.largest.into_iter().find(is_here);
