@@ -16,7 +16,9 @@ pub mod proxy;
 pub mod redis;
 pub mod restic;
 pub mod sandbox;
+
 pub mod sshd;
+pub mod synthetic;
 pub mod testbed;
 pub mod tree;
 pub mod unit;
