@@ -23,7 +23,7 @@ const MANUAL: u32 = 5;
 const DAILY: u32 = 30;
 /// Customers who are logged in.
 const VISITORS: u32 = 20;
-const PASSWORD: &str = "a password";
+pub const PASSWORD: &str = "a password";
 
 const PER_SECOND: usize = 200;
 const LASTS: Duration = Duration::from_secs(20);
@@ -107,17 +107,21 @@ fn queries_per_second(bed: &TestBed, during: Duration) -> Result<f64> {
     Ok((own.1 - own.0 - before) / started.elapsed().as_secs_f64())
 }
 
-struct Server {
+/// A server of the product, which is killed when this is dropped.
+pub struct Server {
     child: Child,
     port: u16,
 }
 
 impl Server {
     fn start(bed: &TestBed, binary: &Path) -> Result<Self> {
+        Self::start_as(bed.product(binary).arg("serve"))
+    }
+
+    /// The command may have more arguments than `serve`.
+    pub fn start_as(command: &mut Command) -> Result<Self> {
         let port = free_port()?;
-        let mut command: Command = bed.product(binary);
         let child = command
-            .arg("serve")
             .env("BACKUP__SERVER__LISTEN", format!("127.0.0.1:{port}"))
             .env("RUST_LOG", "warn")
             .stdout(Stdio::null())
@@ -136,7 +140,7 @@ impl Server {
     }
 
     /// The cookie of a session.
-    fn log_in(&self, customer: u32) -> Result<String> {
+    pub fn log_in(&self, customer: u32) -> Result<String> {
         let body =
             format!("{{\"email\":\"owner@shop-{customer}.example\",\"password\":\"{PASSWORD}\"}}");
         let answer = self.exchange(&format!(
@@ -154,7 +158,8 @@ impl Server {
             .with_context(|| format!("customer {customer} is not let in: {answer}"))
     }
 
-    fn exchange(&self, head: &str, body: &str) -> Result<String> {
+    /// One request on a connection of its own; the whole answer.
+    pub fn exchange(&self, head: &str, body: &str) -> Result<String> {
         let mut stream = self.send(head, body)?;
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer)?;

@@ -65,11 +65,7 @@ impl Init {
 
 impl Made {
     fn read(repository: &Path, password: &str) -> Result<Self> {
-        let mut keys = fs::read_dir(repository.join("keys"))?;
-        let key = keys.next().context("a new repository without a key")??;
-        let key_file: Value = serde_json::from_slice(&fs::read(key.path())?)?;
-        let master = derive(&key_file, password)?.open(&base64(&key_file["data"])?)?;
-        let master = Cipher::of_master(&serde_json::from_slice(&master)?)?;
+        let (key_file, master) = open_key(repository, password)?;
         let config = master.open(&fs::read(repository.join("config"))?)?;
         let mut directories = Vec::new();
         list_directories(repository, Path::new(""), &mut directories)?;
@@ -127,8 +123,18 @@ fn list_directories(root: &Path, below: &Path, found: &mut Vec<PathBuf>) -> Resu
     Ok(())
 }
 
+/// The first key file of a repository, and the cipher of its master key.
+pub(crate) fn open_key(repository: &Path, password: &str) -> Result<(Value, Cipher)> {
+    let mut keys = fs::read_dir(repository.join("keys"))?;
+    let key = keys.next().context("a repository without a key")??;
+    let key_file: Value = serde_json::from_slice(&fs::read(key.path())?)?;
+    let master = derive(&key_file, password)?.open(&base64(&key_file["data"])?)?;
+    let master = Cipher::of_master(&serde_json::from_slice(&master)?)?;
+    Ok((key_file, master))
+}
+
 /// Restic's envelope: nonce, ciphertext, tag.
-struct Cipher(Aes256CtrPoly1305Aes);
+pub(crate) struct Cipher(Aes256CtrPoly1305Aes);
 
 /// The key that a key file and its password give.
 fn derive(key_file: &Value, password: &str) -> Result<Cipher> {
@@ -170,7 +176,7 @@ impl Cipher {
         Ok(Self::new(&key))
     }
 
-    fn open(&self, sealed: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn open(&self, sealed: &[u8]) -> Result<Vec<u8>> {
         let (nonce, rest) = sealed.split_at_checked(NONCE_BYTES).context("too short")?;
         let end = rest.len().checked_sub(TAG_BYTES).context("too short")?;
         let (content, tag) = rest.split_at(end);
@@ -186,7 +192,7 @@ impl Cipher {
         Ok(content)
     }
 
-    fn seal(&self, content: &[u8]) -> Result<Vec<u8>> {
+    pub(crate) fn seal(&self, content: &[u8]) -> Result<Vec<u8>> {
         let nonce: [u8; NONCE_BYTES] = rand::random();
         let mut sealed = content.to_vec();
         let tag = self

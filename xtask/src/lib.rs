@@ -20,6 +20,7 @@ pub mod s3;
 pub mod sandbox;
 pub mod smtp;
 pub mod sshd;
+pub mod synthetic;
 pub mod testbed;
 pub mod tree;
 pub mod unit;

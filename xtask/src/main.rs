@@ -25,8 +25,8 @@ usage: cargo run -p xtask -- TASK [--binary FILE]
   end2end [--playwright ARGUMENTS]
                     drive a real browser against all of it
   screenshots       pictures of every page and state, in target/screenshots
-  bench [--runs N] [--scale PERCENT]
-                    time and memory beside the stock restic; writes docs/benchmarks.md
+  bench [--runs N] [--scale PERCENT] [--sets small,large,fleet,growth]
+                    beside the script that it replaces and the stock restic; writes docs/benchmarks.md
   dist              the archive that operators install, in target/dist
   bench-web         how fast the dashboard answers with 10,000 customers; what 500 event streams cost
 
@@ -47,14 +47,15 @@ fn task() -> Result<()> {
     let Some(task) = arguments.next() else {
         bail!("{USAGE}")
     };
-    let (mut binary, mut runs, mut scale) = (None, 1, 100);
-    let mut playwright = String::new();
+    let (mut binary, mut runs, mut scale) = (None, 3, 100);
+    let (mut playwright, mut sets) = (String::new(), Vec::new());
     while let Some(option) = arguments.next() {
         let value = arguments
             .next()
             .with_context(|| format!("{option} takes a value\n\n{USAGE}"))?;
         match option.as_str() {
             "--binary" => binary = Some(PathBuf::from(value)),
+            "--sets" => sets = value.split(',').map(str::to_owned).collect(),
             "--playwright" => playwright = value,
             "--runs" => runs = value.parse().context("--runs takes a number")?,
             "--scale" => scale = value.parse().context("--scale takes a percentage")?,
@@ -72,7 +73,10 @@ fn task() -> Result<()> {
         "screenshots" => end2end::run(&product(binary, "debug")?, &["screenshots"], &playwright),
         "dist" => dist(&product(binary, "release")?),
         "bench-web" => bench_web::run(&product(binary, "release")?),
-        "bench" => bench::run(&product(binary, "release")?, runs, scale),
+        "bench" => bench::run(
+            &product(binary, "release")?,
+            &bench::Options { runs, scale, sets },
+        ),
         _ => bail!("{task} is unknown\n\n{USAGE}"),
     }
 }

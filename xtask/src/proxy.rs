@@ -45,6 +45,8 @@ struct Shared {
     /// Cut everything once so many bytes have gone to the target; `u64::MAX` for never.
     cut_at: AtomicU64,
     open: Mutex<HashMap<usize, [TcpStream; 2]>>,
+    /// When the line is free again: to the target, and from it.
+    free_at: [Mutex<Instant>; 2],
 }
 
 impl Proxy {
@@ -65,6 +67,7 @@ impl Proxy {
             accepted: AtomicUsize::new(0),
             cut_at: AtomicU64::new(u64::MAX),
             open: Mutex::default(),
+            free_at: [Instant::now(), Instant::now()].map(Mutex::new),
         });
         let for_thread = shared.clone();
         let listener = thread::spawn(move || accept_all(&listener, &for_thread));
@@ -88,7 +91,7 @@ impl Proxy {
             .store(microseconds, Ordering::Relaxed);
     }
 
-    /// Pass on no more than this per direction and connection; None for as fast as it goes.
+    /// Pass on no more than this per direction, all connections together; None for as fast as it goes.
     pub fn set_bytes_per_second(&self, limit: Option<u64>) {
         self.shared
             .bytes_per_second
@@ -174,6 +177,20 @@ impl Shared {
         self.pause.load(Ordering::SeqCst) || number < self.mute_below.load(Ordering::SeqCst)
     }
 
+    /// Put so many bytes on the line; when it begins to send them.
+    fn send(&self, bytes: usize, to_target: bool) -> Instant {
+        let now = Instant::now();
+        let limit = self.bytes_per_second.load(Ordering::Relaxed);
+        let Some(nanoseconds) = (bytes as u64 * 1_000_000_000).checked_div(limit) else {
+            return now;
+        };
+        let free_at = &self.free_at[usize::from(to_target)];
+        let mut free_at = free_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let begins = now.max(*free_at);
+        *free_at = begins + Duration::from_nanos(nanoseconds);
+        begins
+    }
+
     fn closing(&self) -> bool {
         self.closing.load(Ordering::SeqCst)
     }
@@ -251,19 +268,13 @@ fn write_when_due(
     } else {
         &shared.from_target
     };
-    let mut free_at = Instant::now();
     for (came, piece) in pieces {
         let delay = Duration::from_micros(shared.delay_microseconds.load(Ordering::Relaxed));
-        let due = (came + delay).max(free_at);
+        let due = (came + delay).max(shared.send(piece.len(), to_target));
         thread::sleep(due.saturating_duration_since(Instant::now()));
         while shared.holds_back(number) && !shared.closing() && shared.open().contains_key(&number)
         {
             thread::sleep(PAUSE_POLL);
-        }
-        if let Some(nanoseconds) = (piece.len() as u64 * 1_000_000_000)
-            .checked_div(shared.bytes_per_second.load(Ordering::Relaxed))
-        {
-            free_at = due.max(Instant::now()) + Duration::from_nanos(nanoseconds);
         }
         if to.write_all(&piece).is_err() {
             break;

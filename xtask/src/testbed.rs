@@ -249,6 +249,11 @@ impl TestBed {
         self.scratch.path().join("backup-server/backups")
     }
 
+    /// The password of the manual repository.
+    pub fn manual_password(&self) -> &str {
+        &self.manual_password
+    }
+
     /// restic on the manual repository, from the backup server's own side.
     pub fn restic(&self) -> Result<Restic> {
         Restic::new(self.manual_repository(), &self.manual_password)
