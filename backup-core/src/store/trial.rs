@@ -9,7 +9,7 @@ use crate::error::Result;
 const READ: [(&str, &str); 2] = [("customers", "id"), ("servers", "id")];
 
 /// Our tables, each with a column that may be written.
-const WRITTEN: [(&str, &str); 10] = [
+const WRITTEN: [(&str, &str); 11] = [
     ("customer_backup_jobs", "error_message"),
     ("customer_backups", "note"),
     ("backup_snapshots", "missing_since"),

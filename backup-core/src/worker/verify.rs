@@ -205,7 +205,7 @@ impl Verification {
         let names = self.customers.database_names().await?;
         let of_customers: BTreeSet<String> = names
             .into_iter()
-            .map(|(_, name)| name.to_string())
+            .map(|(_, name, _)| name.to_string())
             .collect();
         let held = Held {
             scratch,
