@@ -170,11 +170,12 @@ fn program() -> Result<&'static Path> {
 
 fn install() -> Result<PathBuf> {
     let own = env::current_exe()?;
-    let target = own
+    // Its profile's, that is: `target/debug`.
+    let profile = own
         .ancestors()
-        .find(|directory| directory.join("CACHEDIR.TAG").exists())
+        .find(|directory| directory.join("deps").is_dir())
         .context("this program is not in a directory of cargo's")?;
-    let place = target.join("tmp").join(format!("rclone-{VERSION}"));
+    let place = profile.join(format!("rclone-{VERSION}"));
     let complete = place.join("complete");
     fs::create_dir_all(&place)?;
     // Another process may be at it.
