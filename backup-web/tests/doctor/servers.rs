@@ -16,7 +16,7 @@ use xtask::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
 use crate::diagnosis::{Patient, listing};
 
 /// The tables that an account of the platform's database has to be let write to.
-const OUR_TABLES: [&str; 10] = [
+const OUR_TABLES: [&str; 11] = [
     "customer_backup_jobs",
     "customer_backups",
     "backup_snapshots",
