@@ -1201,7 +1201,7 @@ password_file = "/root/.password"
         let small = read(SMALLEST, &[]).unwrap().restore;
         assert!(!small.devices && !small.setuid);
         assert_eq!(small.owners, OwnersConfig::Only(Vec::new()));
-        assert_eq!((small.max_files, small.max_bytes), (5_000_000, 0));
+        assert_eq!((small.max_files, small.max_bytes), (1_500_000, 0));
         let owners = |value: &str| {
             let variables = [("BACKUP__RESTORE__OWNERS", value)];
             read(SMALLEST, &variables).unwrap().restore.owners
