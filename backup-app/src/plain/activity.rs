@@ -84,7 +84,7 @@ impl ActivityPage<'_> {
         view! {
             <header class="top">
                 <div class="top-inside">
-                    {brand("/backups", None)}
+                    {brand("/backups", "Backups")}
                     <p class="who"><span class="visually-hidden">"Logged in as "</span>{name}</p>
                     {match self.visit.account_page.clone() {
                         Some(page) => view! { <a class="button quiet" href=page>"Your account"</a> }.into_any(),
@@ -139,13 +139,13 @@ fn deed(entry: &AuditEntry, zone: &Zone) -> impl IntoView + use<> {
         _ => "deed",
     };
     let words = sentence(entry);
-    let reference = entry.job_id.map(|job| format!("Job {job}"));
+    let facts = facts(entry);
     view! {
         <li class=kind>
             {symbol(entry)}
             <p>
                 {words}
-                {reference.map(|reference| view! { <small class="quiet">{reference}</small> })}
+                {(!facts.is_empty()).then(|| view! { <small class="quiet">{facts}</small> })}
             </p>
             <time datetime=iso>{time}</time>
         </li>
@@ -184,14 +184,33 @@ pub fn sentence(entry: &AuditEntry) -> String {
 
 /// The same for an operator.
 pub fn sentence_about(entry: &AuditEntry) -> String {
-    by(
-        entry,
-        match entry.who {
-            Who::Customer => "He",
-            Who::Operator => "An operator",
-            Who::Service => "The program",
-        },
-    )
+    let whom = entry.customer.map(|id| format!("Customer {id}"));
+    let is_of_session = matches!(
+        entry.action,
+        Action::Login | Action::Logout | Action::LoginRefused
+    );
+    match (whom, entry.who) {
+        (Some(whom), Who::Customer) if !is_of_session => by(entry, &whom),
+        (Some(whom), Who::Service) => format!("{whom}: {}", by(entry, "The program")),
+        (Some(whom), _) => format!("{whom}: {}", by(entry, "An operator")),
+        (None, Who::Service) => by(entry, "The program"),
+        (None, _) => by(entry, "An operator"),
+    }
+}
+
+/// From where, and by which job.
+pub fn facts(entry: &AuditEntry) -> String {
+    let address = entry.address.as_ref().filter(|_| {
+        // These say it themselves.
+        !matches!(entry.action, Action::Login | Action::LoginRefused)
+    });
+    let address = address.map(|address| format!("from {address}"));
+    let job = entry.job_id.map(|job| format!("job {job}"));
+    [address, job]
+        .into_iter()
+        .flatten()
+        .collect::<Vec<_>>()
+        .join(" · ")
 }
 
 fn by(entry: &AuditEntry, who: &str) -> String {
@@ -201,7 +220,11 @@ fn by(entry: &AuditEntry, who: &str) -> String {
         "backup"
     };
     let part = part(entry.backup_type);
-    let words = match (entry.action, entry.source, entry.who) {
+    let from = match &entry.address {
+        Some(address) => format!(" from {address}"),
+        None => String::new(),
+    };
+    match (entry.action, entry.source, entry.who) {
         (Action::Backup, ..) => format!("{who} started a backup of {part}"),
         (Action::Restore, Some(Source::PreRestore), _) => {
             format!("{who} started to undo a restore of {part}")
@@ -214,22 +237,15 @@ fn by(entry: &AuditEntry, who: &str) -> String {
         (Action::Dismiss, ..) => format!("{who} put away the message of a {job} that failed"),
         (Action::Delete, _, Who::Service) => "An older backup made room for newer ones".to_owned(),
         (Action::Delete, ..) => format!("{who} deleted a backup"),
-        (Action::Login, ..) => "Signed in".to_owned(),
+        (Action::Login, ..) => format!("Signed in{from}"),
         (Action::Logout, ..) => "Signed out".to_owned(),
-        (Action::LoginRefused, ..) => "Somebody tried to sign in and was refused".to_owned(),
+        (Action::LoginRefused, ..) => format!("Somebody tried to sign in{from} and was refused"),
         (Action::Password, ..) => format!("{who} set a new password"),
         (Action::Added, ..) => format!("{who} added the account"),
         (Action::Daily, ..) => format!("{who} started the daily backup of a server"),
         (Action::Sync, ..) => format!("{who} brought the lists of backups in step"),
         (Action::Prune, ..) => format!("{who} freed space in the repositories"),
         (Action::Recover, ..) => format!("{who} looked after interrupted restores"),
-    };
-    match &entry.address {
-        Some(address) if entry.action == Action::LoginRefused => {
-            format!("Somebody tried to sign in from {address} and was refused")
-        }
-        Some(address) => format!("{words} from {address}"),
-        None => words,
     }
 }
 

@@ -46,7 +46,7 @@ impl AdminPage<'_> {
         view! {
             <header class="top">
                 <div class="top-inside">
-                    {brand("/admin", Some("Operators"))}
+                    {brand("/admin", "Operators")}
                     <p class="who"><span class="visually-hidden">"Logged in as "</span>{self.operator.to_owned()}</p>
                     <form method="post" action="/admin/logout">
                         <button class="button quiet">"Log out"</button>
@@ -245,16 +245,17 @@ fn latest(entry: &AuditEntry, zone: &Zone) -> impl IntoView + use<> {
         (Who::Operator, Some(name)) => format!("operator {name}"),
         (who, _) => who.as_str().to_owned(),
     };
-    let whom = match entry.customer {
-        Some(customer) => format!("Customer {customer}: "),
-        None => String::new(),
-    };
+    let facts = activity::facts(entry);
+    let facts = [format!("by {who}"), facts]
+        .into_iter()
+        .filter(|fact| !fact.is_empty());
+    let facts = facts.collect::<Vec<_>>().join(" · ");
     let request = entry.request_id.clone();
     view! {
         <li class="deed" class:operator=entry.who == Who::Operator>
             <p>
-                {whom} {activity::sentence_about(entry)}
-                <small class="quiet">"by " {who} {request.map(|id| view! { ", request " <code>{id}</code> })}</small>
+                {activity::sentence_about(entry)}
+                <small class="quiet">{facts} {request.map(|id| view! { " · request " <code>{id}</code> })}</small>
             </p>
             <time>{zone.in_words(entry.at)}</time>
         </li>
@@ -290,8 +291,7 @@ impl AdminLoginPage<'_> {
             <main id="main" class="alone">
                 <p class="brand">
                     <Icon symbol=Symbol::Logo />
-                    <span>"ShopHosting " <b>"Backups"</b></span>
-                    <span class="tag">"Operators"</span>
+                    <span>"ShopHosting " <b>"Operators"</b></span>
                 </p>
                 <section class="panel" aria-labelledby="login-title">
                     <h1 id="login-title">"Log in"</h1>

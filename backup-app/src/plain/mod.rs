@@ -49,13 +49,12 @@ impl Document<'_> {
     }
 }
 
-/// Whose pages these are, and for whom.
-fn brand(href: &'static str, of: Option<&'static str>) -> impl IntoView {
+/// Whose pages these are, and what they are of.
+fn brand(href: &'static str, of: &'static str) -> impl IntoView {
     view! {
         <a class="brand" href=href>
             <Icon symbol=Symbol::Logo />
-            <span>"ShopHosting " <b>"Backups"</b></span>
-            {of.map(|of| view! { <span class="tag">{of}</span> })}
+            <span>"ShopHosting " <b>{of}</b></span>
         </a>
     }
 }

@@ -166,7 +166,7 @@ impl CustomerStatus {
         };
         match problem {
             Problem::StuckRestore => format!(
-                "the restore that is job {number} has been stuck for {lasts}: mend its cause, then `recover`"
+                "the restore that is job {number} has been stuck for {lasts}: mend its cause, then run recover"
             ),
             Problem::NoBackup => "there is no good backup".to_owned(),
             Problem::BackupMissed | Problem::BackupLate => {

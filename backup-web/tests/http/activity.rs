@@ -77,12 +77,12 @@ fn a_customer_reads_who_did_what_from_where_and_nothing_of_another() {
     assert_eq!(
         messages,
         [
-            "You deleted a backup from 203.0.113.7.",
+            "You deleted a backup.",
             "An operator cancelled a restore of the files.",
-            "You started a restore of the files from 203.0.113.7.",
-            "You put away the message of a backup that failed from 203.0.113.7.",
-            "You cancelled a backup of the database from 203.0.113.7.",
-            "You started a backup of the database from 203.0.113.7.",
+            "You started a restore of the files.",
+            "You put away the message of a backup that failed.",
+            "You cancelled a backup of the database.",
+            "You started a backup of the database.",
             "Signed in from 203.0.113.7.",
             "An operator started a backup of the files.",
         ]
@@ -90,6 +90,7 @@ fn a_customer_reads_who_did_what_from_where_and_nothing_of_another() {
     let deleted = &all[0];
     assert_eq!(deleted["snapshot_id"], snapshot.as_str());
     assert_eq!(deleted["source"], "manual");
+    assert_eq!(deleted["address"], "203.0.113.7");
 
     // The others' are the others'.
     let theirs = entries(&b);

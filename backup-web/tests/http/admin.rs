@@ -227,7 +227,7 @@ fn the_page_says_what_is_wrong_finds_customers_and_runs_no_script() {
         "1 of 2 customers needs a look",
         "There is no good backup",
         "a&lt;script&gt;alert(1)&lt;/script&gt;.example",
-        "An operator started a backup of the files",
+        "Customer 1: An operator started a backup of the files",
         "operator root",
     ] {
         assert!(text.contains(words), "{words}: {text}");
