@@ -441,7 +441,7 @@ async fn an_upgrade_that_was_interrupted_anywhere_is_finished() {
                 ))
                 .unwrap();
             let migrated = migrate(&database).await;
-            let expected = (before, NEWEST);
+            let expected = (version - 1, NEWEST);
             assert_eq!((migrated.from, migrated.to), expected, "after {done}");
             shapes.insert(shape(&database).await);
             assert_works(&database).await;

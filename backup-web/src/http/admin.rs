@@ -341,9 +341,11 @@ async fn let_in(
     let address = acting::address(parts);
     let account = Sha256::digest(name).into();
     let slow = |wait: Duration| Refusal {
-        status: StatusCode::TOO_MANY_REQUESTS,
-        message: "That were many tries. Please wait a moment and try again.".into(),
         retry_after: Some(wait.as_secs() + 1),
+        ..Refusal::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "That were many tries. Please wait a moment and try again.",
+        )
     };
     admins.guesses.take(address, account).map_err(slow)?;
     let acting = || service.acting(at(Actor::operator(name), parts));
