@@ -68,7 +68,7 @@ impl Step {
     }
 
     /// What the shop goes through before.
-    fn prepare(self, bed: &TestBed, shop: &Shop) -> Result<()> {
+    pub fn prepare(self, bed: &TestBed, shop: &Shop) -> Result<()> {
         match self {
             Self::Changed | Self::RestoreOnline => shop.change(bed),
             Self::RestoreFiles | Self::RestoreDatabase | Self::RestoreWhole => shop.wreck(bed),
