@@ -55,11 +55,9 @@ impl World {
     }
 
     fn restic(&self, server: &str) -> Restic {
-        let password = self.product.bed.restic().unwrap().password_file();
-        let password = fs::read_to_string(password).unwrap();
         Restic::new(
             self.s3.location(&format!("shops/{server}/manual")),
-            &password,
+            self.product.bed.manual_password(),
         )
         .unwrap()
         .access_key(self.s3.key_id(), self.s3.secret())
@@ -90,7 +88,7 @@ fn what_was_wrecked_comes_back_from_a_bucket_and_restic_reads_what_is_there() {
     let schema = &customer.database;
     let sql = |text: &str| world.product.bed.mariadb().sql(text).unwrap();
     sql(&format!(
-        "CREATE TABLE {schema}.orders (id INT PRIMARY KEY, total INT); INSERT INTO {schema}.orders SELECT seq, seq * 7 FROM seq_1_to_500"
+        "USE {schema}; CREATE TABLE orders (id INT PRIMARY KEY, total INT); INSERT INTO orders SELECT seq, seq * 7 FROM seq_1_to_500"
     ));
     let site = TreeImage::of(&customer.site()).unwrap();
     let rows = world.product.bed.table_checksums(schema).unwrap();

@@ -152,13 +152,14 @@ impl TakenMail {
             .collect()
     }
 
-    /// Its text, lines ended as on this machine.
+    /// Its text as a reader shows it, lines ended as on this machine.
     pub fn text(&self) -> String {
         let whole = self.0.replace("\r\n", "\n");
-        whole
-            .split_once("\n\n")
-            .map(|(_, text)| text.to_owned())
-            .unwrap_or_default()
+        let text = whole.split_once("\n\n").map_or("", |(_, text)| text);
+        match self.headers("Content-Transfer-Encoding").first() {
+            Some(&"quoted-printable") => unquoted(text),
+            _ => text.to_owned(),
+        }
     }
 
     fn head(&self) -> &str {
@@ -168,6 +169,24 @@ impl TakenMail {
             .min();
         &self.0[..end.unwrap_or(self.0.len())]
     }
+}
+
+/// Out of quoted-printable: a `=` at the end of a line joins it with the next, `=C3` is a byte.
+fn unquoted(text: &str) -> String {
+    let joined = text.replace("=\n", "");
+    let mut parts = joined.split('=');
+    let mut bytes = Vec::from(parts.next().unwrap_or_default());
+    for part in parts {
+        let code = part.get(..2);
+        match code.and_then(|code| u8::from_str_radix(code, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                bytes.extend(&part.as_bytes()[2..]);
+            }
+            None => bytes.extend([b"=", part.as_bytes()].concat()),
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// For `localhost` and 127.0.0.1, by itself: `certificate.pem` and `key.pem`.

@@ -482,7 +482,7 @@ fn a_backup_that_was_proven_says_when_and_no_other_does() {
             viewer: viewer(),
         };
         let html = text(&details_html(page, "/backups/a1"));
-        let said = "Thu 19 Nov 2026, 00:00, by restoring it apart from your shop.";
+        let said = "Thu 19 Nov 2026, 00:00 , by restoring it apart from your shop.";
         assert_eq!(html.contains("Proven restorable"), proven.is_some());
         assert_eq!(html.contains(said), proven.is_some(), "{html}");
     }

@@ -322,7 +322,7 @@ fn whatever_a_customer_calls_himself_his_mail_says_only_what_happened() {
     set(2, "'a@shop-2.example\\r\\nBcc: all@victim.example'");
     set(3, "'a@shop-3.example, all@victim.example'");
     set(4, "'Win a prize <all@victim.example>'");
-    set(5, "NULL");
+    set(5, "''");
     set(6, "'gone@shop-6.example'");
     set(7, "'a@shop-7.example>\\r\\nDATA'");
     set(8, "'last@shop-8.example'");
