@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 /// A running receiver. It ends with the process; dropping it makes it forget everybody who waits.
 pub struct Receiver {
@@ -106,6 +106,7 @@ fn answer(status: u16, head: &str) -> String {
 fn serve(connection: TcpStream, state: &Mutex<State>) -> Result<()> {
     let mut reader = BufReader::new(connection.try_clone()?);
     let request = line(&mut reader)?;
+    ensure!(!request.is_empty(), "somebody who only knocked");
     let mut headers = Vec::new();
     loop {
         let line = line(&mut reader)?;
