@@ -1,6 +1,6 @@
 //! Telling that a job has ended: a webhook, and the customer himself by email.
 //!
-//! What is to be told is written in the transaction that ends the job ([`outbox`]), and told by a worker at least once: each time under the same id, so that
+//! What is to be told is written in the transaction that ends the job (`outbox`), and told by a worker at least once: each time under the same id, so that
 //! a receiver can see repeats. Never: a receiver in the way of a job; anything secret, or a customer's own words, in what is told; a message over a
 //! connection that others can read.
 
