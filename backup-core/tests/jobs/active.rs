@@ -59,7 +59,8 @@ async fn of_fifty_processes_never_two_have_an_active_job_of_one_customer(databas
         .map(|lines| lines.matches("created").count())
         .sum();
     assert_eq!(told, jobs, "who was told of a job has one, and nobody else");
-    assert!(jobs > 100, "only {jobs} jobs came about");
+    // How many of those who try at once are too late is chance.
+    assert!(jobs > 50, "only {jobs} jobs came about");
     // The times say the same: nothing is taken up before the one before it has ended.
     let overlaps = database
         .count(
