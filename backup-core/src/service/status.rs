@@ -120,6 +120,8 @@ pub enum Problem {
     StuckRestore,
     /// There is no good backup at all.
     NoBackup,
+    /// A backup of his could not be restored when that was tried last.
+    NotProven,
     /// The newest good backup is older than 50 hours.
     BackupMissed,
     /// A job runs for longer than it may.
@@ -169,6 +171,9 @@ impl CustomerStatus {
                 "the restore that is job {number} has been stuck for {lasts}: mend its cause, then run recover"
             ),
             Problem::NoBackup => "there is no good backup".to_owned(),
+            Problem::NotProven => {
+                "his newest backup could not be restored when that was tried: run verify".to_owned()
+            }
             Problem::BackupMissed | Problem::BackupLate => {
                 format!("the newest good backup is {} old", old())
             }
@@ -204,6 +209,8 @@ struct Found {
     failures: HashMap<CustomerId, Failures>,
     open: HashMap<CustomerId, Job>,
     proven: HashMap<CustomerId, Timestamp>,
+    /// Of whom the last proof failed.
+    disproved: BTreeSet<CustomerId>,
 }
 
 impl BackupService {
@@ -254,7 +261,11 @@ impl BackupService {
                 .insert(one.source, one);
         }
         let mut proven: HashMap<CustomerId, Timestamp> = HashMap::new();
+        let mut disproved = BTreeSet::new();
         for proof in self.catalog.proofs().await? {
+            if proof.has_failed {
+                disproved.insert(proof.customer);
+            }
             let Some(at) = proof.proven_at else { continue };
             let newest = proven.entry(proof.customer).or_insert(at);
             *newest = at.max(*newest);
@@ -271,6 +282,7 @@ impl BackupService {
             // The lowest number comes last: of several, what is stuck for the longest time.
             open: open.into_iter().map(|job| (job.customer_id, job)).collect(),
             proven,
+            disproved,
         })
     }
 
@@ -322,6 +334,9 @@ impl BackupService {
                 Some(age) if age > LATE => problems.push(Problem::BackupLate),
                 Some(_) => {}
             }
+        }
+        if held.is_some() && found.disproved.contains(&customer.id) {
+            problems.push(Problem::NotProven);
         }
         if status.failures > 0 {
             problems.push(Problem::BackupsFail);

@@ -15,7 +15,7 @@ use crate::output::{self, Output};
 
 pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
-    parts.note(Action::Daily)?;
+    parts.note(Action::Daily);
     if let Some(advice) = init::on_first_use(parts.service.config(), cancel)? {
         output::message(&advice);
     }

@@ -54,9 +54,14 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// Write down that this command is begun.
-    fn note(&self, action: Action) -> Result<()> {
-        self.runtime.block_on(self.service.note(action))
+    /// Write down that this command is begun. It is done whether or not that can be: nobody's backup is to wait for a list of who did what.
+    fn note(&self, action: Action) {
+        if let Err(error) = self.runtime.block_on(self.service.note(action)) {
+            output::message(&format!(
+                "warning: who ran this is not written down: {}",
+                error.chain()
+            ));
+        }
     }
 
     /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.

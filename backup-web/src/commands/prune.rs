@@ -26,7 +26,7 @@ struct Document {
 
 pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
-    parts.note(Action::Prune)?;
+    parts.note(Action::Prune);
     let mut pruned = Vec::new();
     let mut failures = Vec::new();
     for (source, outcome) in runtime.block_on(parts.service.prune(&parts.engine)) {

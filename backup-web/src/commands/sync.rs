@@ -15,7 +15,7 @@ use crate::output::{self, Output};
 
 pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
-    parts.note(Action::Sync)?;
+    parts.note(Action::Sync);
     // An operator who removed snapshots by hand says so with this.
     let reports = runtime.block_on(parts.service.sync(&parts.engine, Missing::Accept))?;
     for (name, report) in &reports {

@@ -37,6 +37,11 @@ fn every_alert_is_on_a_metric_that_there_is_with_the_labels_that_it_has() {
     let world = World::new([1]);
     world.back_up(1);
     world.product.run("sync").done();
+    // As after a proof that failed, and packs that were read.
+    world.sql(
+        "INSERT INTO backup_proofs (customer_id, source, snapshot_id, tried_at, failure) VALUES (1, 'manual', 'e', 1, 'it lacks a table');
+         UPDATE backup_repositories SET sampled_at = 1, sample_errors = 0",
+    );
     let server = world.serve();
     server.customer(1).get("/api/backups").is(200);
     let shown = server.client().get("/metrics").is(200).text();

@@ -78,15 +78,15 @@ fn status_tells_what_is_wrong_first_and_ends_with_a_status_of_its_own() {
         [
             (6, vec!["stuck_restore"]),
             (5, vec!["no_backup"]),
+            (7, vec!["not_proven", "backups_fail"]),
             (3, vec!["backup_missed"]),
             (1, vec!["waits_too_long"]),
-            (7, vec!["backups_fail"]),
             (2, vec!["backup_late"]),
             (4, vec![]),
             (8, vec![]),
         ]
     );
-    let seven = &document["customers"][4];
+    let seven = &document["customers"][2];
     assert_eq!(seven["failures"], 2);
     assert_eq!(seven["last_failed_job"], 5);
     assert_eq!(seven["manual"]["count"], 2);
@@ -104,9 +104,10 @@ fn status_tells_what_is_wrong_first_and_ends_with_a_status_of_its_own() {
         "6 of the 8 customers of the server default need a look:",
         "the restore that is job 6 has been stuck for 3 hours",
         "there is no good backup",
+        "his newest backup could not be restored when that was tried",
+        "2 backups failed since the newest good one, the last is job 5",
         "the newest good backup is 60 hours old",
         "job 7 has waited for 1 hour",
-        "2 backups failed since the newest good one, the last is job 5",
         "the newest good backup is 27 hours old",
         "own backup",
     ]
