@@ -37,7 +37,7 @@ impl CustomerStore {
         const QUERY: &str = "SELECT * FROM customers WHERE id = ?";
         let found: Option<RawCustomer> = self.store().row(QUERY, values![id.get()]).await?;
         Ok(found.map(|row| Contact {
-            email: row.email,
+            email: row.email.filter(|email| !email.trim().is_empty()),
             domain: row.domain,
         }))
     }

@@ -277,6 +277,11 @@ impl Due {
             .filter(|left| !left.is_zero())?;
         Some(pause.min(left))
     }
+
+    /// Whether it is news no more: workers, or this channel, were off for days.
+    pub(crate) fn is_stale(&self) -> bool {
+        self.age > GIVEN_UP_AFTER * 2
+    }
 }
 
 fn milliseconds(duration: Duration) -> u64 {
@@ -319,5 +324,7 @@ mod tests {
         // However often it was tried, and however long nobody was there to do so.
         assert!(due(u32::MAX, Duration::ZERO).pause().is_some());
         assert_eq!(due(1, GIVEN_UP_AFTER * 3).pause(), None);
+        assert!(due(1, GIVEN_UP_AFTER * 3).is_stale());
+        assert!(!due(9, GIVEN_UP_AFTER).is_stale());
     }
 }

@@ -25,6 +25,9 @@ use crate::site::{Scratch, ScratchRoom};
 /// Tables that are named one by one.
 const NAMED: usize = 20;
 
+/// Of what is free a proof takes no more than this part: others write to the same disks, and nobody waits for a proof.
+const SHARE: u64 = 2;
+
 /// What was restored and found to be as it was saved.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
 #[non_exhaustive]
@@ -189,13 +192,12 @@ impl Engine {
                 format!("it takes {all} bytes, and {most} may be used: raise verify.max_bytes"),
             ));
         }
-        let needed = files + files / 20;
         let available = scratch.bytes_available()?;
-        if needed > available {
+        if files > available / SHARE {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
-                    "its files take {needed} bytes, and {available} are free: make room on the file system of {}, or set verify.dir",
+                    "its files take {files} bytes, and no more than half of the {available} that are free is used for a proof: make room on the file system of {}, or set verify.dir",
                     scratch.path().display()
                 ),
             ));
@@ -233,7 +235,18 @@ impl Engine {
         let server = self.server(&expected.customer)?;
         let live = expected.customer.db_name.as_str();
         scratch.note_schema(room)?;
-        let found = self.import_and_look(&server, live, Box::new(dump), control)?;
+        self.require_room_for_dump(&server, dump.bytes, control)?;
+        let found = self
+            .import_and_look(&server, live, Box::new(dump), control)
+            .map_err(|error| match error.kind() {
+                // The server's, and neither a lock of the repository nor a lack of the backup.
+                ErrorKind::Busy | ErrorKind::NotFound => Error::caused(
+                    ErrorKind::Failed,
+                    "the database server did not import its dump",
+                    error,
+                ),
+                _ => error,
+            })?;
         let missing: Vec<&str> = expected
             .tables
             .iter()
@@ -261,6 +274,25 @@ impl Engine {
                 ErrorKind::NoSpace,
                 format!(
                     "its dump has {bytes} bytes, and {most} may be used: raise verify.max_bytes"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Live shops write there, too.
+    fn require_room_for_dump(&self, server: &Server, bytes: u64, control: &Control) -> Result<()> {
+        // On another machine, in a container, or closed to us: then the import is what tells.
+        let Some(disk) = database::data_disk(server, &control.cancel) else {
+            return Ok(());
+        };
+        if bytes > disk.bytes_available / SHARE {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "its dump has {bytes} bytes, and no more than half of what is free is used for a proof: make room on the file system of {}, where the \
+                     database server keeps its data",
+                    disk.path.display()
                 ),
             ));
         }

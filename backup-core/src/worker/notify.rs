@@ -100,7 +100,13 @@ impl Notifier {
 
     async fn tell(self, due: Due) {
         let (id, channel, customer, job) = (&due.id, due.channel, due.customer, due.job);
-        let refusal = self.try_to_tell(&due).await.err();
+        let refusal = match due.is_stale() {
+            true => Some(Refusal::Final(Error::new(
+                ErrorKind::Timeout,
+                "nobody told it in time",
+            ))),
+            false => self.try_to_tell(&due).await.err(),
+        };
         let settled = match refusal {
             None => {
                 tracing::info!(job, customer, "{channel} {id} sent");

@@ -101,8 +101,20 @@ impl Verification {
         report.warnings.extend(warnings);
         let mut away: BTreeMap<Source, String> = BTreeMap::new();
         for target in in_turn(self.targets(members), &self.catalog.proofs().await?) {
-            let Some(expected) = self.newest(&target).await? else {
-                continue;
+            let expected = match self.newest(&target).await {
+                Ok(Some(expected)) => expected,
+                Ok(None) => continue,
+                // His row makes no sense: in nobody else's way.
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    report.failed.push(NotVerified {
+                        customer: target.customer.id,
+                        source: Some(target.source),
+                        snapshot_id: None,
+                        error: error.chain(),
+                    });
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let id = expected.entry.id;
             if let Some(why) = away.get(&target.source) {
@@ -230,8 +242,7 @@ impl Verification {
                 Err(error) => {
                     // Whoever he was, it takes no room any more.
                     let scratch = Arc::clone(&held.scratch);
-                    blocking(move || scratch.empty(&room)).await?;
-                    Err(error)
+                    blocking(move || scratch.empty(&room)).await.and(Err(error))
                 }
             };
             match removed {
@@ -407,8 +418,19 @@ impl Verification {
             if away.contains(&target.source) {
                 continue;
             }
-            let Some(expected) = self.newest(&target).await? else {
-                continue;
+            let expected = match self.newest(&target).await {
+                Ok(Some(expected)) => expected,
+                Ok(None) => continue,
+                Err(error) if error.kind() == ErrorKind::Damaged => {
+                    tracing::error!(
+                        "no {} backup of customer {} is proven: {}",
+                        target.source,
+                        target.customer.id,
+                        error.chain()
+                    );
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             if let Err(error) = self.open(target.source).await {
                 stop.check()?;
@@ -464,9 +486,18 @@ impl Verification {
             let cancel = stop.clone();
             let reading = repository.with_stop(stop);
             let read = blocking(move || reading.read_sample(sample, &cancel)).await;
-            let errors = read.as_ref().ok().map(|report| report.errors.len() as u64);
+            let report = match read {
+                Ok(report) => report,
+                Err(error) => {
+                    // What failed is not begun anew in the same hours: it may be most of the repository each time.
+                    if error.kind() == ErrorKind::Cancelled {
+                        self.catalog.note_sample(&id, None).await?;
+                    }
+                    return Err(error);
+                }
+            };
+            let errors = Some(report.errors.len() as u64);
             self.catalog.note_sample(&id, errors).await?;
-            let report = read?;
             for error in &report.errors {
                 tracing::error!("the {source} repository is damaged: {error}");
             }

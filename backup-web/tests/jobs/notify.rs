@@ -318,7 +318,7 @@ fn whatever_a_customer_calls_himself_his_mail_says_only_what_happened() {
             "UPDATE shophosting_db.customers SET email = {email}, company_name = '{HOSTILE}', domain = '{HOSTILE}' WHERE id = {id}"
         ));
     };
-    set(1, "'\"o k\"@shop-1.example'");
+    set(1, "'o''k+x@shop-1.example'");
     set(2, "'a@shop-2.example\\r\\nBcc: all@victim.example'");
     set(3, "'a@shop-3.example, all@victim.example'");
     set(4, "'Win a prize <all@victim.example>'");
@@ -337,7 +337,7 @@ fn whatever_a_customer_calls_himself_his_mail_says_only_what_happened() {
         .iter()
         .flat_map(|mail| mail.headers("X-Rcpt"))
         .collect();
-    assert_eq!(to, ["\"o k\"@shop-1.example", "last@shop-8.example"].into());
+    assert_eq!(to, ["last@shop-8.example", "o'k+x@shop-1.example"].into());
     assert_eq!(mails.len(), 2);
     for mail in &mails {
         let mut names = mail.header_names();
