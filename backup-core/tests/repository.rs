@@ -1477,7 +1477,7 @@ fn wait_until(condition: impl Fn() -> bool) {
             std::time::Instant::now() < deadline,
             "waited for 30 s in vain"
         );
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }
 
