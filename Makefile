@@ -71,6 +71,6 @@ dist: bundle ## One archive with everything that a hosting server needs, in targ
 bench: bundle ## Time and memory beside the stock restic, speed of jobs; writes docs/benchmarks*.md
 	cargo build --workspace --locked --release
 	$(as_root) $(programs)/xtask bench
-	cargo bench --locked -p backup-core --bench jobs
-	cargo bench --locked -p backup-core --bench restore
+	cargo bench --workspace --locked --bench jobs
+	cargo bench --workspace --locked --bench restore
 	$(as_root) $(programs)/xtask bench-web

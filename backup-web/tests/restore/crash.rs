@@ -326,12 +326,16 @@ fn a_restore_that_is_killed_after_its_commit_is_carried_to_its_end() {
 #[test]
 fn an_undoing_that_is_killed_is_carried_to_its_end() {
     let shop = Shop::new();
-    let cases = while_undone();
-    for ((fail_at, point), rest) in cases.iter().zip(["", "--online"].iter().cycle()) {
-        shop.die(rest, fail_at, point);
-        assert_eq!(shop.recover_failed(), State::Old, "{point}");
-        // And one that dies while it is recovered.
-        if !point.ends_with("undoing start") {
+    for (number, (fail_at, point)) in while_undone().iter().enumerate() {
+        let rest = ["", "--online"][number / 2 % 2];
+        // Undone by itself or recovered: both where something is moved back, else in turn.
+        let moves = point.contains("exchange") || point.contains("reversing");
+        let starts = point.ends_with("undoing start");
+        if moves || starts || number % 2 == 0 {
+            shop.die(rest, fail_at, point);
+            assert_eq!(shop.recover_failed(), State::Old, "{point}");
+        }
+        if !starts && (moves || number % 2 == 1) {
             let first = match *fail_at {
                 "at start" => "before start",
                 other => other,
