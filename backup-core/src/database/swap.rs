@@ -200,6 +200,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
     if let Err(error) = swap.up_to_commit(cancel) {
         return Err(failed(swap.after_undo(error, swap.undo())));
     }
+    fault::point("in swapping, committed")?;
     swap.after_commit().map_err(failed)?;
     Ok(Replaced {
         live: record.live,

@@ -666,6 +666,48 @@ fn a_stuck_restore_whose_journal_is_lost_is_in_nobodys_way_once_somebody_saw_tha
 }
 
 #[test]
+fn an_exchange_of_tables_whose_journal_is_lost_is_completed_by_its_own_record() {
+    let shop = Shop::new();
+    let record = || {
+        shop.world.sql(
+            "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_NAME LIKE '~shophosting backup: %'",
+        )
+    };
+    for is_stuck in [false, true] {
+        let mut dying = shop.world.command(&line(&shop, ""));
+        dying.env("SHOPHOSTING_BACKUP_DIE_AT", "in swapping, committed");
+        assert_eq!(shop.world.run_command(&mut dying).status, None);
+        for journal in shop.journals() {
+            fs::remove_file(journal).unwrap();
+        }
+        assert_eq!(record(), "~shophosting backup: committed\n");
+        if is_stuck {
+            shop.world.platform_sql(
+                "UPDATE customer_backup_jobs SET status = 'failed', failure = 'stuck' WHERE status = 'running'",
+            );
+            let ended = shop.world.run("recover");
+            assert_eq!(ended.status, Some(1), "{ended:?}");
+            let error = ended.document["restores"][0]["error"].to_string();
+            let mut schemas = shop.world.schemas_beside().into_iter();
+            let schema = schemas.find(|schema| schema.contains("__replaced_"));
+            assert!(error.contains(&schema.unwrap()), "{error}");
+            assert_eq!(record(), "~shophosting backup: completed\n");
+        }
+        let warnings = shop.restore("").good()["warnings"].to_string();
+        assert!(warnings.contains("its journal is gone"), "{warnings}");
+        assert_eq!(record(), "~shophosting backup: completed\n");
+        for schema in shop.world.schemas_beside() {
+            shop.world.sql(&format!("DROP DATABASE `{schema}`"));
+        }
+        for left in shop.world.staging_directories() {
+            fs::remove_dir_all(left).unwrap();
+        }
+        assert_eq!(shop.state(), State::New);
+        shop.reset();
+    }
+}
+
+#[test]
 fn a_stuck_restore_of_a_server_that_is_gone_is_ended_where_its_customer_is_by_now() {
     let shop = Shop::new();
     get_stuck(&shop);
