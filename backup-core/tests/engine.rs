@@ -260,6 +260,30 @@ fn files_are_told_as_they_are_done() {
 }
 
 #[test]
+fn a_backup_of_more_files_than_are_restored_says_so_when_it_is_made() {
+    let world = World::new(&[("BACKUP__RESTORE__MAX_FILES", "3")]);
+    let (site, control) = (world.there.site(), Control::default());
+    let many = site.join("many");
+    std::fs::create_dir(&many).unwrap();
+    for name in ["a", "b", "c"] {
+        std::os::unix::fs::symlink("nowhere", many.join(name)).unwrap();
+    }
+    let restore =
+        |made: &BackupReport| world.restore(made.snapshot_id, BackupType::Files, &control);
+    let made = world.back_up(&control).unwrap();
+    let told = made.warnings.join("\n");
+    assert!(told.contains("restore.max_files"), "{told}");
+    let error = restore(&made).unwrap_err();
+    assert!(error.to_string().contains("restore.max_files"), "{error}");
+    std::fs::remove_dir_all(&world.there.directory).unwrap();
+    std::fs::create_dir_all(&site).unwrap();
+    std::fs::write(site.join("few"), "few").unwrap();
+    let made = world.back_up(&control).unwrap();
+    assert_eq!(made.warnings, [] as [String; 0]);
+    restore(&made).unwrap();
+}
+
+#[test]
 fn what_is_beyond_the_retention_is_told_and_forgotten_if_it_is_his() {
     let world = World::new(&[("BACKUP__RETENTION__MANUAL", "2")]);
     let mut made = Vec::new();

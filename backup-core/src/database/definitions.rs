@@ -139,9 +139,62 @@ impl Definition {
     }
 }
 
+/// Something in a schema that cannot be taken down, and why.
+pub(super) struct Unread {
+    pub(super) kind: Kind,
+    pub(super) name: String,
+    pub(super) error: Error,
+}
+
 /// Take down everything in `schema` that is not a table, in the order in which it is created again.
 pub(super) fn collect(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<Definition>> {
     let names = names(server, schema, cancel)?;
+    definitions(server, schema, &names, cancel)
+}
+
+/// The same with what can be taken down, where something cannot be: one that is no view any more but a circle of views bars all others otherwise.
+///
+/// # Errors
+/// Where the server does not answer, which says nothing of what it has.
+pub(super) fn collect_what_can_be(
+    server: &Server,
+    schema: &str,
+    cancel: &Cancel,
+) -> Result<(Vec<Definition>, Vec<Unread>)> {
+    let names = names(server, schema, cancel)?;
+    if let Ok(all) = definitions(server, schema, &names, cancel) {
+        return Ok((all, Vec::new()));
+    }
+    let mut found = Vec::with_capacity(names.len());
+    let mut unread = Vec::new();
+    for one in names {
+        match definitions(server, schema, std::slice::from_ref(&one), cancel) {
+            Ok(one) => found.extend(one),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Cancelled
+                ) =>
+            {
+                return Err(error);
+            }
+            Err(error) => {
+                let (kind, name) = one;
+                unread.push(Unread { kind, name, error });
+            }
+        }
+    }
+    found.sort_by_key(|definition| definition.kind);
+    Ok((found, unread))
+}
+
+/// What these are, in the order in which it is created.
+fn definitions(
+    server: &Server,
+    schema: &str,
+    names: &[(Kind, String)],
+    cancel: &Cancel,
+) -> Result<Vec<Definition>> {
     let mut definitions = Vec::with_capacity(names.len());
     // The server keeps views in its own character set and everything else in that of whoever wrote it.
     for (charset, views) in [("binary", false), ("utf8mb4", true)] {

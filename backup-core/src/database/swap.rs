@@ -5,7 +5,8 @@
 //! The replaced schema holds a record of both sides from before the first change on, in a table whose name, changed by the
 //! commit itself and again once all is done, says where a crash left us. Whoever creates or changes views, routines, triggers or events while it is
 //! under way makes it fail: what the record lacks is found before the commit and once more after it. A reversal renames the record, too, before it drops
-//! anything: what is found then is the restored state's, and goes with it. Never: a live schema between the two; what was
+//! anything: what is found then is the restored state's, and goes with it. What the server does not tell is in nobody's way back: it is left where it is, but for
+//! what has the name of something that comes back, which goes once the tables are back. Never: a live schema between the two; what was
 //! created in it since a completed swap dropped by completing that swap again, or taken into the old state by reversing it; anything dropped on the way
 //! that no record has.
 
@@ -21,7 +22,9 @@ use crate::database::accounts::{Identity, ImportAccount, grant, open_tenant, set
 use crate::database::client::{
     CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
 };
-use crate::database::definitions::{As, Definition, Kind, collect, create, drop_where, missing};
+use crate::database::definitions::{
+    As, Definition, Kind, Unread, collect, collect_what_can_be, create, drop_where, missing,
+};
 use crate::database::names::{
     REPLACED_MARK, is_beside, replaced_name, schemas_beside, shadow_name,
 };
@@ -141,6 +144,9 @@ pub(super) struct Record {
     pub(super) charset: Option<(String, String)>,
     pub(super) old: Vec<Definition>,
     new: Vec<Definition>,
+    /// What is in the live schema and could not be taken down: it is not dropped while anything may fail.
+    #[serde(default)]
+    left: Vec<(Kind, String)>,
 }
 
 impl Record {
@@ -151,6 +157,12 @@ impl Record {
 
     fn has(&self, kind: Kind, name: &str) -> bool {
         self.has_old(kind, name) || self.new.iter().any(|one| one.is_called(kind, name))
+    }
+
+    fn has_left(&self, kind: Kind, name: &str) -> bool {
+        self.left
+            .iter()
+            .any(|(one, its)| *one == kind && its == name)
     }
 
     /// Whether it was there just as it is now.
@@ -188,6 +200,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
     if let Err(error) = swap.up_to_commit(cancel) {
         return Err(failed(swap.after_undo(error, swap.undo())));
     }
+    fault::point("in swapping, committed")?;
     swap.after_commit().map_err(failed)?;
     Ok(Replaced {
         live: record.live,
@@ -232,6 +245,7 @@ fn plan(server: &Server, shadow: &Shadow, cancel: &Cancel) -> Result<Record> {
         charset,
         old,
         new,
+        left: Vec::new(),
     })
 }
 
@@ -283,12 +297,9 @@ impl Swap<'_> {
             )?;
             // A view in the way of a table has to go before it, too. A trigger or view that came since makes the commit fail.
             self.require_recorded(cancel)?;
-            let in_the_way = |kind, name: &str| {
-                let is_in_the_way = kind == Kind::Trigger
-                    || kind == Kind::View && tables.iter().any(|table| table == name);
-                is_in_the_way && record.has_old(kind, name)
-            };
-            drop_where(self.server, &record.live, options, in_the_way, cancel)
+            let which =
+                |kind, name: &str| is_in_the_way(kind, name, &tables) && record.has_old(kind, name);
+            drop_where(self.server, &record.live, options, which, cancel)
         })?;
         cancel.check()?;
         // Stopping the client would not stop the server.
@@ -320,7 +331,7 @@ impl Swap<'_> {
         });
         let taken_in = latecomers.and_then(|latecomers| {
             let first = latecomers.first().map(changed_meanwhile);
-            Ok((self.take_in(latecomers)?, first))
+            Ok((self.take_in(latecomers, Vec::new())?, first))
         });
         let (record, changed) = match taken_in {
             Ok(taken_in) => taken_in,
@@ -349,12 +360,43 @@ impl Swap<'_> {
         Ok(found)
     }
 
+    /// What whoever finds the swap committed does not know of: what can be taken down, and what cannot. What is recorded may be the old one or made anew
+    /// already, nobody knows.
+    fn latecomers_to_one_found(&self) -> Result<(Vec<Definition>, Vec<(Kind, String)>)> {
+        let record = self.record;
+        let is_late = |kind, name: &str| {
+            kind != Kind::Trigger && !record.has(kind, name) && !record.has_left(kind, name)
+        };
+        let (mut found, mut unread) =
+            collect_what_can_be(self.server, &record.live, &Cancel::new())?;
+        found.retain(|one| is_late(one.kind, &one.name));
+        unread.retain(|one| is_late(one.kind, &one.name));
+        Ok((found, self.leave(unread)))
+    }
+
+    /// Their names, for the record; somebody should know that they stay.
+    fn leave(&self, unread: Vec<Unread>) -> Vec<(Kind, String)> {
+        let named = unread.into_iter().map(|Unread { kind, name, error }| {
+            tracing::warn!("{}", error.chain());
+            if !self.record.has_old(kind, &name) {
+                (self.warn)(&format!(
+                    "the {} {name} of the database {} cannot be read, and stays there whatever becomes of the rest",
+                    kind.sql().to_lowercase(),
+                    self.record.live
+                ));
+            }
+            (kind, name)
+        });
+        named.collect()
+    }
+
     /// The record with these in it, also where it is kept.
-    fn take_in(&self, latecomers: Vec<Definition>) -> Result<Record> {
+    fn take_in(&self, latecomers: Vec<Definition>, left: Vec<(Kind, String)>) -> Result<Record> {
         let mut record = self.record.clone();
-        if latecomers.is_empty() {
+        if latecomers.is_empty() && left.is_empty() {
             return Ok(record);
         }
+        record.left.extend(left);
         for one in latecomers {
             record
                 .old
@@ -367,15 +409,34 @@ impl Swap<'_> {
     }
 
     /// The record with what is in the live schema now as its new state: what the customer has created since the swap was completed is not lost where a
-    /// reversal fails.
+    /// reversal fails. What the server does not tell stays where it is, unless that is where a former table has to go.
     fn take_present(&self) -> Result<Record> {
         let cancel = &Cancel::new();
         let mut record = self.record.clone();
-        record.new = collect(self.server, &record.live, cancel)?;
+        let (present, unread) = collect_what_can_be(self.server, &record.live, cancel)?;
+        let returning = tables(self.server, &record.replaced, cancel)?;
+        if let Some(one) = unread
+            .iter()
+            .find(|one| is_in_the_way(one.kind, &one.name, &returning))
+        {
+            return Err(Error::new(
+                ErrorKind::Failed,
+                format!(
+                    "the {} {} of the database {} is in the way of its former tables, and would be lost, for it cannot be read: drop it by hand, or mend what \
+                     keeps it from being read: {}",
+                    one.kind.sql().to_lowercase(),
+                    one.name,
+                    record.live,
+                    one.error.chain()
+                ),
+            ));
+        }
+        record.new = present;
         // No server creates a view that shows what is gone.
         record
             .new
             .retain(|one| one.kind != Kind::View || !one.columns.is_empty());
+        record.left = self.leave(unread);
         self.write_again(&record, COMPLETED)?;
         Ok(record)
     }
@@ -522,7 +583,7 @@ impl Swap<'_> {
     fn complete(&self) -> Result<()> {
         let cancel = &Cancel::new();
         let record = self.record;
-        let is_recorded = |kind, name: &str| record.has(kind, name);
+        let is_recorded = |kind, name: &str| record.has(kind, name) && !record.has_left(kind, name);
         drop_where(self.server, &record.live, "", is_recorded, cancel)?;
         self.open_live(cancel)?;
         let by = As::Tenant(&self.tenant.account, &self.tenant.definer);
@@ -568,6 +629,12 @@ impl Swap<'_> {
         let record = self.record;
         if self.is_committed_after_all(cancel)? {
             return self.reverse();
+        }
+        if !record.left.is_empty() {
+            // The tables are back, so nothing can fail any more that would want it.
+            let is_in_its_place =
+                |kind, name: &str| record.has_left(kind, name) && record.has_old(kind, name);
+            drop_where(self.server, &record.live, "", is_in_its_place, cancel)?;
         }
         match &record.charset {
             Some((charset, collation)) => {
@@ -650,8 +717,9 @@ impl Swap<'_> {
             ),
             cancel,
         )?;
+        let is_known = |kind, name: &str| !record.has_left(kind, name);
         self.when_quiet(cancel, |options| {
-            drop_where(self.server, &record.live, options, |_, _| true, cancel)
+            drop_where(self.server, &record.live, options, is_known, cancel)
         })?;
         fault::point("in reversing, dropped")?;
         self.rename(
@@ -701,6 +769,11 @@ impl Swap<'_> {
             ),
         }
     }
+}
+
+/// Whether these tables cannot be moved to, or from, where this is.
+fn is_in_the_way(kind: Kind, name: &str, tables: &[String]) -> bool {
+    kind == Kind::Trigger || kind == Kind::View && tables.iter().any(|table| table == name)
 }
 
 fn in_bytes(record: &Record) -> Result<Vec<u8>> {
@@ -769,15 +842,23 @@ pub fn resume(
     if state == ReplacedState::Completed {
         return Ok(state);
     }
-    with_record(server, replaced, account, control, |swap, state| {
-        match state {
-            ReplacedState::Pending => swap.undo()?,
-            ReplacedState::Committed => swap.complete()?,
-            ReplacedState::Reversing => swap.reverse()?,
-            ReplacedState::Completed => {}
-        }
-        Ok(state)
-    })
+    let goes_back = state != ReplacedState::Committed;
+    with_record(
+        server,
+        replaced,
+        account,
+        goes_back,
+        control,
+        |swap, state| {
+            match state {
+                ReplacedState::Pending => swap.undo()?,
+                ReplacedState::Committed => swap.complete()?,
+                ReplacedState::Reversing => swap.reverse()?,
+                ReplacedState::Completed => {}
+            }
+            Ok(state)
+        },
+    )
 }
 
 /// Reverse a swap: the live schema is again as it was, with its views, routines, triggers and events. What was restored is gone.
@@ -790,7 +871,7 @@ pub fn swap_back(
     account: &ImportAccount,
     control: &Control,
 ) -> Result<()> {
-    with_record(server, replaced, account, control, |swap, state| {
+    with_record(server, replaced, account, true, control, |swap, state| {
         match state {
             ReplacedState::Pending => swap.undo()?,
             ReplacedState::Committed | ReplacedState::Completed | ReplacedState::Reversing => {
@@ -847,6 +928,7 @@ fn with_record<T>(
     server: &Server,
     replaced: &Replaced,
     account: &ImportAccount,
+    goes_back: bool,
     control: &Control,
     act: impl FnOnce(&Swap<'_>, ReplacedState) -> Result<T>,
 ) -> Result<T> {
@@ -868,10 +950,23 @@ fn with_record<T>(
                 charset,
                 old: Vec::new(),
                 new: Vec::new(),
+                left: Vec::new(),
             }
         }
     };
-    let tenant = open_tenant(server, &replaced.live, account, cancel)?;
+    let tenant = match open_tenant(server, &replaced.live, account, cancel) {
+        // What comes back keeps its definers, and most of it may need none that can log in.
+        Err(error) if goes_back && error.kind() == ErrorKind::Refused => {
+            warn(&format!(
+                "the database {} is brought back without its customer's own account: {}",
+                replaced.live,
+                error.chain()
+            ));
+            open_tenant(server, &replaced.live, &ImportAccount::Temporary, cancel)
+                .map_err(|_| error)?
+        }
+        opened => opened?,
+    };
     let mut swap = Swap {
         server,
         record: &record,
@@ -880,9 +975,8 @@ fn with_record<T>(
     };
     let taken_in;
     if state == ReplacedState::Committed {
-        // Of what is recorded nobody knows here whether it is the old one or was made anew already.
-        let latecomers = swap.latecomers(|now| record.has(now.kind, &now.name))?;
-        taken_in = swap.take_in(latecomers)?;
+        let (latecomers, left) = swap.latecomers_to_one_found()?;
+        taken_in = swap.take_in(latecomers, left)?;
         swap.record = &taken_in;
     }
     let result = act(&swap, state);
@@ -1245,6 +1339,7 @@ mod tests {
                     &bed.server,
                     &replaced,
                     &bed.account,
+                    true,
                     &bed.control,
                     |swap, _| {
                         swap.begin_reversal()?.unwrap();
@@ -1303,6 +1398,125 @@ mod tests {
         swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
         bed.assert_live(&before);
         bed.assert_nothing_left();
+    }
+
+    /// Two views that show each other, in place of a table: no server tells what they are.
+    fn circle(one: &str, other: &str) -> String {
+        format!(
+            "USE customer_7; DROP TABLE IF EXISTS {one}; CREATE TABLE {one} (i INT); CREATE VIEW {other} AS SELECT * FROM {one};
+             CREATE VIEW turning AS SELECT * FROM {other}; DROP TABLE {one}; RENAME TABLE turning TO {one};"
+        )
+    }
+
+    #[test]
+    fn what_cannot_be_read_bars_no_way_back_and_is_not_lost_where_that_fails() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let has_views = |expected: &str| {
+            let views = "SELECT TABLE_NAME FROM information_schema.TABLES WHERE TABLE_SCHEMA = 'customer_7' AND TABLE_TYPE = 'VIEW' ORDER BY 1";
+            assert_eq!(bed.mariadb.sql(views).unwrap(), expected);
+        };
+        for dies in [false, true] {
+            let shadow = bed.staged(&backup);
+            let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+            // One of them has the name of a view that comes back.
+            bed.mariadb.sql(&circle("b", "around")).unwrap();
+            let since =
+                "USE customer_7; CREATE DEFINER = customer_7@'%' PROCEDURE since() SELECT 1;";
+            bed.mariadb.sql(since).unwrap();
+            let in_the_way = format!("{}.a", identifier(shadow.schema()));
+            bed.mariadb
+                .sql(&format!(
+                    "CREATE DATABASE IF NOT EXISTS {}; CREATE TABLE {in_the_way} (i INT)",
+                    identifier(shadow.schema())
+                ))
+                .unwrap();
+            swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap_err();
+            assert_eq!(bed.state(&replaced), ReplacedState::Completed);
+            has_views("around\nb\nva\n");
+            bed.mariadb
+                .sql(&format!("CALL customer_7.since(); DROP TABLE {in_the_way}"))
+                .unwrap();
+            if dies {
+                // The tables are back, and nothing else is.
+                let account = &bed.account;
+                with_record(
+                    &bed.server,
+                    &replaced,
+                    account,
+                    true,
+                    &bed.control,
+                    |swap, _| {
+                        let (record, mark) = swap.begin_reversal()?.unwrap();
+                        let this = Swap {
+                            record: &record,
+                            ..*swap
+                        };
+                        this.move_back(&mark)
+                    },
+                )
+                .unwrap();
+                has_views("around\nb\n");
+                assert_eq!(bed.state(&replaced), ReplacedState::Pending);
+            }
+            swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+            has_views("around\nb\n");
+            bed.mariadb.sql("DROP VIEW customer_7.around").unwrap();
+            bed.assert_live(&before);
+            bed.assert_nothing_left();
+        }
+    }
+
+    #[test]
+    fn an_account_of_the_customer_that_cannot_log_in_bars_no_way_back() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        let shadow = bed.staged(&backup);
+        let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+        let nobody = ImportAccount::Customer {
+            user: LIVE.to_owned(),
+            password: SecretString::from("wrong"),
+        };
+        swap_back(&bed.server, &replaced, &nobody, &bed.control).unwrap();
+        bed.assert_live(&before);
+        bed.assert_nothing_left();
+    }
+
+    #[test]
+    fn what_cannot_be_read_and_is_in_the_way_of_a_table_stays_with_all_the_rest() {
+        let (bed, backup) = Bed::new();
+        let shadow = bed.staged(&backup);
+        let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+        bed.mariadb.sql(&circle("a", "around")).unwrap();
+        let tables = || bed.mariadb.sql("SHOW FULL TABLES FROM customer_7").unwrap();
+        let present = tables();
+        let error = swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap_err();
+        assert!(error.to_string().contains("the view a"), "{error}");
+        assert_eq!(tables(), present);
+        assert_eq!(bed.state(&replaced), ReplacedState::Completed);
+        bed.mariadb.sql("DROP VIEW customer_7.a").unwrap();
+        swap_back(&bed.server, &replaced, &bed.account, &bed.control).unwrap();
+    }
+
+    #[test]
+    fn what_came_before_a_commit_and_cannot_be_read_stays_whichever_way_it_goes() {
+        let (bed, backup) = Bed::new();
+        let before = bed.dump();
+        for goes_back in [true, false] {
+            let (replaced, state) = bed.interrupted(&backup, |swap| {
+                swap.up_to_commit(&Cancel::new()).unwrap();
+                bed.mariadb.sql(&circle("late", "around")).unwrap();
+            });
+            assert_eq!(state, ReplacedState::Committed);
+            match goes_back {
+                true => bed.resume_or_reverse(&replaced),
+                false => bed.resume(&replaced),
+            }
+            bed.mariadb
+                .sql("DROP VIEW customer_7.late; DROP VIEW customer_7.around;")
+                .unwrap();
+            bed.assert_live(if goes_back { &before } else { &backup });
+        }
     }
 
     #[test]

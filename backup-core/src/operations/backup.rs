@@ -177,6 +177,7 @@ impl Engine {
         for warning in &archived.warnings {
             control.monitor.warning(warning);
         }
+        self.warn_of_too_many(archived.entries, control);
         Ok(BackupReport {
             snapshot_id: archived.snapshot,
             time,
@@ -188,6 +189,17 @@ impl Engine {
             tables,
             warnings: Vec::new(),
         })
+    }
+
+    /// Better known today than on the day of the restore.
+    fn warn_of_too_many(&self, entries: u64, control: &Control) {
+        let most = self.config.restore.max_files;
+        if most > 0 && entries > most {
+            control.monitor.warning(&format!(
+                "the backup has {entries} files, directories and links, and a site directory with more than {most} is not restored: raise restore.max_files, if there is \
+                 the memory for it"
+            ));
+        }
     }
 
     /// One of a customer's own backups, as the repository itself has it; None where there is none of this id and origin that is his.

@@ -59,6 +59,7 @@ pub struct Uncommitted<'a> {
     snapshot: SnapshotFile,
     stream_bytes: u64,
     files: u64,
+    entries: u64,
     warnings: Vec<String>,
 }
 
@@ -70,6 +71,8 @@ pub struct Archived {
     pub snapshot: SnapshotId,
     /// Regular files in it, streams not counted.
     pub files: u64,
+    /// These and directories, links and whatever else there is below the roots of the trees.
+    pub entries: u64,
     /// Plain bytes of all files and streams.
     pub bytes: u64,
     /// Bytes that the repository grew by.
@@ -152,6 +155,7 @@ impl Repository {
             snapshot,
             stream_bytes: findings.stream_bytes,
             files: findings.files,
+            entries: findings.entries,
             warnings: warnings(&findings),
         };
         Ok((uncommitted, findings.left_out))
@@ -272,6 +276,7 @@ impl Uncommitted<'_> {
         Ok(Archived {
             snapshot: SnapshotId(id),
             files: self.files,
+            entries: self.entries,
             bytes: summary.total_bytes_processed,
             bytes_added: summary.data_added_packed,
             stream_bytes: self.stream_bytes,

@@ -135,6 +135,8 @@ pub(super) struct Findings {
     pub stream_bytes: u64,
     /// Regular files that are in it, streams not counted.
     pub files: u64,
+    /// These and directories, links and whatever else lies below the roots of trees.
+    pub entries: u64,
     /// Streams that are in it.
     pub streams: u64,
     /// Bytes of all files and streams that are in it.
@@ -183,6 +185,7 @@ struct Reading {
 #[derive(Default)]
 struct Counts {
     files: AtomicU64,
+    entries: AtomicU64,
     streams: AtomicU64,
     bytes: AtomicU64,
     stream_bytes: AtomicU64,
@@ -282,6 +285,7 @@ impl Drop for Reading {
         let count = |count: &AtomicU64| count.load(Ordering::Acquire);
         let mut findings = self.findings();
         findings.files += count(&self.counts.files);
+        findings.entries += count(&self.counts.entries);
         findings.streams += count(&self.counts.streams);
         findings.bytes += count(&self.counts.bytes);
         findings.stream_bytes += count(&self.counts.stream_bytes);
@@ -592,7 +596,10 @@ impl Walk {
                 continue;
             }
             match self.look_at(&above, &name, &path) {
-                Ok(Some(entry)) => return Some(entry),
+                Ok(Some(entry)) => {
+                    self.reading.counts.entries.fetch_add(1, Ordering::AcqRel);
+                    return Some(entry);
+                }
                 Ok(None) => {}
                 Err(error) => self.reading.fail(error),
             }

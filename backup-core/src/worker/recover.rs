@@ -178,16 +178,34 @@ impl Runner {
         {
             return Ok(None);
         }
+        let tables = self.end_exchanges_of_lost(job).await;
         let error = Error::new(
             ErrorKind::Failed,
             format!(
                 "the restore of customer {} (job {}) was stuck, and its journal is gone: its job has failed, and nothing is done to his site; look at it, \
-                 for it may be closed or half-way, and at schemas and directories beside it that may hold what it was",
+                 for it may be closed or half-way, and at schemas and directories beside it that may hold what it was{tables}",
                 job.customer_id, job.id
             ),
         );
         tracing::error!(job = %job.id, "no longer stuck: {}", error.chain());
         Ok(Some(error))
+    }
+
+    /// The tables at least can be brought to an end without a journal; what there is to say of that.
+    async fn end_exchanges_of_lost(&self, job: &Job) -> String {
+        let customer = match self.customers.get(job.customer_id).await {
+            Ok(customer) => customer,
+            // Then he has no database here either, or the next restore does it.
+            Err(_) => return String::new(),
+        };
+        let ended = self
+            .blocking(move |engine| engine.end_exchanges_of_lost(&customer))
+            .await;
+        let said = match ended {
+            Ok(left) => left,
+            Err(error) => vec![error.chain()],
+        };
+        said.iter().map(|said| format!("; {said}")).collect()
     }
 
     /// Whether its job has no owner that lives, as far as the table tells.

@@ -179,8 +179,8 @@ impl Engine {
         })
     }
 
-    /// Databases share a file system, too. Tables take about what their dump does: indexes come on top of that, and what is binary has twice its size in a
-    /// dump. Where it turns out to be too little all the same, the import fails and is undone.
+    /// Databases share a file system, too. What is binary has two digits for each of its bytes in a dump, so tables take about what their dump does, or half
+    /// of it; indexes come on top. Refused is what cannot fit. Where it turns out to be too little all the same, the import fails and is undone.
     fn require_room_for_database(
         &self,
         found: &Found,
@@ -202,21 +202,27 @@ impl Engine {
             true => found.bytes_of_files(),
             false => 0,
         };
-        let needed = bytes + bytes / 20 + beside;
+        let [least, most] = bytes_of_import(bytes).map(|bytes| bytes + beside);
         let available = disk.bytes_available;
-        if needed > available {
-            let what = match beside {
-                0 => "database",
-                _ => "files and the database",
-            };
+        let what = match beside {
+            0 => "database",
+            _ => "files and the database",
+        };
+        let customer = customer.id;
+        let place = disk.path.display();
+        if least > available {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
-                    "restoring the {what} of customer {} takes about {needed} bytes beside what is there, and {available} are free: \
-                     make room on the file system of {}, where the database server keeps its data",
-                    customer.id,
-                    disk.path.display()
+                    "restoring the {what} of customer {customer} takes at least {least} bytes beside what is there, and {available} are free: \
+                     make room on the file system of {place}, where the database server keeps its data"
                 ),
+            ));
+        }
+        if most > available {
+            control.monitor.warning(&format!(
+                "restoring the {what} of customer {customer} may take {most} bytes beside what is there, and {available} are free on the file system of \
+                 {place}, where the database server keeps its data: if that is too little, the import fails and is undone"
             ));
         }
         Ok(())
@@ -314,6 +320,11 @@ fn directory_in(snapshot: &Snapshot, customer: &Customer) -> Option<PathBuf> {
     let tag = customer.id.tag();
     let is_his = |path: &&PathBuf| path.file_name() == Some(tag.as_ref());
     snapshot.paths.iter().find(is_his).cloned()
+}
+
+/// What the tables of a dump of so many bytes take, and a little more: where all of it is binary, and where nothing is.
+fn bytes_of_import(dump: u64) -> [u64; 2] {
+    [dump / 2, dump].map(|bytes| bytes + bytes / 20)
 }
 
 /// A manual or pre-restore snapshot is a customer's by its one tag.

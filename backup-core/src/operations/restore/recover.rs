@@ -9,9 +9,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::journal::{self, Ending, Journal, Step};
-use super::steps::Restore;
+use super::steps::{Restore, import_account};
 use super::{Engine, Noting, RestoreReport};
 use crate::customer::{Customer, CustomerId};
+use crate::database::{self, ReplacedState};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
 use crate::site::{Claim, Site};
@@ -182,6 +183,45 @@ impl Engine {
                     one.step
                 ),
             )),
+        }
+    }
+
+    /// Restores whose journals are gone may have left exchanges of tables half-way: each has a record of its own, by which it is undone, or completed where the tables
+    /// are exchanged. What is to be said of those whose replaced state is still there. For whoever holds the customer and knows that none of them has a
+    /// journal.
+    pub(super) fn end_exchanges(
+        &self,
+        customer: &Customer,
+        control: &Control,
+    ) -> Result<Vec<String>> {
+        let server = self.server(customer)?;
+        let live = customer.db_name.as_str();
+        let mut left = Vec::new();
+        for (replaced, state) in database::find_replaced(&server, live, control)? {
+            let schema = replaced.schema();
+            if state != ReplacedState::Completed {
+                database::resume(&server, &replaced, &import_account(customer), control).map_err(|error| {
+                    error.context(format!(
+                        "an earlier restore of {live} was interrupted while it exchanged the tables, its journal is gone, and it cannot be brought to its end by \
+                         its record in the schema {schema}: mend the cause, or drop that schema once nothing in it is wanted"
+                    ))
+                })?;
+            }
+            if matches!(state, ReplacedState::Committed | ReplacedState::Completed) {
+                left.push(format!(
+                    "an earlier restore of {live} was interrupted, and its journal is gone; what it replaced may still be in the schema {schema}: look into it, then \
+                     drop it"
+                ));
+            }
+        }
+        Ok(left)
+    }
+
+    /// As [`Self::end_exchanges`], unless a journal may be of one of them: then they are ended with that.
+    pub(crate) fn end_exchanges_of_lost(&self, customer: &Customer) -> Result<Vec<String>> {
+        match self.interrupted_of(customer.id)?.is_empty() {
+            true => self.end_exchanges(customer, &Control::default()),
+            false => Ok(Vec::new()),
         }
     }
 

@@ -15,7 +15,7 @@ use super::journal::{Ending, Journal, Reason, Step};
 use super::{Found, RestoreReport};
 use crate::catalog::BackupEntry;
 use crate::customer::Customer;
-use crate::database::{self, ImportAccount, Replaced, ReplacedState, Server, Shadow};
+use crate::database::{self, ImportAccount, Replaced, Server, Shadow};
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault;
 use crate::operations::Engine;
@@ -257,13 +257,7 @@ impl<'a> Restore<'a> {
     }
 
     fn account(&self) -> ImportAccount {
-        match (&self.customer.db_user, &self.customer.db_password) {
-            (Some(user), Some(password)) => ImportAccount::Customer {
-                user: user.clone(),
-                password: password.clone(),
-            },
-            _ => ImportAccount::Temporary,
-        }
+        import_account(self.customer)
     }
 
     /// The staging directory that the journal names, if it is there.
@@ -365,16 +359,8 @@ impl<'a> Restore<'a> {
 
     /// What restores whose journals are lost left in the database: nobody else is at it, for we hold the customer.
     fn tidy_up_after_others(&self, server: &Server) -> Result<()> {
-        for (replaced, state) in database::find_replaced(server, self.live(), self.control)? {
-            if matches!(state, ReplacedState::Pending | ReplacedState::Reversing) {
-                database::resume(server, &replaced, &self.account(), self.control)?;
-                continue;
-            }
-            self.warn(&format!(
-                "an earlier restore of {} was interrupted, and its journal is gone; what it replaced may still be in the schema {}",
-                self.live(),
-                replaced.schema()
-            ));
+        for left in self.engine.end_exchanges(self.customer, self.control)? {
+            self.warn(&left);
         }
         database::remove_leftovers(server, self.live(), self.control)?;
         Ok(())
@@ -674,6 +660,16 @@ impl<'a> Restore<'a> {
 
     fn stuck_after(&self, problem: Error, error: Error) -> Error {
         self.stuck(problem.context(format!("after it had failed ({})", error.chain())))
+    }
+}
+
+pub(super) fn import_account(customer: &Customer) -> ImportAccount {
+    match (&customer.db_user, &customer.db_password) {
+        (Some(user), Some(password)) => ImportAccount::Customer {
+            user: user.clone(),
+            password: password.clone(),
+        },
+        _ => ImportAccount::Temporary,
     }
 }
 

@@ -497,7 +497,8 @@ struct Planning<'a> {
     /// Who owns the directory that is restored, as the snapshot says.
     top: Owner,
     plan: RestorePlan,
-    /// The first names of files with several.
+    /// The first names of files with several. 25 bytes for each place in the table, so 52 MB (79 for the moment in which it grows) where all 1,500,000 that
+    /// `restore.max_files` allows by default are such files. It is gone before contents are fetched, which takes 16 bytes for each of them.
     links: HashMap<(u64, u64), u32>,
     numbers_of_packs: HashMap<Id, u32>,
     /// Some extended attributes, and where they are noted.

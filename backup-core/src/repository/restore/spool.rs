@@ -1,6 +1,7 @@
 //! Notes of which a tenant decides how many there are: their end is in memory, all before it in a file.
 //!
-//! Never: a file that has a name for longer than it takes to make it, or that anybody else may read.
+//! Never: a file that has a name for longer than it takes to make it, or that anybody else may read; a disk that is filled to its end, for the journals of restores are
+//! on it.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,13 +10,16 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, open, statvfs};
 use rustix::io::Errno;
 
 use crate::error::{Error, ErrorKind, Result};
 
 /// What of it is in memory at most. What does not outgrow that needs no file.
 const END_BYTES_MAX: usize = 256 * 1024;
+
+/// What of the disk is left to others.
+const LEFT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// Bytes that follow each other.
 pub(super) struct Spool {
@@ -44,6 +48,7 @@ impl Spool {
     /// Gives where they begin.
     pub(super) fn append(&mut self, bytes: &[u8]) -> Result<u64> {
         if self.end.len() + bytes.len() > END_BYTES_MAX {
+            self.require_room()?;
             self.write_end().map_err(|error| self.failed(error))?;
         }
         let start = self.len();
@@ -66,6 +71,21 @@ impl Spool {
             .and_then(|skipped| self.end.get(skipped..)?.get(..of_end.len()))
             .ok_or_else(|| self.failed(io::ErrorKind::UnexpectedEof.into()))?;
         of_end.copy_from_slice(found);
+        Ok(())
+    }
+
+    fn require_room(&self) -> Result<()> {
+        let space = statvfs(&self.directory).map_err(|error| self.failed(error.into()))?;
+        let available = space.f_bavail.saturating_mul(space.f_frsize);
+        if available < LEFT_BYTES + self.end.len() as u64 {
+            return Err(Error::new(
+                ErrorKind::NoSpace,
+                format!(
+                    "{available} bytes are free for {}, where it is noted what is to be restored, and {LEFT_BYTES} of them are left to journals: make room there",
+                    self.directory.display()
+                ),
+            ));
+        }
         Ok(())
     }
 
@@ -208,6 +228,8 @@ fn soon_nameless(directory: &Path) -> io::Result<File> {
 mod tests {
     use std::os::unix::fs::MetadataExt;
 
+    use xtask::mount::Mount;
+
     use super::*;
 
     #[derive(Debug, PartialEq, Eq, Clone, Copy)]
@@ -259,6 +281,23 @@ mod tests {
             assert_eq!((found.nlink(), found.mode() & 0o777), (0, 0o600));
             assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         }
+    }
+
+    #[test]
+    fn a_disk_is_not_filled_to_its_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let _mount = Mount::tmpfs(directory.path(), "size=66m").unwrap();
+        let mut spool = Spool::new(directory.path());
+        let mut note = || spool.append(&[1; 64 * 1024]);
+        let error = std::iter::from_fn(|| Some(note()))
+            .take(1000)
+            .find_map(Result::err);
+        let error = error.unwrap();
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert!(error.to_string().contains("make room"), "{error}");
+        assert!(spool.bytes_in_file > 1 << 20);
+        let space = statvfs(directory.path()).unwrap();
+        assert!(space.f_bavail * space.f_frsize >= LEFT_BYTES);
     }
 
     #[test]
