@@ -4,13 +4,42 @@
 
 use std::collections::BTreeSet;
 
-use super::{Catalog, unreadable};
+use super::{BackupEntry, BackupRow, Catalog, Source, unreadable};
 use crate::customer::CustomerId;
 use crate::error::Result;
 use crate::repository::{BackupType, SnapshotId};
 use crate::store::values;
 
 impl Catalog {
+    /// A customer's newest backup from one source that holds his files, and the newest that holds his database: none, one, or two, the newer first.
+    pub(crate) async fn newest_of_each_part(
+        &self,
+        customer: CustomerId,
+        source: Source,
+    ) -> Result<Vec<BackupEntry>> {
+        const FILES: &str =
+            "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
+            FROM customer_backups
+            WHERE customer_id = ? AND source = ? AND backup_type <> 'db' AND deleted_at IS NULL
+            ORDER BY time DESC, snapshot_id DESC LIMIT 1";
+        const DATABASE: &str =
+            "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
+            FROM customer_backups
+            WHERE customer_id = ? AND source = ? AND backup_type <> 'files' AND deleted_at IS NULL
+            ORDER BY time DESC, snapshot_id DESC LIMIT 1";
+        let mut newest: Vec<BackupEntry> = Vec::new();
+        for query in [FILES, DATABASE] {
+            let values = values![customer.get(), source.as_str()];
+            let row: Option<BackupRow> = self.store.row(query, values).await?;
+            if let Some(row) = row {
+                newest.push(row.read().map_err(unreadable)?.1);
+            }
+        }
+        newest.sort_by_key(|entry| std::cmp::Reverse((entry.time, entry.id)));
+        newest.dedup_by_key(|entry| entry.id);
+        Ok(newest)
+    }
+
     /// Of these daily snapshots, the newest first, those that are the last to hold somebody's files or somebody's database, of these customers.
     pub(crate) async fn last_of_each_part(
         &self,

@@ -45,6 +45,7 @@ use crate::progress::Cancel;
 
 pub use accounts::ImportAccount;
 pub use dump::{Dump, DumpReport, dump};
+pub(crate) use proof::has_tables;
 pub use proof::{discard_proof, import_for_proof, prepare_proof, remove_proofs};
 pub use replaced::dump_replaced;
 pub use shadow::{

@@ -78,6 +78,11 @@ pub fn import_for_proof(
     Ok(names)
 }
 
+/// Whether there is any table or view in a schema.
+pub(crate) fn has_tables(server: &Server, schema: &str, cancel: &Cancel) -> Result<bool> {
+    Ok(!table_names(server, schema, cancel)?.is_empty())
+}
+
 /// Remove a scratch schema and its account. Safe to repeat, and not to be cancelled.
 ///
 /// # Errors

@@ -263,6 +263,9 @@ impl Engine {
                 if missing.len() > NAMED { ", …" } else { "" }
             )));
         }
+        if expected.tables.is_none() && found.is_empty() {
+            require_none(&server, live, &control.cancel)?;
+        }
         proven.tables = found.len() as u64;
         Ok(())
     }
@@ -316,6 +319,18 @@ impl Engine {
         }
         found
     }
+}
+
+/// A dump without a table is a good one of an empty database, and what an account gets that may see no table. Where nobody wrote down which it was, the
+/// database of today is all that there is to ask.
+fn require_none(server: &Server, live: &str, cancel: &Cancel) -> Result<()> {
+    if database::has_tables(server, live, cancel)? {
+        return Err(Error::new(
+            ErrorKind::Failed,
+            "its dump has no table, and the database has some today: whether it had none then nobody wrote down",
+        ));
+    }
+    Ok(())
 }
 
 fn damaged(message: String) -> Error {

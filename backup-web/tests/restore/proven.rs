@@ -103,6 +103,48 @@ fn a_good_backup_is_proven_and_nothing_is_touched_or_left() {
 }
 
 #[test]
+fn what_the_newest_backup_lacks_is_proven_of_the_newest_that_has_it() {
+    let world = World::new(&[1]);
+    let customer = world.customer(1);
+    let both = world.back_up("1");
+    let files = world.back_up("1 --type files");
+    let proven = |document: &Value| -> Vec<String> {
+        let proven = document["proven"].as_array().unwrap().iter();
+        let ids = proven.map(|one| one["snapshot_id"].as_str().unwrap().to_owned());
+        ids.collect()
+    };
+    let before = world.evidence();
+    let document = world.run("verify").good();
+    assert_eq!(proven(&document), [files.clone(), both.clone()]);
+    assert_untouched(&world, &before);
+    for id in [&files, &both] {
+        assert!(proven_at(&world, 1, "manual", id).is_string());
+    }
+    // One that has no table would be a good one of an empty database, if nobody knows that it was none.
+    let nothing = |dump: String| {
+        let end = dump.rfind("-- Dump completed").unwrap();
+        format!("-- MariaDB dump\n{}", &dump[end..])
+    };
+    let empty = world.daily_with(customer, nothing);
+    let outcome = world.run("verify");
+    let sentence = failure(&outcome, 1, &empty);
+    assert!(sentence.contains("has no table"), "{sentence}");
+    assert_eq!(proven(&outcome.document), [files, both]);
+    // Without its last line it is none, whatever is in it.
+    let cut = world.daily_with(customer, |_| "-- MariaDB dump\n".to_owned());
+    let sentence = failure(&world.run("verify"), 1, &cut);
+    assert!(sentence.contains("cut off"), "{sentence}");
+    assert_untouched(&world, &before);
+    world.sql(&format!(
+        "DROP DATABASE {0}; CREATE DATABASE {0}",
+        customer.database
+    ));
+    world.daily_with(customer, nothing);
+    let document = world.run("verify 1").good();
+    assert_eq!(whose(&document, "failed"), of([]));
+}
+
+#[test]
 fn a_damaged_pack_is_found_by_the_proof_of_whose_it_is_and_by_reading_all_packs() {
     let world = World::new(&[1, 12]);
     world.back_up("1");
@@ -323,12 +365,11 @@ fn what_is_in_the_way_of_one_proof_is_not_in_the_way_of_the_others() {
     world.bed.mariadb_mut().stop().unwrap();
     world.bed.mariadb_mut().restart().unwrap();
     let both = world.back_up("1");
-    world.back_up("12 --type files");
+    world.back_up("12 --type db");
     let before = world.evidence();
 
     let mut command = world.command("verify");
     command.env("BACKUP__VERIFY__MAX_BYTES", "100000");
-    world.back_up("12 --type db");
     let outcome = world.run_command(&mut command);
     let sentence = failure(&outcome, 1, &both);
     assert!(sentence.contains("verify.max_bytes"), "{sentence}");
@@ -337,8 +378,15 @@ fn what_is_in_the_way_of_one_proof_is_not_in_the_way_of_the_others() {
     world.back_up("12 --type files");
     world.bed.mariadb_mut().stop().unwrap();
     let outcome = world.run("verify");
-    let sentence = failure(&outcome, 1, &both);
-    assert!(sentence.contains("cannot be reached"), "{sentence}");
+    assert_eq!(outcome.status, Some(1));
+    let each = of([(1, "manual"), (12, "manual")]);
+    assert_eq!(whose(&outcome.document, "failed"), each);
+    let failed = outcome.document["failed"].as_array().unwrap();
+    for failure in failed {
+        let sentence = failure["error"].as_str().unwrap();
+        assert!(sentence.contains("cannot be reached"), "{sentence}");
+    }
+    // Of his files that is not said.
     assert_eq!(whose(&outcome.document, "proven"), of([(12, "manual")]));
     world.bed.mariadb_mut().restart().unwrap();
     let document = world.run("verify").good();
