@@ -71,12 +71,13 @@ impl Engine {
     ) -> Result<Proven> {
         let control = &Quiet::over(control);
         control.monitor.phase(Phase::Preparing);
-        let located = self.locate(
+        let mut located = self.locate(
             &expected.customer,
             expected.source,
             &expected.entry.id,
             control,
         )?;
+        located.limit_to(expected.entry.backup_type);
         let room = scratch.make_room(expected.customer.id)?;
         let proven = catch_unwind(AssertUnwindSafe(|| {
             self.prove_in(scratch, &room, located, expected, control)

@@ -145,6 +145,43 @@ fn what_the_newest_backup_lacks_is_proven_of_the_newest_that_has_it() {
 }
 
 #[test]
+fn what_a_list_shows_of_a_backup_is_all_that_is_proven_or_restored_of_it() {
+    let world = World::new(&[1, 12, 123]);
+    // He has moved to where his database is called as somebody's is here. His directory stayed behind.
+    world.platform_sql(
+        "INSERT INTO servers (id, name, hostname) VALUES (7, 'north', 'north.example');
+         UPDATE customers SET server_id = 7, db_name = 'customer_1' WHERE id = 12",
+    );
+    let north = |line: &str| {
+        let mut command = world.command(line);
+        command.env("BACKUP__WORKER__SERVER", "north");
+        world.run_command(&mut command)
+    };
+    let daily = world.bed.back_up_daily("2026-01-31").unwrap();
+    world.run("sync").good();
+    let shown = |customer: u32| {
+        let document = world.run(&format!("list {customer}")).good();
+        document["daily"][0]["backup_type"].clone()
+    };
+    assert_eq!([1, 12].map(shown), ["both", "files"]);
+    let before = world.evidence();
+    let document = north("verify").good();
+    assert_eq!(whose(&document, "proven"), of([(12, "daily")]));
+    let proven = &document["proven"][0];
+    assert_eq!(
+        (&proven["tables"], &proven["database_bytes"]),
+        (&0.into(), &0.into())
+    );
+    assert_untouched(&world, &before);
+
+    let line = format!("restore 12 {daily} --source daily --yes");
+    north(&format!("{line} --type both")).failed(1);
+    let report = north(&line).good();
+    assert_eq!(report["restore_type"], "files");
+    world.assert_unchanged(&before);
+}
+
+#[test]
 fn a_damaged_pack_is_found_by_the_proof_of_whose_it_is_and_by_reading_all_packs() {
     let world = World::new(&[1, 12]);
     world.back_up("1");
