@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::Engine;
 use super::restore::Located;
 use crate::catalog::{BackupEntry, Source};
-use crate::customer::Customer;
+use crate::customer::{Customer, CustomerId};
 use crate::database::{self, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor, Phase};
@@ -100,9 +100,10 @@ impl Engine {
         proven
     }
 
-    /// Remove what was restored in a room and beside the customer's database. For whoever holds the place: nobody else is at it.
+    /// Remove what was restored in a room, and the schema that is written down in it. For whoever holds the place: nobody else is at it.
     ///
-    /// Where the database server is away, what takes room goes all the same, and the empty room stays for the next one to find.
+    /// Whatever the customer's database is called by now, and whether or not there still is one: he says only where the server is. Where that is away, what takes
+    /// room goes all the same, and the empty room stays for the next one to find.
     pub(crate) fn remove_room(
         &self,
         scratch: &Scratch,
@@ -111,12 +112,25 @@ impl Engine {
         of_customers: &BTreeSet<String>,
     ) -> Result<()> {
         scratch.empty(room)?;
-        if scratch.may_have_schema(room)? {
+        let noted = scratch.noted_schema(room)?;
+        if let Some(noted) = noted.filter(|noted| !of_customers.contains(&noted.name)) {
             let server = self.server(customer)?;
-            let live = customer.db_name.as_str();
-            database::remove_proofs(&server, live, of_customers, &Cancel::new())?;
+            database::remove_proof(&server, &noted.name, noted.is_made)?;
         }
         scratch.remove(room)
+    }
+
+    /// In the place of a customer whom the table does not have any more: his number says where his database server was.
+    pub(crate) fn former_customer(&self, id: CustomerId) -> Result<Customer> {
+        Ok(Customer {
+            id,
+            status: None,
+            db_name: self.config.customer_database.default_name(id)?,
+            db_user: None,
+            db_password: None,
+            web_port: None,
+            server: self.config.worker.server.clone(),
+        })
     }
 
     fn prove_in(
@@ -235,10 +249,9 @@ impl Engine {
         proven.database_bytes = dump.bytes;
         let server = self.server(&expected.customer)?;
         let live = expected.customer.db_name.as_str();
-        scratch.note_schema(room)?;
         self.require_room_for_dump(&server, dump.bytes, control)?;
         let found = self
-            .import_and_look(&server, live, Box::new(dump), control)
+            .import_and_look(scratch, room, &server, live, Box::new(dump), control)
             .map_err(|error| match error.kind() {
                 // The server's, and neither a lock of the repository nor a lack of the backup.
                 ErrorKind::Busy | ErrorKind::NotFound => Error::caused(
@@ -306,12 +319,17 @@ impl Engine {
     /// What came of the dump in a scratch schema, which is gone again.
     fn import_and_look(
         &self,
+        scratch: &Scratch,
+        room: &ScratchRoom,
         server: &Server,
         live: &str,
         dump: Box<dyn std::io::Read + Send>,
         control: &Control,
     ) -> Result<BTreeSet<String>> {
-        let mut schema = database::prepare_proof(server, live, control)?;
+        let name = database::proof_name(live);
+        scratch.note_schema(room, &name)?;
+        let mut schema = database::prepare_proof(server, live, &name, control)?;
+        scratch.note_schema_made(room)?;
         let limit = self.config.import_timeout();
         let found = database::import_for_proof(server, &mut schema, dump, limit, control);
         let discarded = database::discard_proof(server, &schema);

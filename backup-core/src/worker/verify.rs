@@ -236,7 +236,16 @@ impl Verification {
         let mut warnings = Vec::new();
         for room in blocking(move || scratch.leftovers()).await? {
             let name = room.name.clone();
-            let removed = match self.customers.get(room.customer).await {
+            let customer = match self.customers.get(room.customer).await {
+                // He is gone, or his row makes no sense; what was made for him is there all the same.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Configuration) =>
+                {
+                    self.engine.former_customer(room.customer)
+                }
+                customer => customer,
+            };
+            let removed = match customer {
                 Ok(customer) => {
                     let (engine, scratch) = (Arc::clone(&self.engine), Arc::clone(&held.scratch));
                     let of_customers = Arc::clone(&held.of_customers);
@@ -244,7 +253,7 @@ impl Verification {
                         .await
                 }
                 Err(error) => {
-                    // Whoever he was, it takes no room any more.
+                    // Whoever he is, it takes no room any more.
                     let scratch = Arc::clone(&held.scratch);
                     blocking(move || scratch.empty(&room)).await.and(Err(error))
                 }

@@ -358,9 +358,13 @@ fn a_proof_that_is_killed_hinders_nobody_and_the_next_one_removes_what_it_left()
         fs::metadata(&room).unwrap().permissions().mode() & 0o777,
         0o700
     );
-    // The next one may be of somebody else.
+    // The next one may be of somebody else, and the customer gone by then: what was made for him is written down, not derived from what he is called.
     world.run("unlock").good();
+    world.platform_sql("UPDATE customers SET id = 2, db_name = 'renamed' WHERE id = 1");
     world.run("verify 12").good();
+    assert_eq!(names(&scratch(&world)), [] as [PathBuf; 0]);
+    assert_eq!(scratch_schemas(&world), "");
+    world.platform_sql("UPDATE customers SET id = 1, db_name = 'customer_1' WHERE id = 2");
     assert_untouched(&world, &goal);
     let document = world.run("verify 1").good();
     let daily = document["proven"].as_array().unwrap();
