@@ -333,7 +333,8 @@ impl Upkeep {
             .map(|begin| begin.timestamp())
     }
 
-    fn until_prune(&self) -> Duration {
+    /// How long it is until the next quiet hour begins.
+    pub(super) fn until_prune(&self) -> Duration {
         let Some(at) = self.engine.config().worker.prune_at else {
             return Duration::MAX;
         };

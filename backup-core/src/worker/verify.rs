@@ -26,6 +26,9 @@ use crate::site::Scratch;
 /// How often a worker that has nothing to prove looks again.
 const PAUSE: Duration = Duration::from_secs(60);
 
+/// So long packs are read at once: half of the time in which others try to prune, who may have their hour at another time.
+const SAMPLE_LIMIT: Duration = Duration::from_secs(30 * 60);
+
 /// What was tried, and what came of it.
 #[derive(Debug, Clone, Default, Serialize)]
 #[non_exhaustive]
@@ -427,7 +430,8 @@ impl Verification {
             upkeep.requested.notify_one();
             return Ok(false);
         }
-        match self.sample_one(since, stop).await {
+        let limit = SAMPLE_LIMIT.min(upkeep.until_prune());
+        match self.sample_one(since, limit, stop).await {
             Ok(true) => return Ok(true),
             Ok(false) => {}
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
@@ -500,8 +504,8 @@ impl Verification {
         Ok(false)
     }
 
-    /// Read some packs of one repository of which none were read in these hours; false where there is none.
-    async fn sample_one(&self, since: Timestamp, stop: &Cancel) -> Result<bool> {
+    /// Read some packs of one repository of which none were read in these hours, as many as there is time for; false where there is none.
+    async fn sample_one(&self, since: Timestamp, limit: Duration, stop: &Cancel) -> Result<bool> {
         let Some(sample) = self.engine.config().verify.read_data_subset else {
             return Ok(false);
         };
@@ -515,7 +519,7 @@ impl Verification {
             }
             let cancel = stop.clone();
             let reading = repository.with_stop(stop);
-            let read = blocking(move || reading.read_sample(sample, &cancel)).await;
+            let read = blocking(move || reading.read_sample(sample, Some(limit), &cancel)).await;
             let report = match read {
                 Ok(report) => report,
                 Err(error) => {
@@ -532,9 +536,11 @@ impl Verification {
                 tracing::error!("the {source} repository is damaged: {error}");
             }
             tracing::info!(
-                "of the {source} repository {} packs were read: {} are damaged",
+                "of the {source} repository {} packs of {} bytes were read: {} are damaged; for {} more there was no time",
                 report.packs,
-                report.errors.len()
+                report.bytes,
+                report.errors.len(),
+                report.packs_left
             );
             return Ok(true);
         }
