@@ -11,7 +11,7 @@ use super::{Catalog, Source, unreadable};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::SnapshotId;
-use crate::store::{Inserted, Transaction, values};
+use crate::store::{Inserted, Transaction, Value, values};
 
 /// What the column of a failure holds.
 const FAILURE_CHARACTERS_MAX: usize = 4_000;
@@ -72,13 +72,8 @@ impl Catalog {
         id: &SnapshotId,
         tables: &[String],
     ) -> Result<()> {
-        let values = values![
-            as_json(tables)?,
-            customer.get(),
-            source.as_str(),
-            id.to_string()
-        ];
-        transaction.execute(NOTE_TABLES, values).await.map(drop)
+        let values = tables_of(customer, source, id, tables)?;
+        transaction.execute(NOTE_TABLES, &values).await.map(drop)
     }
 
     /// The same for a backup that is in the catalogue already.
@@ -89,13 +84,8 @@ impl Catalog {
         id: &SnapshotId,
         tables: &[String],
     ) -> Result<()> {
-        let values = values![
-            as_json(tables)?,
-            customer.get(),
-            source.as_str(),
-            id.to_string()
-        ];
-        self.store.execute(NOTE_TABLES, values).await.map(drop)
+        let values = tables_of(customer, source, id, tables)?;
+        self.store.execute(NOTE_TABLES, &values).await.map(drop)
     }
 
     /// What a database held while it was dumped for a backup; None where nobody wrote it down.
@@ -193,12 +183,7 @@ impl Catalog {
         }
     }
 
-    async fn update_or_insert(
-        &self,
-        update: &str,
-        insert: &str,
-        values: &[crate::store::Value],
-    ) -> Result<()> {
+    async fn update_or_insert(&self, update: &str, insert: &str, values: &[Value]) -> Result<()> {
         if self.store.execute(update, values).await? == 0 {
             // Whoever was faster tried it, too.
             match self.store.insert(insert, values).await? {
@@ -230,12 +215,24 @@ impl Catalog {
 const NOTE_TABLES: &str = "UPDATE customer_backups SET database_tables = ?
     WHERE customer_id = ? AND source = ? AND snapshot_id = ?";
 
-fn as_json(tables: &[String]) -> Result<String> {
-    serde_json::to_string(tables).map_err(|e| {
+/// The values of [`NOTE_TABLES`].
+fn tables_of(
+    customer: CustomerId,
+    source: Source,
+    id: &SnapshotId,
+    tables: &[String],
+) -> Result<[Value; 4]> {
+    let tables = serde_json::to_string(tables).map_err(|e| {
         Error::caused(
             ErrorKind::Failed,
             "the list of tables cannot be written down",
             e,
         )
-    })
+    })?;
+    Ok([
+        tables.into(),
+        customer.get().into(),
+        source.as_str().into(),
+        id.to_string().into(),
+    ])
 }

@@ -9,12 +9,12 @@ use std::io::Read;
 use std::time::Duration;
 
 use super::accounts::{create_importer, drop_importer, importer_definer};
-use super::client::{identifier, literal};
+use super::client::identifier;
 use super::dump::table_names;
 use super::names::{PROOF_MARK, beside, has_mark, is_beside, marked_schemas};
 use super::rewrite::Findings;
 use super::shadow::{
-    WITNESS, against_sessions_of, create_schema, drop_unused, import, kill_sessions, open_schema,
+    WITNESS, against_sessions_of, create_schema, drop_unused, end_import, import, open_schema,
     verify,
 };
 use super::{Server, Shadow};
@@ -145,16 +145,7 @@ fn drop_proof(server: &Server, schema: &str) -> Result<()> {
     let cancel = &Cancel::new();
     let importer = importer_definer(schema);
     drop_importer(server, schema, cancel)?;
-    // An import that was killed may still be running on the server.
-    kill_sessions(
-        server,
-        &format!(
-            "SELECT ID FROM information_schema.PROCESSLIST WHERE (DB = {} OR USER = {}) AND ID <> CONNECTION_ID();",
-            literal(schema),
-            literal(&importer.user)
-        ),
-        cancel,
-    );
+    end_import(server, schema, &importer, cancel);
     against_sessions_of(
         server,
         &[importer],

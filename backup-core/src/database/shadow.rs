@@ -523,16 +523,7 @@ pub(super) fn remove_schema(
     tenants.extend(grantees(server, live, cancel)?);
     tenants.retain(|tenant| tenant.user != server.account.user);
     tenants.push(importer.clone());
-    // An import that was killed may still be running on the server.
-    kill_sessions(
-        server,
-        &format!(
-            "SELECT ID FROM information_schema.PROCESSLIST WHERE (DB = {} OR USER = {}) AND ID <> CONNECTION_ID();",
-            literal(schema),
-            literal(&importer.user)
-        ),
-        cancel,
-    );
+    end_import(server, schema, &importer, cancel);
     drop_foreign_keys_into(server, schema, &tenants, warn, cancel)?;
     fault::point("in removing a schema")?;
     against_sessions_of(
@@ -545,6 +536,19 @@ pub(super) fn remove_schema(
         cancel,
     )?;
     settle_account(server, live)
+}
+
+/// An import that was killed may still be running on the server.
+pub(super) fn end_import(server: &Server, schema: &str, importer: &Definer, cancel: &Cancel) {
+    kill_sessions(
+        server,
+        &format!(
+            "SELECT ID FROM information_schema.PROCESSLIST WHERE (DB = {} OR USER = {}) AND ID <> CONNECTION_ID();",
+            literal(schema),
+            literal(&importer.user)
+        ),
+        cancel,
+    );
 }
 
 /// As far as the account may see and end them; the others are waited for.

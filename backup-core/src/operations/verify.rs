@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use crate::customer::{Customer, CustomerId};
 use crate::database::{self, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor, Phase};
-use crate::repository::{Repository, RestoreRules};
+use crate::repository::RestoreRules;
 use crate::site::{Scratch, ScratchRoom};
 
 /// Tables that are named one by one.
@@ -80,7 +81,15 @@ impl Engine {
         located.limit_to(expected.entry.backup_type);
         let room = scratch.make_room(expected.customer.id)?;
         let proven = catch_unwind(AssertUnwindSafe(|| {
-            self.prove_in(scratch, &room, located, expected, control)
+            Attempt {
+                engine: self,
+                scratch,
+                room: &room,
+                located,
+                expected,
+                control,
+            }
+            .carry_out()
         }))
         .unwrap_or_else(|_| {
             Err(Error::new(
@@ -132,54 +141,51 @@ impl Engine {
             server: self.config.worker.server.clone(),
         })
     }
+}
 
-    fn prove_in(
-        &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
-        located: Located,
-        expected: &Expected,
-        control: &Control,
-    ) -> Result<Proven> {
-        let wanted = expected.entry.backup_type;
-        if located.held != wanted {
+/// The proof of a backup, in its room.
+struct Attempt<'a> {
+    engine: &'a Engine,
+    scratch: &'a Scratch,
+    room: &'a ScratchRoom,
+    located: Located,
+    expected: &'a Expected,
+    control: &'a Control,
+}
+
+impl Attempt<'_> {
+    fn carry_out(&self) -> Result<Proven> {
+        let wanted = self.expected.entry.backup_type;
+        let held = self.located.held;
+        if held != wanted {
             return Err(damaged(format!(
-                "it holds {} and not {wanted}, as it did when it was made",
-                located.held
+                "it holds {held} and not {wanted}, as it did when it was made"
             )));
         }
         let mut proven = Proven::default();
         if wanted.has_files() {
-            self.prove_files(scratch, room, &located, expected, control, &mut proven)?;
+            self.prove_files(&mut proven)?;
             // The import needs the room, too, where the database is on the same disk.
-            scratch.empty(room)?;
+            self.scratch.empty(self.room)?;
         }
         if wanted.has_database() {
-            self.prove_database(scratch, room, &located, expected, control, &mut proven)?;
+            self.prove_database(&mut proven)?;
         }
         Ok(proven)
     }
 
-    fn prove_files(
-        &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
-        located: &Located,
-        expected: &Expected,
-        control: &Control,
-        proven: &mut Proven,
-    ) -> Result<()> {
+    fn prove_files(&self, proven: &mut Proven) -> Result<()> {
+        let (located, control) = (&self.located, self.control);
         control.monitor.phase(Phase::RestoringFiles);
-        let directory = &located.contents.directory;
-        let notes = scratch.path().join(&room.name);
+        let notes = self.scratch.path().join(&self.room.name);
         let repository = located.repository.with_scratch(&notes);
         let plan = repository.plan_restore(
             &located.snapshot,
-            directory,
-            &RestoreRules::new(&self.config.restore, &[]),
+            &located.contents.directory,
+            &RestoreRules::new(&self.engine.config.restore, &[]),
             &control.cancel,
         )?;
-        if let Some(files) = expected.entry.files
+        if let Some(files) = self.expected.entry.files
             && files != plan.files()
         {
             return Err(damaged(format!(
@@ -187,9 +193,9 @@ impl Engine {
                 plan.files()
             )));
         }
-        self.require_room(scratch, plan.bytes_on_disk(), located)?;
+        self.require_room(plan.bytes_on_disk())?;
         control.monitor.bytes_total(plan.bytes());
-        let target = File::from(scratch.files(room)?);
+        let target = File::from(self.scratch.files(self.room)?);
         repository.restore(&plan, target.as_fd(), None, control)?;
         plan.check_restored(target.as_fd(), &control.cancel)?;
         proven.files = plan.files();
@@ -198,41 +204,35 @@ impl Engine {
     }
 
     /// Files and dump together are not to take more than may be; the dump's share is on another disk, as a rule.
-    fn require_room(&self, scratch: &Scratch, files: u64, located: &Located) -> Result<()> {
-        let most = self.config.verify.max_bytes;
-        let all = files + located.contents.dump_bytes.unwrap_or(0);
+    fn require_room(&self, files: u64) -> Result<()> {
+        let most = self.engine.config.verify.max_bytes;
+        let all = files + self.located.contents.dump_bytes.unwrap_or(0);
         if most > 0 && all > most {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!("it takes {all} bytes, and {most} may be used: raise verify.max_bytes"),
             ));
         }
-        let available = scratch.bytes_available()?;
+        let available = self.scratch.bytes_available()?;
         if files > available / SHARE {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
                     "its files take {files} bytes, and no more than half of the {available} that are free is used for a proof: make room on the file system of {}, or set verify.dir",
-                    scratch.path().display()
+                    self.scratch.path().display()
                 ),
             ));
         }
         Ok(())
     }
 
-    fn prove_database(
-        &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
-        located: &Located,
-        expected: &Expected,
-        control: &Control,
-        proven: &mut Proven,
-    ) -> Result<()> {
+    fn prove_database(&self, proven: &mut Proven) -> Result<()> {
+        let (located, expected, control) = (&self.located, self.expected, self.control);
         control.monitor.phase(Phase::ImportingDatabase);
-        let (repository, contents): (&Arc<Repository>, _) =
-            (&located.repository, &located.contents);
-        let dump = repository.stream_file(&located.snapshot, &contents.dump, control)?;
+        let contents = &located.contents;
+        let dump = located
+            .repository
+            .stream_file(&located.snapshot, &contents.dump, control)?;
         control.monitor.bytes_total(dump.bytes);
         let said = [contents.dump_bytes, expected.entry.database_bytes];
         if let Some(bytes) = said
@@ -247,11 +247,10 @@ impl Engine {
         }
         self.require_dump_fits(dump.bytes)?;
         proven.database_bytes = dump.bytes;
-        let server = self.server(&expected.customer)?;
-        let live = expected.customer.db_name.as_str();
-        self.require_room_for_dump(&server, dump.bytes, control)?;
+        let server = self.engine.server(&expected.customer)?;
+        self.require_room_for_dump(&server, dump.bytes)?;
         let found = self
-            .import_and_look(scratch, room, &server, live, Box::new(dump), control)
+            .import_and_look(&server, Box::new(dump))
             .map_err(|error| match error.kind() {
                 // The server's, and neither a lock of the repository nor a lack of the backup.
                 ErrorKind::Busy | ErrorKind::NotFound => Error::caused(
@@ -261,31 +260,21 @@ impl Engine {
                 ),
                 _ => error,
             })?;
-        let missing: Vec<&str> = expected
-            .tables
-            .iter()
-            .flatten()
-            .map(String::as_str)
-            .filter(|table| !found.contains(*table))
-            .collect();
-        if !missing.is_empty() {
-            return Err(damaged(format!(
-                "its dump lacks {} of the {} tables that the database had when it was made: {}{}",
-                missing.len(),
-                expected.tables.iter().flatten().count(),
-                missing[..missing.len().min(NAMED)].join(", "),
-                if missing.len() > NAMED { ", …" } else { "" }
-            )));
-        }
-        if expected.tables.is_none() && found.is_empty() {
-            require_none(&server, live, &control.cancel)?;
+        match &expected.tables {
+            Some(tables) => require_all(tables, &found)?,
+            None if found.is_empty() => {
+                let live = expected.customer.db_name.as_str();
+                require_none(&server, live, &control.cancel)?;
+            }
+            // The import compared it with what the dump itself says.
+            None => {}
         }
         proven.tables = found.len() as u64;
         Ok(())
     }
 
     fn require_dump_fits(&self, bytes: u64) -> Result<()> {
-        let most = self.config.verify.max_bytes;
+        let most = self.engine.config.verify.max_bytes;
         if most > 0 && bytes > most {
             return Err(Error::new(
                 ErrorKind::NoSpace,
@@ -298,9 +287,9 @@ impl Engine {
     }
 
     /// Live shops write there, too.
-    fn require_room_for_dump(&self, server: &Server, bytes: u64, control: &Control) -> Result<()> {
+    fn require_room_for_dump(&self, server: &Server, bytes: u64) -> Result<()> {
         // On another machine, in a container, or closed to us: then the import is what tells.
-        let Some(disk) = database::data_disk(server, &control.cancel) else {
+        let Some(disk) = database::data_disk(server, &self.control.cancel) else {
             return Ok(());
         };
         if bytes > disk.bytes_available / SHARE {
@@ -319,25 +308,41 @@ impl Engine {
     /// What came of the dump in a scratch schema, which is gone again.
     fn import_and_look(
         &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
         server: &Server,
-        live: &str,
-        dump: Box<dyn std::io::Read + Send>,
-        control: &Control,
+        dump: Box<dyn Read + Send>,
     ) -> Result<BTreeSet<String>> {
+        let live = self.expected.customer.db_name.as_str();
         let name = database::proof_name(live);
-        scratch.note_schema(room, &name)?;
-        let mut schema = database::prepare_proof(server, live, &name, control)?;
-        scratch.note_schema_made(room)?;
-        let limit = self.config.import_timeout();
-        let found = database::import_for_proof(server, &mut schema, dump, limit, control);
+        self.scratch.note_schema(self.room, &name)?;
+        let mut schema = database::prepare_proof(server, live, &name, self.control)?;
+        self.scratch.note_schema_made(self.room)?;
+        let limit = self.engine.config.import_timeout();
+        let found = database::import_for_proof(server, &mut schema, dump, limit, self.control);
         let discarded = database::discard_proof(server, &schema);
         if let (Ok(_), Err(problem)) = (&found, &discarded) {
             tracing::warn!("{}", problem.chain());
         }
         found
     }
+}
+
+/// What the database had while it was dumped.
+fn require_all(tables: &[String], found: &BTreeSet<String>) -> Result<()> {
+    let missing: Vec<&str> = tables
+        .iter()
+        .map(String::as_str)
+        .filter(|table| !found.contains(*table))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(damaged(format!(
+        "its dump lacks {} of the {} tables that the database had when it was made: {}{}",
+        missing.len(),
+        tables.len(),
+        missing[..missing.len().min(NAMED)].join(", "),
+        if missing.len() > NAMED { ", …" } else { "" }
+    )))
 }
 
 /// A dump without a table is a good one of an empty database, and what an account gets that may see no table. Where nobody wrote down which it was, the
