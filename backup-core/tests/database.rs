@@ -240,6 +240,61 @@ fn a_trial_of_dump_and_import_leaves_no_schema_and_removes_what_killed_ones_left
 }
 
 #[test]
+fn of_scratch_schemas_just_what_was_made_is_removed_by_its_name_alone() {
+    let server = server();
+    sql("CREATE DATABASE proven_1");
+    let name = database::proof_name("proven_1");
+    let of = |name: &str| sql(&format!("SHOW DATABASES LIKE '{name}'"));
+    // One of this name is there already, with somebody's data.
+    sql(&format!(
+        "CREATE DATABASE {name}; CREATE TABLE {name}.t (id INT)"
+    ));
+    database::prepare_proof(&server, "proven_1", &name, &quiet()).unwrap_err();
+    database::remove_proof(&server, &name, false).unwrap();
+    assert_eq!(sql(&format!("SHOW TABLES FROM {name}")), "t\n");
+    sql(&format!("DROP DATABASE {name}"));
+
+    // As a grant has it, where `_` would stand for any letter.
+    let rights = |name: &str| {
+        let pattern = name.replace('_', "\\\\_");
+        sql(&format!(
+            "SELECT COUNT(*) FROM mysql.db WHERE Db = '{pattern}'"
+        ))
+    };
+    for is_made in [false, true] {
+        let name = database::proof_name("proven_1");
+        database::prepare_proof(&server, "proven_1", &name, &quiet()).unwrap();
+        assert_eq!(rights(&name), "1\n");
+        let there = database::scratch_schemas(&server, &Cancel::new());
+        assert!(there.unwrap().contains(&name));
+        if is_made {
+            sql(&format!("CREATE TABLE {name}.imported (id INT)"));
+        }
+        // That it is gone already is fine.
+        for _ in 0..2 {
+            database::remove_proof(&server, &name, is_made).unwrap();
+            assert_eq!((of(&name).as_str(), rights(&name).as_str()), ("", "0\n"));
+        }
+    }
+    let error = database::remove_proof(&server, "proven_1", true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidInput);
+    assert_eq!(of("proven\\_1"), "proven_1\n");
+
+    // Where names are kept in lower case.
+    let other = MariaDb::start_with(&["--lower-case-table-names=1"]).unwrap();
+    let word = SecretString::from(other.root_password());
+    let server = Server::new(Endpoint::Socket(other.socket()), Vec::new(), "root", word);
+    let name = database::proof_name("Proven_1");
+    let mut scratch = database::prepare_proof(&server, "Proven_1", &name, &quiet()).unwrap();
+    let dump = format!("CREATE TABLE t (id INT);{TRAILER}");
+    let dump = Box::new(std::io::Cursor::new(dump));
+    let found = database::import_for_proof(&server, &mut scratch, dump, LIMIT, &quiet());
+    assert_eq!(found.unwrap().len(), 1);
+    database::remove_proof(&server, &name, true).unwrap();
+    assert_eq!(other.sql("SHOW DATABASES LIKE '%proof%'").unwrap(), "");
+}
+
+#[test]
 fn passwords_of_any_characters_work_by_file_and_by_environment() {
     let password = "a b#c\"d'e\\f;g\tä$(h)";
     sql(&format!(

@@ -34,15 +34,28 @@ pub struct Sampled {
     pub errors: u64,
 }
 
-const HELD: &str = "SELECT b.customer_id, b.source, b.time, b.bytes, k.count, CAST(k.bytes AS SIGNED), CAST(k.added AS SIGNED)
+const HELD: &str = "SELECT b.customer_id, b.source, b.time, k.newest_files, k.newest_database, b.bytes, k.count, CAST(k.bytes AS SIGNED), CAST(k.added AS SIGNED)
     FROM customer_backups b JOIN (SELECT customer_id, source, MAX(time) AS newest, COUNT(*) AS count,
+            MAX(CASE WHEN backup_type <> 'db' THEN time END) AS newest_files,
+            MAX(CASE WHEN backup_type <> 'files' THEN time END) AS newest_database,
             COALESCE(SUM(bytes), 0) AS bytes, COALESCE(SUM(bytes_added), 0) AS added
         FROM customer_backups WHERE deleted_at IS NULL GROUP BY customer_id, source) k
     ON k.customer_id = b.customer_id AND k.source = b.source AND k.newest = b.time
     WHERE b.deleted_at IS NULL";
 
-/// Customer, source, the time and bytes of the newest, and of all: how many, their bytes, and what was added for them.
-type HeldRow = (i64, String, i64, Option<i64>, i64, i64, i64);
+/// Customer, source, the times of the newest, of the newest with files and with a dump, the bytes of the newest, and of all: how many, their bytes, and what
+/// was added for them.
+type HeldRow = (
+    i64,
+    String,
+    i64,
+    Option<i64>,
+    Option<i64>,
+    Option<i64>,
+    i64,
+    i64,
+    i64,
+);
 
 /// What there is of a customer from one source.
 #[derive(Debug, Clone)]
@@ -50,6 +63,8 @@ pub(crate) struct Held {
     pub(crate) customer: CustomerId,
     pub(crate) source: Source,
     pub(crate) newest: Timestamp,
+    pub(crate) newest_files: Option<Timestamp>,
+    pub(crate) newest_database: Option<Timestamp>,
     pub(crate) newest_bytes: Option<u64>,
     pub(crate) count: u64,
     pub(crate) bytes: u64,
@@ -99,11 +114,15 @@ impl Catalog {
     pub(crate) async fn held(&self) -> Result<Vec<Held>> {
         let rows: Vec<HeldRow> = self.store.rows(HELD, &[]).await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let held = |(customer, source, newest, bytes, count, all, added): HeldRow| {
+        let time = |at: Option<i64>| Timestamp::from_millisecond(at?).ok();
+        let held = |row: HeldRow| {
+            let (customer, source, newest, files, database, bytes, count, all, added) = row;
             Some(Held {
                 customer: CustomerId::new(u32::try_from(customer).ok()?).ok()?,
                 source: source.parse().ok()?,
                 newest: Timestamp::from_millisecond(newest).ok()?,
+                newest_files: time(files),
+                newest_database: time(database),
                 newest_bytes: bytes.map(number),
                 count: number(count),
                 bytes: number(all),

@@ -7,6 +7,7 @@
 mod contents;
 mod deletions;
 mod figures;
+mod parts;
 mod proofs;
 mod repositories;
 mod sync;
@@ -44,7 +45,11 @@ const ROWS_A_STATEMENT: usize = 500;
 const LIST: &str =
     "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
     FROM customer_backups
-    WHERE customer_id = ? AND (source <> 'daily' OR time >= {now} - ?) AND deleted_at IS NULL
+    WHERE customer_id = ? AND deleted_at IS NULL AND (source <> 'daily' OR time >= {now} - ?
+        OR backup_type <> 'db' AND time >= (SELECT MAX(time) FROM customer_backups
+            WHERE customer_id = ? AND source = 'daily' AND backup_type <> 'db' AND deleted_at IS NULL)
+        OR backup_type <> 'files' AND time >= (SELECT MAX(time) FROM customer_backups
+            WHERE customer_id = ? AND source = 'daily' AND backup_type <> 'files' AND deleted_at IS NULL))
     ORDER BY time DESC, snapshot_id DESC";
 const FIND: &str =
     "SELECT source, snapshot_id, time, backup_type, note, bytes, bytes_added, database_bytes, files, proven_at
@@ -144,7 +149,7 @@ pub struct BackupEntry {
 pub struct BackupList {
     /// Those he made.
     pub manual: Vec<BackupEntry>,
-    /// Those that the platform made, of the last `retention.daily_shown`.
+    /// Those that the platform made, of the last `retention.daily_shown`, and the last of his files and of his database, however old they are.
     pub daily: Vec<BackupEntry>,
     /// Those made of what a restore replaced.
     pub pre_restore: Vec<BackupEntry>,
@@ -176,12 +181,14 @@ impl Catalog {
         Ok(rows.into_iter().filter_map(largest).collect())
     }
 
-    /// All backups of a customer, without the daily ones that are older than `daily_shown`.
+    /// All backups of a customer, without the daily ones that are older than `daily_shown`: but for the newest that holds his files and the newest that
+    /// holds his database, which may be all that he has.
     pub async fn list(&self, customer: CustomerId, daily_shown: Duration) -> Result<BackupList> {
         // A century is all there is, and the database can subtract it.
         const MILLISECONDS_MAX: u64 = 100 * 365 * 24 * 60 * 60 * 1000;
         let daily_shown = u64::try_from(daily_shown.as_millis()).unwrap_or(u64::MAX);
-        let values = values![customer.get(), daily_shown.min(MILLISECONDS_MAX)];
+        let (number, daily_shown) = (customer.get(), daily_shown.min(MILLISECONDS_MAX));
+        let values = values![number, daily_shown, number, number];
         let rows: Vec<BackupRow> = self.store.rows(LIST, values).await?;
         let mut list = BackupList::default();
         for row in rows {

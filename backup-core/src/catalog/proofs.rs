@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{BackupEntry, BackupRow, Catalog, FIND, Source, unreadable};
+use super::{Catalog, Source, unreadable};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::repository::SnapshotId;
-use crate::store::{Inserted, Transaction, values};
+use crate::store::{Inserted, Transaction, Value, values};
 
 /// What the column of a failure holds.
 const FAILURE_CHARACTERS_MAX: usize = 4_000;
@@ -54,13 +54,13 @@ pub(crate) struct Proof {
 }
 
 /// How a try ended.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Tried<'a> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Tried {
     Proven,
     /// Why it could not be tried to its end; what was proven earlier still is.
-    Failed(&'a str),
+    Failed(String),
     /// What is wrong with the backup.
-    Disproved(&'a str),
+    Disproved(String),
 }
 
 impl Catalog {
@@ -72,13 +72,8 @@ impl Catalog {
         id: &SnapshotId,
         tables: &[String],
     ) -> Result<()> {
-        let values = values![
-            as_json(tables)?,
-            customer.get(),
-            source.as_str(),
-            id.to_string()
-        ];
-        transaction.execute(NOTE_TABLES, values).await.map(drop)
+        let values = tables_of(customer, source, id, tables)?;
+        transaction.execute(NOTE_TABLES, &values).await.map(drop)
     }
 
     /// The same for a backup that is in the catalogue already.
@@ -89,13 +84,8 @@ impl Catalog {
         id: &SnapshotId,
         tables: &[String],
     ) -> Result<()> {
-        let values = values![
-            as_json(tables)?,
-            customer.get(),
-            source.as_str(),
-            id.to_string()
-        ];
-        self.store.execute(NOTE_TABLES, values).await.map(drop)
+        let values = tables_of(customer, source, id, tables)?;
+        self.store.execute(NOTE_TABLES, &values).await.map(drop)
     }
 
     /// What a database held while it was dumped for a backup; None where nobody wrote it down.
@@ -121,25 +111,6 @@ impl Catalog {
         })
     }
 
-    /// A customer's newest backup from one source.
-    pub(crate) async fn newest_of(
-        &self,
-        customer: CustomerId,
-        source: Source,
-    ) -> Result<Option<BackupEntry>> {
-        const QUERY: &str = "SELECT snapshot_id FROM customer_backups
-            WHERE customer_id = ? AND source = ? AND deleted_at IS NULL ORDER BY time DESC, snapshot_id DESC LIMIT 1";
-        let values = values![customer.get(), source.as_str()];
-        let newest: Option<(String,)> = self.store.row(QUERY, values).await?;
-        let Some((id,)) = newest else {
-            return Ok(None);
-        };
-        let values = values![customer.get(), source.as_str(), id];
-        let row: Option<BackupRow> = self.store.row(FIND, values).await?;
-        row.map(|row| Ok(row.read().map_err(unreadable)?.1))
-            .transpose()
-    }
-
     /// How the last try of everybody ended.
     pub(crate) async fn proofs(&self) -> Result<Vec<Proof>> {
         const QUERY: &str = "SELECT customer_id, source, {now} - tried_at, CASE WHEN failure IS NULL THEN 0 ELSE 1 END, proven_at FROM backup_proofs";
@@ -158,13 +129,34 @@ impl Catalog {
             .collect()
     }
 
-    /// Write down how a try ended.
+    /// Write down how the try of one backup ended: in its row, which customers see.
+    pub(crate) async fn note_tried(
+        &self,
+        customer: CustomerId,
+        source: Source,
+        id: &SnapshotId,
+        tried: &Tried,
+    ) -> Result<()> {
+        let update = match tried {
+            Tried::Proven => {
+                "UPDATE customer_backups SET proven_at = {now} WHERE customer_id = ? AND source = ? AND snapshot_id = ?"
+            }
+            Tried::Disproved(_) => {
+                "UPDATE customer_backups SET proven_at = NULL WHERE customer_id = ? AND source = ? AND snapshot_id = ?"
+            }
+            Tried::Failed(_) => return Ok(()),
+        };
+        let values = values![customer.get(), source.as_str(), id.to_string()];
+        self.store.execute(update, values).await.map(drop)
+    }
+
+    /// Write down how the try of a customer's newest backups from one source ended, of whichever of them that is said.
     pub(crate) async fn note_proof(
         &self,
         customer: CustomerId,
         source: Source,
         id: &SnapshotId,
-        tried: Tried<'_>,
+        tried: &Tried,
     ) -> Result<()> {
         let id = id.to_string();
         let of_customer = (customer.get(), source.as_str());
@@ -176,7 +168,7 @@ impl Catalog {
                 const INSERT: &str = "INSERT INTO backup_proofs (snapshot_id, tried_at, proven_at, proven_snapshot, customer_id, source)
                     VALUES (?, {now}, {now}, ?, ?, ?)";
                 let values = values![id.as_str(), id.as_str(), of_customer.0, of_customer.1];
-                self.update_or_insert(UPDATE, INSERT, values).await?;
+                self.update_or_insert(UPDATE, INSERT, values).await
             }
             Tried::Failed(why) | Tried::Disproved(why) => {
                 const UPDATE: &str =
@@ -186,28 +178,12 @@ impl Catalog {
                     VALUES (?, {now}, ?, ?, ?)";
                 let why: String = why.chars().take(FAILURE_CHARACTERS_MAX).collect();
                 let values = values![id.as_str(), why, of_customer.0, of_customer.1];
-                self.update_or_insert(UPDATE, INSERT, values).await?;
+                self.update_or_insert(UPDATE, INSERT, values).await
             }
         }
-        let update = match tried {
-            Tried::Proven => {
-                "UPDATE customer_backups SET proven_at = {now} WHERE customer_id = ? AND source = ? AND snapshot_id = ?"
-            }
-            Tried::Disproved(_) => {
-                "UPDATE customer_backups SET proven_at = NULL WHERE customer_id = ? AND source = ? AND snapshot_id = ?"
-            }
-            Tried::Failed(_) => return Ok(()),
-        };
-        let values = values![of_customer.0, of_customer.1, id];
-        self.store.execute(update, values).await.map(drop)
     }
 
-    async fn update_or_insert(
-        &self,
-        update: &str,
-        insert: &str,
-        values: &[crate::store::Value],
-    ) -> Result<()> {
+    async fn update_or_insert(&self, update: &str, insert: &str, values: &[Value]) -> Result<()> {
         if self.store.execute(update, values).await? == 0 {
             // Whoever was faster tried it, too.
             match self.store.insert(insert, values).await? {
@@ -239,12 +215,24 @@ impl Catalog {
 const NOTE_TABLES: &str = "UPDATE customer_backups SET database_tables = ?
     WHERE customer_id = ? AND source = ? AND snapshot_id = ?";
 
-fn as_json(tables: &[String]) -> Result<String> {
-    serde_json::to_string(tables).map_err(|e| {
+/// The values of [`NOTE_TABLES`].
+fn tables_of(
+    customer: CustomerId,
+    source: Source,
+    id: &SnapshotId,
+    tables: &[String],
+) -> Result<[Value; 4]> {
+    let tables = serde_json::to_string(tables).map_err(|e| {
         Error::caused(
             ErrorKind::Failed,
             "the list of tables cannot be written down",
             e,
         )
-    })
+    })?;
+    Ok([
+        tables.into(),
+        customer.get().into(),
+        source.as_str().into(),
+        id.to_string().into(),
+    ])
 }

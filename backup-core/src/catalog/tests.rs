@@ -167,6 +167,8 @@ async fn daily_backups_are_shown_for_their_time_and_kept_longer() {
         let catalog = Catalog::new(&store);
         let old = entry("aa", 2 * 60 * 60);
         record(&store, REPOSITORY, 1, Source::Daily, &old).await;
+        let newer = entry("cc", 60);
+        record(&store, REPOSITORY, 1, Source::Daily, &newer).await;
         record(
             &store,
             REPOSITORY,
@@ -177,13 +179,68 @@ async fn daily_backups_are_shown_for_their_time_and_kept_longer() {
         .await;
         let hour = Duration::from_secs(60 * 60);
         let list = catalog.list(customer(1), hour).await.unwrap();
-        assert_eq!((list.daily.len(), list.manual.len()), (0, 1));
+        assert_eq!(list.daily, std::slice::from_ref(&newer));
+        assert_eq!(list.manual.len(), 1);
         for longer in [3 * hour, Duration::MAX] {
             let list = catalog.list(customer(1), longer).await.unwrap();
-            assert_eq!(list.daily, std::slice::from_ref(&old));
+            assert_eq!(list.daily, [newer.clone(), old.clone()]);
         }
         let found = catalog.find(customer(1), Source::Daily, &old.id).await;
         assert_eq!(found.unwrap(), Some(old));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_daily_backup_of_files_and_of_a_database_is_shown_and_kept_however_old_it_is() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let of = |digits: &str, days: i64, backup_type| BackupEntry {
+            backup_type,
+            ..entry(digits, days * 24 * 60 * 60)
+        };
+        let (both, files, db) = (BackupType::Both, BackupType::Files, BackupType::Db);
+        for (whose, backup) in [
+            (1, of("a60", 60, both)),
+            (1, of("a50", 50, files)),
+            (1, of("a01", 1, files)),
+            (2, of("a60", 60, db)),
+            (2, of("a50", 50, both)),
+            (2, of("a40", 40, db)),
+            (3, of("a60", 60, both)),
+            (3, of("a01", 1, both)),
+            // Whom the table does not have any more, or not here.
+            (4, of("a70", 70, both)),
+        ] {
+            record(&store, REPOSITORY, whose, Source::Daily, &backup).await;
+        }
+        let ids = |digits: &[&str]| digits.iter().map(|digits| id(digits)).collect::<Vec<_>>();
+        for (whose, shown) in [
+            (1, &["a01", "a60"][..]),
+            (2, &["a40", "a50"]),
+            (3, &["a01"]),
+            (4, &["a70"]),
+        ] {
+            let list = catalog.list(customer(whose), MONTH).await.unwrap();
+            let listed: Vec<_> = list.daily.iter().map(|entry| entry.id).collect();
+            assert_eq!(listed, ids(shown), "customer {whose}");
+        }
+        let newest_first = ids(&["a01", "a40", "a50", "a60", "a70"]);
+        let last_of = async |customers: &[u32]| {
+            let customers = customers.iter().copied().map(customer).collect();
+            let last = catalog.last_of_each_part(&newest_first, &customers).await;
+            last.unwrap()
+        };
+        for (customers, kept) in [
+            (&[1, 2, 3][..], &["a01", "a40", "a50", "a60"][..]),
+            (&[1], &["a01", "a60"]),
+            (&[2], &["a40", "a50"]),
+            (&[3], &["a01"]),
+            (&[], &[]),
+        ] {
+            let kept: BTreeSet<_> = ids(kept).into_iter().collect();
+            assert_eq!(last_of(customers).await, kept, "{customers:?}");
+        }
     })
     .await;
 }
@@ -339,7 +396,10 @@ async fn no_question_looks_at_all_of_350_000_rows() {
 
         let (zeros, zs) = ("0".repeat(8), "z".to_owned());
         for (query, values) in [
-            (LIST, values![4_711_u32, 1_000_000_000_u32].as_slice()),
+            (
+                LIST,
+                values![4_711_u32, 1_000_000_000_u32, 4_711_u32, 4_711_u32].as_slice(),
+            ),
             (FIND, values![4_711_u32, "daily", id("00").to_string()]),
             (
                 BEGINNING,

@@ -358,7 +358,7 @@ pub struct RetentionConfig {
     pub manual: u32,
     /// The newest backups kept of what a restore replaced; at least 1. Default 3.
     pub pre_restore: u32,
-    /// Daily backups older than this are not shown. Default `30d`.
+    /// Daily backups older than this are not shown, but for the last of a customer's files and the last of his database. Default `30d`.
     #[serde(deserialize_with = "values::duration")]
     pub daily_shown: Duration,
 }
@@ -369,7 +369,8 @@ pub struct RetentionConfig {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct DailyConfig {
-    /// The days of which the newest backup is kept, at least 1: the newest days that have one. Default 30.
+    /// The days of which the newest backup is kept, at least 1: the newest days that have one. Beyond these the last one that holds a customer's files stays, and the last one that
+    /// holds his dump. Default 30.
     pub keep: u32,
     /// Directories of the server that are saved besides what is the customers', such as `/etc/nginx/sites-available`. Default none.
     #[serde(deserialize_with = "values::absolute_paths")]

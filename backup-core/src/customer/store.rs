@@ -43,6 +43,8 @@ pub(crate) struct Placed {
     pub(crate) name: Option<String>,
     /// None where the table names a hosting server that there is not.
     pub(crate) server: Option<String>,
+    /// Whether the table names a database for him. Where it does not he may have one all the same, of the usual name.
+    pub(crate) names_database: bool,
 }
 
 /// A customer to be added to the embedded store.
@@ -150,6 +152,7 @@ impl CustomerStore {
                 status: raw.status,
                 name: raw.domain.or(raw.company_name),
                 server,
+                names_database: raw.db_name.is_some(),
             });
         }
         Ok(placed)

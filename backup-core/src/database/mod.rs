@@ -45,7 +45,10 @@ use crate::progress::Cancel;
 
 pub use accounts::ImportAccount;
 pub use dump::{Dump, DumpReport, dump};
-pub use proof::{discard_proof, import_for_proof, prepare_proof, remove_proofs};
+pub(crate) use proof::has_tables;
+pub use proof::{
+    discard_proof, import_for_proof, prepare_proof, proof_name, remove_proof, scratch_schemas,
+};
 pub use replaced::dump_replaced;
 pub use shadow::{
     DataDisk, Inventory, Shadow, data_disk, discard, import, prepare_shadow, remove_leftovers,

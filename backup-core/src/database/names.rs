@@ -61,12 +61,21 @@ pub(super) fn is_beside(schema: &str, live: &str, mark: &str) -> bool {
     schema
         .strip_prefix(stem(live, mark).as_str())
         .and_then(|rest| rest.strip_prefix(mark))
-        .is_some_and(|digits| {
-            digits.len() == RANDOM_DIGITS
-                && digits
-                    .bytes()
-                    .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-        })
+        .is_some_and(is_random)
+}
+
+/// Whether it is a name beside that of any schema.
+pub(super) fn has_mark(schema: &str, mark: &str) -> bool {
+    schema
+        .rsplit_once(mark)
+        .is_some_and(|(stem, digits)| !stem.is_empty() && is_random(digits))
+}
+
+fn is_random(digits: &str) -> bool {
+    digits.len() == RANDOM_DIGITS
+        && digits
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
 /// The schemas with names beside `live`.
@@ -76,6 +85,19 @@ pub(super) fn schemas_beside(
     mark: &str,
     cancel: &Cancel,
 ) -> Result<Vec<String>> {
+    schemas(server, |schema| is_beside(schema, live, mark), cancel)
+}
+
+/// The schemas with names beside that of any.
+pub(super) fn marked_schemas(server: &Server, mark: &str, cancel: &Cancel) -> Result<Vec<String>> {
+    schemas(server, |schema| has_mark(schema, mark), cancel)
+}
+
+fn schemas(
+    server: &Server,
+    is_wanted: impl Fn(&str) -> bool,
+    cancel: &Cancel,
+) -> Result<Vec<String>> {
     let rows = server.query(
         "SELECT HEX(SCHEMA_NAME) FROM information_schema.SCHEMATA;",
         cancel,
@@ -83,7 +105,7 @@ pub(super) fn schemas_beside(
     let mut found = Vec::new();
     for row in &rows {
         let schema = name_from_hex(row.first())?;
-        if is_beside(&schema, live, mark) {
+        if is_wanted(&schema) {
             found.push(schema);
         }
     }
@@ -100,6 +122,8 @@ mod tests {
             let name = beside(live, SHADOW_MARK);
             assert!(name.chars().count() <= LONGEST_NAME);
             assert!(is_beside(&name, live, SHADOW_MARK));
+            assert!(has_mark(&name, SHADOW_MARK) && !has_mark(&name, PROOF_MARK));
+            assert!(!has_mark(live, SHADOW_MARK));
             assert!(!is_beside(&name, live, REPLACED_MARK));
             assert!(!is_beside(live, live, SHADOW_MARK));
         }

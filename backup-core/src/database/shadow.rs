@@ -20,6 +20,7 @@ use crate::database::accounts::{
     open_tenant, revoke, settle_account,
 };
 use crate::database::client::{SqlError, explain, from_hex, identifier, literal, name_from_hex};
+use crate::database::dump::table_names;
 use crate::database::names::{SHADOW_MARK, beside, is_beside, schemas_beside};
 use crate::database::rewrite::{Definer, Findings, Rewriter};
 use crate::database::surroundings::Surroundings;
@@ -38,6 +39,8 @@ const DROP_LOCK_SECONDS: u32 = 5;
 /// So many of them end transactions only; after that every session of the tenant has to go.
 const DROP_PATIENCE: u32 = 2;
 const BUSY: u16 = 1205;
+/// That there is a schema of this name.
+const EXISTS: u16 = 1007;
 
 /// A schema beside the live one. It outlives this value: it is either swapped in and then discarded, or only discarded.
 pub struct Shadow {
@@ -97,10 +100,15 @@ pub fn prepare_shadow(
     let cancel = &control.cancel;
     let tenant = open_tenant(server, live, account, cancel)?;
     let schema = beside(live, SHADOW_MARK);
-    let importer = create_shadow(server, live, &schema, &tenant, cancel).map_err(|error| {
+    let warn = |text: &str| control.monitor.warning(text);
+    let opened = match create_schema(server, live, &schema, cancel) {
+        Err(error) => Err((error, settle_account(server, live))),
+        Ok(()) => open_shadow(server, &schema, &tenant, cancel)
+            .map_err(|error| (error, discard_shadow(server, live, &schema, &warn))),
+    };
+    let importer = opened.map_err(|(error, removed)| {
         let error = error.context(format!("cannot prepare the restore of the database {live}"));
-        let warn = |text: &str| control.monitor.warning(text);
-        match discard_shadow(server, live, &schema, &warn) {
+        match removed {
             Ok(()) => error,
             Err(second) => {
                 error.context(format!("what was prepared could not be removed: {second}"))
@@ -140,20 +148,18 @@ fn witness(schema: &str) -> String {
 }
 
 /// The schema before the account, which is known by it.
-fn create_shadow(
+fn open_shadow(
     server: &Server,
-    live: &str,
     schema: &str,
     tenant: &Identity,
     cancel: &Cancel,
 ) -> Result<Identity> {
-    create_schema(server, live, schema, cancel)?;
     let importer = open_importer(server, schema, tenant, cancel)?;
     open_schema(server, &importer, schema, cancel)?;
     Ok(importer)
 }
 
-/// Fails where there is one of this name.
+/// Fails where there is one of this name, which is somebody else's and stays. Of its own nothing is left where it fails.
 pub(super) fn create_schema(
     server: &Server,
     live: &str,
@@ -164,17 +170,42 @@ pub(super) fn create_schema(
         Some((charset, collation)) => format!("CHARACTER SET {charset} COLLATE {collation}"),
         None => String::new(),
     };
-    server.query(
-        &format!("CREATE DATABASE {} {like};", identifier(schema)),
-        cancel,
-    )?;
     let witness = witness(schema);
-    server.query(
+    let created = server.query(
         &format!(
-            "CREATE TABLE {witness} (i INT) ENGINE = MEMORY; INSERT INTO {witness} VALUES (1);"
+            "CREATE DATABASE {} {like};
+             CREATE TABLE {witness} (i INT) ENGINE = MEMORY; INSERT INTO {witness} VALUES (1);",
+            identifier(schema)
         ),
         cancel,
-    )?;
+    );
+    match created {
+        Ok(_) => Ok(()),
+        Err(error) if error.code == Some(EXISTS) => Err(error.into()),
+        // How far it had come, whoever is cancelled is not told.
+        Err(error) => match drop_unused(server, schema) {
+            Ok(()) => Err(error.into()),
+            Err(second) => Err(Error::from(error).context(format!(
+                "the schema {schema} could not be removed: {second}"
+            ))),
+        },
+    }
+}
+
+/// Drop a schema that no dump was imported into yet. One that has more in it than we had made is none of ours.
+pub(super) fn drop_unused(server: &Server, schema: &str) -> Result<()> {
+    let cancel = &Cancel::new();
+    if default_charset(server, schema, cancel)?.is_none() {
+        return Ok(());
+    }
+    let mut tables = table_names(server, schema, cancel)?;
+    tables.remove(WITNESS);
+    if tables.is_empty() {
+        server.query(
+            &format!("DROP DATABASE IF EXISTS {};", identifier(schema)),
+            cancel,
+        )?;
+    }
     Ok(())
 }
 
@@ -507,7 +538,7 @@ pub(super) fn remove_schema(
     settle_account(server, live)
 }
 
-/// One that was killed may still be running on the server.
+/// An import that was killed may still be running on the server.
 pub(super) fn end_import(server: &Server, schema: &str, importer: &Definer, cancel: &Cancel) {
     kill_sessions(
         server,

@@ -35,7 +35,8 @@ impl Surroundings {
         }
         let mut schemas = Vec::new();
         for name in reach(server, importer, cancel)? {
-            if name != shadow {
+            // The server may keep names in lower case.
+            if !name.eq_ignore_ascii_case(shadow) {
                 schemas.push(Schema {
                     tables: tables(server, &name, cancel)?,
                     definitions: collect(server, &name, cancel)?,

@@ -4,7 +4,7 @@
 //! The commit point is the snapshot file; forgetting old ones is a step after it, which its caller takes. Each dump and each directory is a part that is
 //! in the snapshot whole or not at all. Never: a cut dump or half a directory in it; one customer's fault in the way of the others; a failure that is
 //! not in the report; a dump and files of one customer with a restore between them; a customer's only backup of a day forgotten for one that lacks
-//! him; a temporary file.
+//! him, or the last that there is of him; a temporary file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -161,13 +161,20 @@ impl Engine {
 
     /// This server's daily snapshots beyond the newest of each of the last `daily.keep` days that have one, oldest first; a day is one where the snapshot was
     /// made. The one that was just made is none of them in any case: clocks go wrong. Nor is one of a day that is kept as long as it holds something that
-    /// nothing newer of that day does.
+    /// nothing newer of that day does. Whose last files or last database one of them has, the catalogue says: that one is not to be forgotten either.
     pub fn beyond_daily_retention(&self, made: SnapshotId) -> Result<Vec<SnapshotId>> {
         let keep = self.daily_config()?.keep;
         let repository = self.daily_repository(&Control::default())?;
         let own = of_this_server(&repository, &self.config.customers.root)?;
         let days: Vec<(SnapshotId, Date)> = own.iter().map(|one| (one.id, one.date)).collect();
         self.without_missed(&repository, &own, beyond(&days, keep, made))
+    }
+
+    /// This server's daily snapshots, the newest first.
+    pub fn daily_snapshots(&self) -> Result<Vec<SnapshotId>> {
+        let repository = self.daily_repository(&Control::default())?;
+        let own = of_this_server(&repository, &self.config.customers.root)?;
+        Ok(own.iter().rev().map(|one| one.id).collect())
     }
 
     /// Of these, without those that would be missed: somebody who could not be saved again that day has his only backup of it there.

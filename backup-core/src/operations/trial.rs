@@ -22,6 +22,11 @@ impl Engine {
         }
     }
 
+    /// The scratch schemas on a customer's database server: of a proof that is under way, or left by one.
+    pub fn scratch_schemas(&self, customer: &Customer, cancel: &Cancel) -> Result<Vec<String>> {
+        database::scratch_schemas(&self.server(customer)?, cancel)
+    }
+
     /// Try whether a customer's database can be dumped, as [`database::try_dump`] does.
     pub fn try_dump(&self, customer: &Customer, control: &Control) -> Result<()> {
         let server = self.server(customer)?;

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -15,11 +16,11 @@ use serde::Serialize;
 use super::Engine;
 use super::restore::Located;
 use crate::catalog::{BackupEntry, Source};
-use crate::customer::Customer;
+use crate::customer::{Customer, CustomerId};
 use crate::database::{self, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control, Monitor, Phase};
-use crate::repository::{Repository, RestoreRules};
+use crate::repository::RestoreRules;
 use crate::site::{Scratch, ScratchRoom};
 
 /// Tables that are named one by one.
@@ -71,15 +72,24 @@ impl Engine {
     ) -> Result<Proven> {
         let control = &Quiet::over(control);
         control.monitor.phase(Phase::Preparing);
-        let located = self.locate(
+        let mut located = self.locate(
             &expected.customer,
             expected.source,
             &expected.entry.id,
             control,
         )?;
+        located.limit_to(expected.entry.backup_type);
         let room = scratch.make_room(expected.customer.id)?;
         let proven = catch_unwind(AssertUnwindSafe(|| {
-            self.prove_in(scratch, &room, located, expected, control)
+            Attempt {
+                engine: self,
+                scratch,
+                room: &room,
+                located,
+                expected,
+                control,
+            }
+            .carry_out()
         }))
         .unwrap_or_else(|_| {
             Err(Error::new(
@@ -99,9 +109,10 @@ impl Engine {
         proven
     }
 
-    /// Remove what was restored in a room and beside the customer's database. For whoever holds the place: nobody else is at it.
+    /// Remove what was restored in a room, and the schema that is written down in it. For whoever holds the place: nobody else is at it.
     ///
-    /// Where the database server is away, what takes room goes all the same, and the empty room stays for the next one to find.
+    /// Whatever the customer's database is called by now, and whether or not there still is one: he says only where the server is. Where that is away, what takes
+    /// room goes all the same, and the empty room stays for the next one to find.
     pub(crate) fn remove_room(
         &self,
         scratch: &Scratch,
@@ -110,61 +121,71 @@ impl Engine {
         of_customers: &BTreeSet<String>,
     ) -> Result<()> {
         scratch.empty(room)?;
-        if scratch.may_have_schema(room)? {
+        let noted = scratch.noted_schema(room)?;
+        if let Some(noted) = noted.filter(|noted| !of_customers.contains(&noted.name)) {
             let server = self.server(customer)?;
-            let live = customer.db_name.as_str();
-            database::remove_proofs(&server, live, of_customers, &Cancel::new())?;
+            database::remove_proof(&server, &noted.name, noted.is_made)?;
         }
         scratch.remove(room)
     }
 
-    fn prove_in(
-        &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
-        located: Located,
-        expected: &Expected,
-        control: &Control,
-    ) -> Result<Proven> {
-        let wanted = expected.entry.backup_type;
-        if located.held != wanted {
+    /// In the place of a customer whom the table does not have any more: his number says where his database server was.
+    pub(crate) fn former_customer(&self, id: CustomerId) -> Result<Customer> {
+        Ok(Customer {
+            id,
+            status: None,
+            db_name: self.config.customer_database.default_name(id)?,
+            db_user: None,
+            db_password: None,
+            web_port: None,
+            server: self.config.worker.server.clone(),
+        })
+    }
+}
+
+/// The proof of a backup, in its room.
+struct Attempt<'a> {
+    engine: &'a Engine,
+    scratch: &'a Scratch,
+    room: &'a ScratchRoom,
+    located: Located,
+    expected: &'a Expected,
+    control: &'a Control,
+}
+
+impl Attempt<'_> {
+    fn carry_out(&self) -> Result<Proven> {
+        let wanted = self.expected.entry.backup_type;
+        let held = self.located.held;
+        if held != wanted {
             return Err(damaged(format!(
-                "it holds {} and not {wanted}, as it did when it was made",
-                located.held
+                "it holds {held} and not {wanted}, as it did when it was made"
             )));
         }
         let mut proven = Proven::default();
         if wanted.has_files() {
-            self.prove_files(scratch, room, &located, expected, control, &mut proven)?;
+            self.prove_files(&mut proven)?;
             // The import needs the room, too, where the database is on the same disk.
-            scratch.empty(room)?;
+            self.scratch.empty(self.room)?;
         }
         if wanted.has_database() {
-            self.prove_database(scratch, room, &located, expected, control, &mut proven)?;
+            self.prove_database(&mut proven)?;
         }
         Ok(proven)
     }
 
-    fn prove_files(
-        &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
-        located: &Located,
-        expected: &Expected,
-        control: &Control,
-        proven: &mut Proven,
-    ) -> Result<()> {
+    fn prove_files(&self, proven: &mut Proven) -> Result<()> {
+        let (located, control) = (&self.located, self.control);
         control.monitor.phase(Phase::RestoringFiles);
-        let directory = &located.contents.directory;
-        let notes = scratch.path().join(&room.name);
+        let notes = self.scratch.path().join(&self.room.name);
         let repository = located.repository.with_scratch(&notes);
         let plan = repository.plan_restore(
             &located.snapshot,
-            directory,
-            &RestoreRules::new(&self.config.restore, &[]),
+            &located.contents.directory,
+            &RestoreRules::new(&self.engine.config.restore, &[]),
             &control.cancel,
         )?;
-        if let Some(files) = expected.entry.files
+        if let Some(files) = self.expected.entry.files
             && files != plan.files()
         {
             return Err(damaged(format!(
@@ -172,9 +193,9 @@ impl Engine {
                 plan.files()
             )));
         }
-        self.require_room(scratch, plan.bytes_on_disk(), located)?;
+        self.require_room(plan.bytes_on_disk())?;
         control.monitor.bytes_total(plan.bytes());
-        let target = File::from(scratch.files(room)?);
+        let target = File::from(self.scratch.files(self.room)?);
         repository.restore(&plan, target.as_fd(), None, control)?;
         plan.check_restored(target.as_fd(), &control.cancel)?;
         proven.files = plan.files();
@@ -183,41 +204,35 @@ impl Engine {
     }
 
     /// Files and dump together are not to take more than may be; the dump's share is on another disk, as a rule.
-    fn require_room(&self, scratch: &Scratch, files: u64, located: &Located) -> Result<()> {
-        let most = self.config.verify.max_bytes;
-        let all = files + located.contents.dump_bytes.unwrap_or(0);
+    fn require_room(&self, files: u64) -> Result<()> {
+        let most = self.engine.config.verify.max_bytes;
+        let all = files + self.located.contents.dump_bytes.unwrap_or(0);
         if most > 0 && all > most {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!("it takes {all} bytes, and {most} may be used: raise verify.max_bytes"),
             ));
         }
-        let available = scratch.bytes_available()?;
+        let available = self.scratch.bytes_available()?;
         if files > available / SHARE {
             return Err(Error::new(
                 ErrorKind::NoSpace,
                 format!(
                     "its files take {files} bytes, and no more than half of the {available} that are free is used for a proof: make room on the file system of {}, or set verify.dir",
-                    scratch.path().display()
+                    self.scratch.path().display()
                 ),
             ));
         }
         Ok(())
     }
 
-    fn prove_database(
-        &self,
-        scratch: &Scratch,
-        room: &ScratchRoom,
-        located: &Located,
-        expected: &Expected,
-        control: &Control,
-        proven: &mut Proven,
-    ) -> Result<()> {
+    fn prove_database(&self, proven: &mut Proven) -> Result<()> {
+        let (located, expected, control) = (&self.located, self.expected, self.control);
         control.monitor.phase(Phase::ImportingDatabase);
-        let (repository, contents): (&Arc<Repository>, _) =
-            (&located.repository, &located.contents);
-        let dump = repository.stream_file(&located.snapshot, &contents.dump, control)?;
+        let contents = &located.contents;
+        let dump = located
+            .repository
+            .stream_file(&located.snapshot, &contents.dump, control)?;
         control.monitor.bytes_total(dump.bytes);
         let said = [contents.dump_bytes, expected.entry.database_bytes];
         if let Some(bytes) = said
@@ -232,12 +247,10 @@ impl Engine {
         }
         self.require_dump_fits(dump.bytes)?;
         proven.database_bytes = dump.bytes;
-        let server = self.server(&expected.customer)?;
-        let live = expected.customer.db_name.as_str();
-        scratch.note_schema(room)?;
-        self.require_room_for_dump(&server, dump.bytes, control)?;
+        let server = self.engine.server(&expected.customer)?;
+        self.require_room_for_dump(&server, dump.bytes)?;
         let found = self
-            .import_and_look(&server, live, Box::new(dump), control)
+            .import_and_look(&server, Box::new(dump))
             .map_err(|error| match error.kind() {
                 // The server's, and neither a lock of the repository nor a lack of the backup.
                 ErrorKind::Busy | ErrorKind::NotFound => Error::caused(
@@ -247,28 +260,21 @@ impl Engine {
                 ),
                 _ => error,
             })?;
-        let missing: Vec<&str> = expected
-            .tables
-            .iter()
-            .flatten()
-            .map(String::as_str)
-            .filter(|table| !found.contains(*table))
-            .collect();
-        if !missing.is_empty() {
-            return Err(damaged(format!(
-                "its dump lacks {} of the {} tables that the database had when it was made: {}{}",
-                missing.len(),
-                expected.tables.iter().flatten().count(),
-                missing[..missing.len().min(NAMED)].join(", "),
-                if missing.len() > NAMED { ", …" } else { "" }
-            )));
+        match &expected.tables {
+            Some(tables) => require_all(tables, &found)?,
+            None if found.is_empty() => {
+                let live = expected.customer.db_name.as_str();
+                require_none(&server, live, &control.cancel)?;
+            }
+            // The import compared it with what the dump itself says.
+            None => {}
         }
         proven.tables = found.len() as u64;
         Ok(())
     }
 
     fn require_dump_fits(&self, bytes: u64) -> Result<()> {
-        let most = self.config.verify.max_bytes;
+        let most = self.engine.config.verify.max_bytes;
         if most > 0 && bytes > most {
             return Err(Error::new(
                 ErrorKind::NoSpace,
@@ -281,9 +287,9 @@ impl Engine {
     }
 
     /// Live shops write there, too.
-    fn require_room_for_dump(&self, server: &Server, bytes: u64, control: &Control) -> Result<()> {
+    fn require_room_for_dump(&self, server: &Server, bytes: u64) -> Result<()> {
         // On another machine, in a container, or closed to us: then the import is what tells.
-        let Some(disk) = database::data_disk(server, &control.cancel) else {
+        let Some(disk) = database::data_disk(server, &self.control.cancel) else {
             return Ok(());
         };
         if bytes > disk.bytes_available / SHARE {
@@ -303,19 +309,52 @@ impl Engine {
     fn import_and_look(
         &self,
         server: &Server,
-        live: &str,
-        dump: Box<dyn std::io::Read + Send>,
-        control: &Control,
+        dump: Box<dyn Read + Send>,
     ) -> Result<BTreeSet<String>> {
-        let mut schema = database::prepare_proof(server, live, control)?;
-        let limit = self.config.import_timeout();
-        let found = database::import_for_proof(server, &mut schema, dump, limit, control);
+        let live = self.expected.customer.db_name.as_str();
+        let name = database::proof_name(live);
+        self.scratch.note_schema(self.room, &name)?;
+        let mut schema = database::prepare_proof(server, live, &name, self.control)?;
+        self.scratch.note_schema_made(self.room)?;
+        let limit = self.engine.config.import_timeout();
+        let found = database::import_for_proof(server, &mut schema, dump, limit, self.control);
         let discarded = database::discard_proof(server, &schema);
         if let (Ok(_), Err(problem)) = (&found, &discarded) {
             tracing::warn!("{}", problem.chain());
         }
         found
     }
+}
+
+/// What the database had while it was dumped.
+fn require_all(tables: &[String], found: &BTreeSet<String>) -> Result<()> {
+    let missing: Vec<&str> = tables
+        .iter()
+        .map(String::as_str)
+        .filter(|table| !found.contains(*table))
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(damaged(format!(
+        "its dump lacks {} of the {} tables that the database had when it was made: {}{}",
+        missing.len(),
+        tables.len(),
+        missing[..missing.len().min(NAMED)].join(", "),
+        if missing.len() > NAMED { ", …" } else { "" }
+    )))
+}
+
+/// A dump without a table is a good one of an empty database, and what an account gets that may see no table. Where nobody wrote down which it was, the
+/// database of today is all that there is to ask.
+fn require_none(server: &Server, live: &str, cancel: &Cancel) -> Result<()> {
+    if database::has_tables(server, live, cancel)? {
+        return Err(Error::new(
+            ErrorKind::Failed,
+            "its dump has no table, and the database has some today: whether it had none then nobody wrote down",
+        ));
+    }
+    Ok(())
 }
 
 fn damaged(message: String) -> Error {

@@ -5,6 +5,7 @@
 //! that one needs looks like waste: so whoever knows what must be there says so.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use rand::seq::SliceRandom;
 use rustic_core::{CheckOptions, LimitOption, PruneOptions};
@@ -52,6 +53,8 @@ pub struct SampleReport {
     pub packs: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Packs that were to be read, too, when the time was over.
+    pub packs_left: u64,
     /// What is damaged.
     pub errors: Vec<String>,
 }
@@ -135,45 +138,66 @@ impl Repository {
     /// Read some packs and compare each with its name, which is the hash of all that is in it: what was damaged since it was written is found, whoever
     /// needs it. What of a snapshot is missing is not: see [`Self::check`].
     ///
-    /// Takes the shared lock. An error means that it could not be done to the end; damage is in the report.
-    pub fn read_sample(&self, sample: Sample, cancel: &Cancel) -> Result<SampleReport> {
+    /// Takes the shared lock, which keeps everybody from pruning: with a limit it ends by then, and the report says how much it came to. An error means that it could
+    /// not be done to the end; damage is in the report.
+    pub fn read_sample(
+        &self,
+        sample: Sample,
+        limit: Option<Duration>,
+        cancel: &Cancel,
+    ) -> Result<SampleReport> {
+        let began = Instant::now();
+        let is_over = || limit.is_some_and(|limit| began.elapsed() >= limit);
         let _lock = self.lock_shared()?;
         let mut packs = self.storage.list(FileKind::Pack)?;
         choose(&mut packs, sample);
-        let errors = blobs::in_parallel(&packs, |(id, bytes)| {
-            match self.hash_of_pack(id, *bytes, cancel) {
-                Ok(hash) if hash == *id => Ok(None),
-                Ok(_) => Ok(Some(format!(
+        // Those that the time does not suffice for are others each time.
+        packs.shuffle(&mut rand::rng());
+        let read = blobs::in_parallel(&packs, |(id, bytes)| {
+            let error = match self.hash_of_pack(id, *bytes, &is_over, cancel) {
+                Ok(None) => return Ok(None),
+                Ok(Some(hash)) if hash == *id => None,
+                Ok(Some(_)) => Some(format!(
                     "the pack {id} is damaged: what is in it is not what its name says"
-                ))),
+                )),
                 Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
-                    Ok(Some(format!(
-                        "the pack {id} cannot be read: {}",
-                        error.chain()
-                    )))
+                    Some(format!("the pack {id} cannot be read: {}", error.chain()))
                 }
-                Err(error) => Err(error),
-            }
+                Err(error) => return Err(error),
+            };
+            Ok(Some((*bytes, error)))
         })?;
+        let chosen = read.len();
+        let (bytes, errors): (Vec<u64>, Vec<Option<String>>) = read.into_iter().flatten().unzip();
         Ok(SampleReport {
-            packs: packs.len() as u64,
-            bytes: packs.iter().map(|(_, bytes)| bytes).sum(),
+            packs: bytes.len() as u64,
+            bytes: bytes.iter().sum(),
+            packs_left: (chosen - bytes.len()) as u64,
             errors: errors.into_iter().flatten().collect(),
         })
     }
 
-    /// In pieces: other programs make packs of any size.
-    fn hash_of_pack(&self, id: &FileId, bytes: u64, cancel: &Cancel) -> Result<FileId> {
+    /// In pieces: other programs make packs of any size. None where the time was over before its end.
+    fn hash_of_pack(
+        &self,
+        id: &FileId,
+        bytes: u64,
+        is_over: &impl Fn() -> bool,
+        cancel: &Cancel,
+    ) -> Result<Option<FileId>> {
         const PIECE: u64 = 4 << 20;
         let mut hash = Sha256::new();
         let mut read = 0;
         while read < bytes {
             cancel.check()?;
+            if is_over() {
+                return Ok(None);
+            }
             let piece = PIECE.min(bytes - read);
             hash.update(&self.storage.read_range(FileKind::Pack, id, read, piece)?);
             read += piece;
         }
-        Ok(FileId(hash.finalize().into()))
+        Ok(Some(FileId(hash.finalize().into())))
     }
 
     fn require_listed(&self, must_be_there: &BTreeSet<SnapshotId>) -> Result<()> {
@@ -214,7 +238,43 @@ fn choose(packs: &mut Vec<(FileId, u64)>, sample: Sample) {
 
 #[cfg(test)]
 mod tests {
+    use xtask::restic::Restic;
+
     use super::*;
+    use crate::storage;
+
+    #[test]
+    fn a_sample_ends_when_its_time_is_over_and_says_how_much_of_it_was_read() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("repository");
+        let location = storage::Location::from(&*path);
+        let storage = storage::open(&location, &Default::default()).unwrap();
+        let repository = Repository::init(storage, &"password".to_owned().into()).unwrap();
+        let restic = Restic::new(&path, "password").unwrap();
+        let file = scratch.path().join("something");
+        for content in ["one", "two", "three"] {
+            std::fs::write(&file, content).unwrap();
+            restic.backup([&file], &["any"]).unwrap();
+        }
+        let packs = repository.pack_sizes().unwrap();
+        let (count, bytes) = (packs.len() as u64, packs.values().sum::<u64>());
+        assert!(count > 3);
+        let hour = Duration::from_secs(60 * 60);
+        for (limit, wanted) in [
+            (None, (count, 0, bytes)),
+            (Some(hour), (count, 0, bytes)),
+            (Some(Duration::ZERO), (0, count, 0)),
+        ] {
+            let sample = "100%".parse().unwrap();
+            let report = repository.read_sample(sample, limit, &Cancel::new());
+            let report = report.unwrap();
+            assert!(report.errors.is_empty());
+            let read = (report.packs, report.packs_left, report.bytes);
+            assert_eq!(read, wanted, "{limit:?}");
+        }
+        // Nobody has to wait for its lock any more.
+        drop(repository.lock_exclusive().unwrap());
+    }
 
     fn packs(count: u8) -> Vec<(FileId, u64)> {
         (0..count).map(|n| (FileId([n; 32]), 1)).collect()

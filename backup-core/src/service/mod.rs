@@ -481,6 +481,7 @@ impl BackupService {
     ) -> Result<DailyReport> {
         let server = &engine.config().worker.server;
         let customers = self.customers.of_server(server).await?;
+        let members = customers.iter().map(|(id, _)| *id).collect();
         let mut report = {
             let (engine, control) = (Arc::clone(engine), control.clone());
             let backup = spawn_blocking(move || engine.back_up_daily(customers, &control));
@@ -493,7 +494,8 @@ impl BackupService {
             })?
         };
         let known = report.warnings.len();
-        self.upkeep(engine).after_daily(&mut report).await;
+        let upkeep = self.upkeep(engine);
+        upkeep.after_daily(&members, &mut report).await;
         for warning in report.warnings.iter().skip(known) {
             control.monitor.warning(warning);
         }

@@ -1,7 +1,9 @@
-//! How all customers are: their newest good backups, what failed since, what runs or is stuck, what is kept. For operators.
+//! How all customers are: the newest good backups of their files and databases, what failed since, what runs or is stuck, what is kept. For operators.
 //!
-//! A few queries, however many customers there are. Never: a look into a repository; a customer left out because his row makes no sense.
+//! A few queries, however many customers there are. Never: a look into a repository; a customer left out because his row makes no sense; a backup of his files alone taken
+//! for one of his database.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -63,6 +65,8 @@ pub struct CustomerStatus {
     pub job: Option<OpenJob>,
     /// When a backup of his was last proven by restoring it; None where that was never done.
     pub last_proven: Option<Timestamp>,
+    /// Whether he is known to have a database: the table names one, or one of his backups holds its dump.
+    pub has_database: bool,
 }
 
 /// What is kept of a customer from one source.
@@ -71,6 +75,10 @@ pub struct CustomerStatus {
 pub struct Kept {
     /// When the newest was made.
     pub newest: Option<Timestamp>,
+    /// When the newest that holds his files was made.
+    pub newest_files: Option<Timestamp>,
+    /// When the newest that holds his database was made.
+    pub newest_database: Option<Timestamp>,
     /// Its plain bytes, where known.
     pub newest_bytes: Option<u64>,
     /// How many are kept.
@@ -118,11 +126,11 @@ pub struct RepositoryStatus {
 pub enum Problem {
     /// A restore could be neither finished nor undone: the shop is closed.
     StuckRestore,
-    /// There is no good backup at all.
+    /// There is no good backup at all, or none of his files, or none of his database.
     NoBackup,
     /// A backup of his could not be restored when that was tried last.
     NotProven,
-    /// The newest good backup is older than 50 hours.
+    /// The newest good backup of his files, or that of his database, is older than 50 hours.
     BackupMissed,
     /// A job runs for longer than it may.
     RunsTooLong,
@@ -130,7 +138,7 @@ pub enum Problem {
     WaitsTooLong,
     /// Backups failed since the newest good one.
     BackupsFail,
-    /// The newest good backup is older than 26 hours.
+    /// The newest good backup of his files, or that of his database, is older than 26 hours.
     BackupLate,
     /// It cannot be told which hosting server he is on.
     NoServer,
@@ -155,6 +163,18 @@ impl CustomerStatus {
         self.manual.newest.max(self.daily.newest)
     }
 
+    /// What of him was backed up the longest time ago, and when that was; None: never. Both the same where that is so of all that he has.
+    fn most_behind(&self) -> (&'static str, Option<Timestamp>) {
+        let files = self.manual.newest_files.max(self.daily.newest_files);
+        let database = self.manual.newest_database.max(self.daily.newest_database);
+        match files.cmp(&database) {
+            _ if !self.has_database => ("", files),
+            Ordering::Less => (" of his files", files),
+            Ordering::Equal => ("", files),
+            Ordering::Greater => (" of his database", database),
+        }
+    }
+
     /// A problem of his in one sentence for an operator, at the time at which it was seen.
     pub fn sentence(&self, problem: Problem, now: Timestamp) -> String {
         let job = self.job.as_ref();
@@ -162,20 +182,18 @@ impl CustomerStatus {
         let lasts = job
             .and_then(|job| job.since)
             .map_or_else(|| "?".to_owned(), |since| span(age(now, since)));
-        let old = || {
-            self.newest()
-                .map_or_else(|| "?".to_owned(), |newest| span(age(now, newest)))
-        };
+        let (of_what, newest) = self.most_behind();
+        let old = newest.map_or_else(|| "?".to_owned(), |newest| span(age(now, newest)));
         match problem {
             Problem::StuckRestore => format!(
                 "the restore that is job {number} has been stuck for {lasts}: mend its cause, then run recover"
             ),
-            Problem::NoBackup => "there is no good backup".to_owned(),
+            Problem::NoBackup => format!("there is no good backup{of_what}"),
             Problem::NotProven => {
                 "his newest backup could not be restored when that was tried: run verify".to_owned()
             }
             Problem::BackupMissed | Problem::BackupLate => {
-                format!("the newest good backup is {} old", old())
+                format!("the newest good backup{of_what} is {old} old")
             }
             Problem::RunsTooLong => format!("job {number} has been running for {lasts}"),
             Problem::WaitsTooLong => {
@@ -308,6 +326,9 @@ impl BackupService {
             last_failed_job: failures.map(|failures| failures.last.get()),
             job: job.map(OpenJob::of),
             last_proven: found.proven.get(&customer.id).copied(),
+            has_database: customer.names_database
+                || held
+                    .is_some_and(|held| held.values().any(|held| held.newest_database.is_some())),
         };
         let age = |time: Timestamp| age(found.now, time);
         let mut problems = Vec::new();
@@ -328,7 +349,7 @@ impl BackupService {
         }
         // Of those whom the platform has suspended nobody expects a backup.
         if status.is_active() {
-            match status.newest().map(age) {
+            match status.most_behind().1.map(age) {
                 None => problems.push(Problem::NoBackup),
                 Some(age) if age > MISSED => problems.push(Problem::BackupMissed),
                 Some(age) if age > LATE => problems.push(Problem::BackupLate),
@@ -354,6 +375,8 @@ impl Kept {
     fn of(held: &Held) -> Self {
         Self {
             newest: Some(held.newest),
+            newest_files: held.newest_files,
+            newest_database: held.newest_database,
             newest_bytes: held.newest_bytes,
             count: held.count,
             bytes: held.bytes,
@@ -407,4 +430,87 @@ fn span(duration: Duration) -> String {
 /// Nothing is older than nothing, whatever the clocks say.
 fn age(now: Timestamp, then: Timestamp) -> Duration {
     Duration::try_from(now.duration_since(then)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customer_is_as_well_as_the_older_of_his_files_and_his_database() {
+        let now: Timestamp = "2026-11-28T12:00:00Z".parse().unwrap();
+        let at =
+            |hours: Option<i64>| hours.map(|hours| now - jiff::SignedDuration::from_hours(hours));
+        let kept = |files, database| Kept {
+            newest: at(files).max(at(database)),
+            newest_files: at(files),
+            newest_database: at(database),
+            ..Kept::default()
+        };
+        let status = |manual, daily, has_database| CustomerStatus {
+            customer_id: CustomerId::new(7).unwrap(),
+            name: None,
+            server: None,
+            status: None,
+            problems: Vec::new(),
+            manual,
+            daily,
+            pre_restore: Kept::default(),
+            failures: 0,
+            last_failed_job: None,
+            job: None,
+            last_proven: None,
+            has_database,
+        };
+        let none = Kept::default;
+        for (manual, daily, has_database, said) in [
+            (
+                none(),
+                kept(Some(60), Some(60)),
+                true,
+                "backup is 60 hours old",
+            ),
+            (
+                none(),
+                kept(Some(3), Some(1440)),
+                true,
+                "backup of his database is 60 days old",
+            ),
+            (
+                kept(Some(1), None),
+                kept(Some(60), Some(70)),
+                true,
+                "backup of his database is 70 hours old",
+            ),
+            (
+                kept(None, Some(1)),
+                kept(Some(60), Some(70)),
+                true,
+                "backup of his files is 60 hours old",
+            ),
+            // Who has none has all that he has in his files.
+            (
+                none(),
+                kept(Some(60), None),
+                false,
+                "backup is 60 hours old",
+            ),
+        ] {
+            let status = status(manual, daily, has_database);
+            let sentence = status.sentence(Problem::BackupMissed, now);
+            assert_eq!(sentence, format!("the newest good {said}"));
+        }
+        for (daily, said) in [
+            (none(), "there is no good backup"),
+            (
+                kept(Some(1), None),
+                "there is no good backup of his database",
+            ),
+            (kept(None, Some(1)), "there is no good backup of his files"),
+        ] {
+            let status = status(none(), daily, true);
+            assert_eq!(status.most_behind().1, None);
+            assert_eq!(status.sentence(Problem::NoBackup, now), said);
+        }
+    }
 }

@@ -4,7 +4,8 @@
 //! hold of it is of a process that died. Never: anything removed that was not made here; a link followed.
 
 use std::ffi::OsStr;
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, File};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,11 @@ use crate::error::{Error, ErrorKind, Result};
 /// In a room: what is restored. The room itself stays private, whatever becomes of the mode of this one.
 const FILES: &str = "files";
 
-/// In a room: there may be a schema beside the customer's database, too.
+/// In a room: the name of the schema that a dump is imported into, as a line. Written before there is one.
 const SCHEMA: &str = "schema";
+
+/// In a room: that schema was made here, so whatever is in it is ours.
+const MADE: &str = "schema-made";
 
 /// The place, held.
 #[derive(Debug)]
@@ -36,6 +40,15 @@ pub struct ScratchRoom {
     pub name: String,
     /// Whose backup it is for.
     pub customer: CustomerId,
+}
+
+/// A schema that was written down in a room.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NotedSchema {
+    /// Its name.
+    pub name: String,
+    /// Whether it is known that it was made here. Until then one of this name may be somebody else's.
+    pub is_made: bool,
 }
 
 impl Scratch {
@@ -118,22 +131,55 @@ impl Scratch {
             .map_err(|e| self.failed(room, "use", e))
     }
 
-    /// Write down, before there is one, that a schema may be beside the customer's database.
-    pub fn note_schema(&self, room: &ScratchRoom) -> Result<()> {
-        dirs::open_dir(&self.dir, &room.name)
-            .and_then(|dir| {
-                rustix::fs::mkdirat(&dir, SCHEMA, Mode::RWXU)?;
-                rustix::fs::fsync(&dir)
-            })
-            .map_err(|e| self.failed(room, "use", e))
+    /// Write down, before it is made, what the schema is called that goes with a room.
+    pub fn note_schema(&self, room: &ScratchRoom, schema: &str) -> Result<()> {
+        self.note(room, SCHEMA, &format!("{schema}\n"))
     }
 
-    /// Whether that was written down.
-    pub fn may_have_schema(&self, room: &ScratchRoom) -> Result<bool> {
-        dirs::open_dir(&self.dir, &room.name)
-            .and_then(|dir| dirs::stat(&dir, SCHEMA))
-            .map(|found| found.is_some())
-            .map_err(|e| self.failed(room, "look into", e))
+    /// Write down that it was made.
+    pub fn note_schema_made(&self, room: &ScratchRoom) -> Result<()> {
+        self.note(room, MADE, "")
+    }
+
+    fn note(&self, room: &ScratchRoom, name: &str, text: &str) -> Result<()> {
+        const NEW: OFlags = OFlags::WRONLY
+            .union(OFlags::CREATE)
+            .union(OFlags::EXCL)
+            .union(OFlags::CLOEXEC);
+        let write = || {
+            let dir = dirs::open_dir(&self.dir, &room.name)?;
+            let note = rustix::fs::openat(&dir, name, NEW, Mode::RUSR | Mode::WUSR)?;
+            let mut note = File::from(note);
+            note.write_all(text.as_bytes())?;
+            note.sync_all()?;
+            Ok(rustix::fs::fsync(&dir)?)
+        };
+        write().map_err(|e: std::io::Error| self.failed(room, "use", e))
+    }
+
+    /// The schema that was written down in a room.
+    pub fn noted_schema(&self, room: &ScratchRoom) -> Result<Option<NotedSchema>> {
+        const EXISTING: OFlags = OFlags::RDONLY
+            .union(OFlags::NOFOLLOW)
+            .union(OFlags::CLOEXEC);
+        let read = || {
+            let dir = dirs::open_dir(&self.dir, &room.name)?;
+            let note = match rustix::fs::openat(&dir, SCHEMA, EXISTING, Mode::empty()) {
+                Err(Errno::NOENT) => return Ok(None),
+                note => note?,
+            };
+            let mut text = String::new();
+            File::from(note).read_to_string(&mut text)?;
+            // Who died while he wrote it had not made one yet.
+            let Some(name) = text.strip_suffix('\n') else {
+                return Ok(None);
+            };
+            Ok(Some(NotedSchema {
+                name: name.to_owned(),
+                is_made: dirs::stat(&dir, MADE)?.is_some(),
+            }))
+        };
+        read().map_err(|e: std::io::Error| self.failed(room, "look into", e))
     }
 
     /// Destroy a room with all that is in it.
@@ -164,7 +210,7 @@ impl Scratch {
         &self.path
     }
 
-    fn failed(&self, room: &ScratchRoom, what: &str, error: Errno) -> Error {
+    fn failed(&self, room: &ScratchRoom, what: &str, error: impl Into<std::io::Error>) -> Error {
         Error::io(
             format!("cannot {what} {}", self.path.join(&room.name).display()),
             error.into(),
@@ -212,9 +258,21 @@ mod tests {
         let left = scratch.leftovers().unwrap();
         assert_eq!(left.len(), 1);
         assert_eq!(left[0].name, room.name);
-        assert!(!scratch.may_have_schema(&left[0]).unwrap());
-        scratch.note_schema(&left[0]).unwrap();
-        assert!(scratch.may_have_schema(&left[0]).unwrap());
+        assert_eq!(scratch.noted_schema(&left[0]).unwrap(), None);
+        let note = path.join(&room.name).join("schema");
+        fs::write(&note, "customer_7__pr").unwrap();
+        assert_eq!(scratch.noted_schema(&left[0]).unwrap(), None);
+        fs::remove_file(&note).unwrap();
+        let noted = |is_made| {
+            let name = "customer_7__proof_0123abcd".to_owned();
+            Some(NotedSchema { name, is_made })
+        };
+        scratch
+            .note_schema(&left[0], "customer_7__proof_0123abcd")
+            .unwrap();
+        assert_eq!(scratch.noted_schema(&left[0]).unwrap(), noted(false));
+        scratch.note_schema_made(&left[0]).unwrap();
+        assert_eq!(scratch.noted_schema(&left[0]).unwrap(), noted(true));
         scratch.empty(&left[0]).unwrap();
         assert_eq!(scratch.leftovers().unwrap().len(), 1);
         scratch.remove(&left[0]).unwrap();

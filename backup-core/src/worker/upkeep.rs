@@ -3,6 +3,7 @@
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::task::JoinSet;
 use super::{Stopping, delete};
 use crate::audit::Audit;
 use crate::catalog::{Catalog, Missing, Source, SyncReport};
+use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::JobStore;
 use crate::operations::{DailyReport, Engine};
@@ -118,8 +120,12 @@ impl Upkeep {
             .map(Some)
     }
 
-    /// What follows a daily backup: customers see it, and the oldest ones are forgotten. It was made, whatever fails here: that is a warning.
-    pub(crate) async fn after_daily(&self, report: &mut DailyReport) {
+    /// What follows a daily backup of these customers: they see it, and the oldest ones are forgotten. It was made, whatever fails here: that is a warning.
+    pub(crate) async fn after_daily(
+        &self,
+        customers: &BTreeSet<CustomerId>,
+        report: &mut DailyReport,
+    ) {
         match self.sync_daily(Missing::Remember).await {
             // Nothing older goes as long as it is not certain that the new one is seen, and seen to be whole.
             Err(error) => {
@@ -147,7 +153,7 @@ impl Upkeep {
                 );
             }
         }
-        if let Err(error) = self.forget_old_daily(report).await {
+        if let Err(error) = self.forget_old_daily(customers, report).await {
             report.warnings.push(format!(
                 "old daily backups are not all forgotten yet, the next run does it: {}",
                 error.chain()
@@ -155,12 +161,23 @@ impl Upkeep {
         }
     }
 
-    async fn forget_old_daily(&self, report: &mut DailyReport) -> Result<()> {
+    /// Of whom nothing could be saved for longer than backups are kept, the last that there is stays.
+    async fn forget_old_daily(
+        &self,
+        customers: &BTreeSet<CustomerId>,
+        report: &mut DailyReport,
+    ) -> Result<()> {
         let made = report.snapshot_id;
         let engine = Arc::clone(&self.engine);
         let mut old = blocking(move || engine.beyond_daily_retention(made)).await?;
-        let wanted = self.jobs.snapshots_to_restore().await?;
-        old.retain(|id| !wanted.contains(id));
+        if old.is_empty() {
+            return Ok(());
+        }
+        let engine = Arc::clone(&self.engine);
+        let newest_first = blocking(move || engine.daily_snapshots()).await?;
+        let last = self.catalog.last_of_each_part(&newest_first, customers);
+        let (last, wanted) = (last.await?, self.jobs.snapshots_to_restore().await?);
+        old.retain(|id| !last.contains(id) && !wanted.contains(id));
         for id in old {
             let engine = Arc::clone(&self.engine);
             let repository_id = blocking(move || engine.forget_daily(&id)).await?;
@@ -316,7 +333,8 @@ impl Upkeep {
             .map(|begin| begin.timestamp())
     }
 
-    fn until_prune(&self) -> Duration {
+    /// How long it is until the next quiet hour begins.
+    pub(super) fn until_prune(&self) -> Duration {
         let Some(at) = self.engine.config().worker.prune_at else {
             return Duration::MAX;
         };

@@ -1,5 +1,5 @@
-//! Proving that backups can be restored: of each customer of this server the newest from each source, one after the other, those that were tried the longest time
-//! ago first; by a command, or by a worker in its quiet hours, which also reads some packs of the repositories then.
+//! Proving that backups can be restored: of each customer of this server, from each source, the newest that holds his files and the newest that holds his database,
+//! mostly one and the same; one after the other, those that were tried the longest time ago first; by a command, or by a worker in its quiet hours, which also reads some packs of the repositories then.
 //!
 //! It has no job and takes nobody's turn: a backup or restore of the same customer goes on beside it, and all that it holds is a shared lock of the repository. Never: a
 //! failure that is in the way of the next customer; a try that is written down although somebody stopped it.
@@ -25,6 +25,9 @@ use crate::site::Scratch;
 
 /// How often a worker that has nothing to prove looks again.
 const PAUSE: Duration = Duration::from_secs(60);
+
+/// So long packs are read at once: half of the time in which others try to prune, who may have their hour at another time.
+const SAMPLE_LIMIT: Duration = Duration::from_secs(30 * 60);
 
 /// What was tried, and what came of it.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -102,8 +105,7 @@ impl Verification {
         let mut away: BTreeMap<Source, String> = BTreeMap::new();
         for target in in_turn(self.targets(members), &self.catalog.proofs().await?) {
             let expected = match self.newest(&target).await {
-                Ok(Some(expected)) => expected,
-                Ok(None) => continue,
+                Ok(expected) => expected,
                 // His row makes no sense: in nobody else's way.
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     report.failed.push(NotVerified {
@@ -116,26 +118,31 @@ impl Verification {
                 }
                 Err(error) => return Err(error),
             };
-            let id = expected.entry.id;
-            if let Some(why) = away.get(&target.source) {
-                report.note_failure(&target, id, why.clone());
+            if expected.is_empty() {
                 continue;
             }
-            if let Err(error) = self.open(target.source).await {
+            if !away.contains_key(&target.source)
+                && let Err(error) = self.open(target.source).await
+            {
                 control.cancel.check()?;
-                let why = away.entry(target.source).or_insert(error.chain());
-                report.note_failure(&target, id, why.clone());
+                away.insert(target.source, error.chain());
+            }
+            if let Some(why) = away.get(&target.source) {
+                for one in &expected {
+                    report.note_failure(&target, one.entry.id, why.clone());
+                }
                 continue;
             }
-            match self.prove(&held, expected, control).await? {
-                Some(Ok(restored)) => report.proven.push(Verified {
-                    customer: target.customer.id,
-                    source: target.source,
-                    snapshot_id: id,
-                    restored,
-                }),
-                Some(Err(error)) => report.note_failure(&target, id, error.chain()),
-                None => {}
+            for (id, outcome) in self.prove(&held, &target, expected, control).await? {
+                match outcome {
+                    Ok(restored) => report.proven.push(Verified {
+                        customer: target.customer.id,
+                        source: target.source,
+                        snapshot_id: id,
+                        restored,
+                    }),
+                    Err(error) => report.note_failure(&target, id, error.chain()),
+                }
             }
         }
         report.note_those_without(wanted);
@@ -232,7 +239,16 @@ impl Verification {
         let mut warnings = Vec::new();
         for room in blocking(move || scratch.leftovers()).await? {
             let name = room.name.clone();
-            let removed = match self.customers.get(room.customer).await {
+            let customer = match self.customers.get(room.customer).await {
+                // He is gone, or his row makes no sense; what was made for him is there all the same.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Configuration) =>
+                {
+                    self.engine.former_customer(room.customer)
+                }
+                customer => customer,
+            };
+            let removed = match customer {
                 Ok(customer) => {
                     let (engine, scratch) = (Arc::clone(&self.engine), Arc::clone(&held.scratch));
                     let of_customers = Arc::clone(&held.of_customers);
@@ -240,7 +256,7 @@ impl Verification {
                         .await
                 }
                 Err(error) => {
-                    // Whoever he was, it takes no room any more.
+                    // Whoever he is, it takes no room any more.
                     let scratch = Arc::clone(&held.scratch);
                     blocking(move || scratch.empty(&room)).await.and(Err(error))
                 }
@@ -256,57 +272,72 @@ impl Verification {
         Ok(warnings)
     }
 
-    /// What is to be proven of them; None where there is nothing.
-    async fn newest(&self, target: &Target) -> Result<Option<Expected>> {
+    /// What is to be proven of them: nothing, one backup, or two of which each holds what the other may lack.
+    async fn newest(&self, target: &Target) -> Result<Vec<Expected>> {
         let (customer, source) = (target.customer.id, target.source);
-        let Some(entry) = self.catalog.newest_of(customer, source).await? else {
-            return Ok(None);
-        };
-        let tables = self
-            .catalog
-            .recorded_tables(customer, source, &entry.id)
-            .await?;
-        Ok(Some(Expected {
-            customer: target.customer.clone(),
-            source,
-            entry,
-            tables,
-        }))
+        let mut expected = Vec::new();
+        for entry in self.catalog.newest_of_each_part(customer, source).await? {
+            let tables = self
+                .catalog
+                .recorded_tables(customer, source, &entry.id)
+                .await?;
+            expected.push(Expected {
+                customer: target.customer.clone(),
+                source,
+                entry,
+                tables,
+            });
+        }
+        Ok(expected)
     }
 
-    /// Prove a backup and write down what came of it. None where it was forgotten meanwhile; an error where somebody stopped it, or it could not be written down.
+    /// Prove these backups of a target and write down what came of them. One that was forgotten meanwhile is left out; an error where somebody stopped it, or it could
+    /// not be written down.
     async fn prove(
         &self,
         held: &Held,
-        expected: Expected,
+        target: &Target,
+        backups: Vec<Expected>,
         control: &Control,
-    ) -> Result<Option<Result<Proven>>> {
-        control.cancel.check()?;
-        let (customer, source, id) = (expected.customer.id, expected.source, expected.entry.id);
-        let outcome = self.prove_in_time(held, expected, control).await;
-        let text;
-        let tried = match &outcome {
-            Ok(_) => Tried::Proven,
-            Err(error) if error.kind() == ErrorKind::Cancelled => return outcome.map(Ok).map(Some),
-            // Somebody prunes: that says nothing of the backup.
-            Err(error) if error.kind() == ErrorKind::Busy => return Ok(Some(outcome)),
-            Err(error) => {
-                text = error.chain();
-                match error.kind() {
+    ) -> Result<Vec<(SnapshotId, Result<Proven>)>> {
+        let (customer, source) = (target.customer.id, target.source);
+        let mut outcomes = Vec::new();
+        let mut tries = Vec::new();
+        for expected in backups {
+            control.cancel.check()?;
+            let id = expected.entry.id;
+            let outcome = self.prove_in_time(held, expected, control).await;
+            let tried = match &outcome {
+                Ok(_) => Some(Tried::Proven),
+                Err(error) => match error.kind() {
+                    ErrorKind::Cancelled => return outcome.map(|_| Vec::new()),
+                    // Somebody prunes: that says nothing of the backup.
+                    ErrorKind::Busy => None,
                     ErrorKind::NotFound
                         if self.catalog.find(customer, source, &id).await?.is_none() =>
                     {
-                        return Ok(None);
+                        continue;
                     }
-                    ErrorKind::NotFound | ErrorKind::Damaged => Tried::Disproved(&text),
-                    _ => Tried::Failed(&text),
-                }
+                    ErrorKind::NotFound | ErrorKind::Damaged => {
+                        Some(Tried::Disproved(error.chain()))
+                    }
+                    _ => Some(Tried::Failed(error.chain())),
+                },
+            };
+            if let Some(tried) = &tried {
+                self.catalog
+                    .note_tried(customer, source, &id, tried)
+                    .await?;
             }
-        };
-        self.catalog
-            .note_proof(customer, source, &id, tried)
-            .await?;
-        Ok(Some(outcome))
+            tries.push((id, tried));
+            outcomes.push((id, outcome));
+        }
+        if let Some((id, tried)) = together(tries) {
+            self.catalog
+                .note_proof(customer, source, &id, &tried)
+                .await?;
+        }
+        Ok(outcomes)
     }
 
     async fn prove_in_time(
@@ -399,7 +430,8 @@ impl Verification {
             upkeep.requested.notify_one();
             return Ok(false);
         }
-        match self.sample_one(since, stop).await {
+        let limit = SAMPLE_LIMIT.min(upkeep.until_prune());
+        match self.sample_one(since, limit, stop).await {
             Ok(true) => return Ok(true),
             Ok(false) => {}
             Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
@@ -419,8 +451,7 @@ impl Verification {
                 continue;
             }
             let expected = match self.newest(&target).await {
-                Ok(Some(expected)) => expected,
-                Ok(None) => continue,
+                Ok(expected) => expected,
                 Err(error) if error.kind() == ErrorKind::Damaged => {
                     tracing::error!(
                         "no {} backup of customer {} is proven: {}",
@@ -432,6 +463,9 @@ impl Verification {
                 }
                 Err(error) => return Err(error),
             };
+            if expected.is_empty() {
+                continue;
+            }
             if let Err(error) = self.open(target.source).await {
                 stop.check()?;
                 tracing::error!(
@@ -446,32 +480,32 @@ impl Verification {
             for warning in warnings {
                 tracing::warn!("{warning}");
             }
-            let id = expected.entry.id;
             let control = Control {
                 cancel: stop.child(),
                 ..Control::default()
             };
-            let whose = format!(
-                "the {} backup {id} of customer {}",
-                target.source, target.customer.id
-            );
-            match self.prove(&held, expected, &control).await? {
-                Some(Ok(proven)) => tracing::info!(
-                    "{whose} is proven: {} files, {} tables",
-                    proven.files,
-                    proven.tables
-                ),
-                Some(Err(error)) if error.kind() == ErrorKind::Busy => return Err(error),
-                Some(Err(error)) => tracing::error!("{whose} is not proven: {}", error.chain()),
-                None => {}
+            for (id, outcome) in self.prove(&held, &target, expected, &control).await? {
+                let whose = format!(
+                    "the {} backup {id} of customer {}",
+                    target.source, target.customer.id
+                );
+                match outcome {
+                    Ok(proven) => tracing::info!(
+                        "{whose} is proven: {} files, {} tables",
+                        proven.files,
+                        proven.tables
+                    ),
+                    Err(error) if error.kind() == ErrorKind::Busy => return Err(error),
+                    Err(error) => tracing::error!("{whose} is not proven: {}", error.chain()),
+                }
             }
             return Ok(true);
         }
         Ok(false)
     }
 
-    /// Read some packs of one repository of which none were read in these hours; false where there is none.
-    async fn sample_one(&self, since: Timestamp, stop: &Cancel) -> Result<bool> {
+    /// Read some packs of one repository of which none were read in these hours, as many as there is time for; false where there is none.
+    async fn sample_one(&self, since: Timestamp, limit: Duration, stop: &Cancel) -> Result<bool> {
         let Some(sample) = self.engine.config().verify.read_data_subset else {
             return Ok(false);
         };
@@ -485,7 +519,7 @@ impl Verification {
             }
             let cancel = stop.clone();
             let reading = repository.with_stop(stop);
-            let read = blocking(move || reading.read_sample(sample, &cancel)).await;
+            let read = blocking(move || reading.read_sample(sample, Some(limit), &cancel)).await;
             let report = match read {
                 Ok(report) => report,
                 Err(error) => {
@@ -502,9 +536,11 @@ impl Verification {
                 tracing::error!("the {source} repository is damaged: {error}");
             }
             tracing::info!(
-                "of the {source} repository {} packs were read: {} are damaged",
+                "of the {source} repository {} packs of {} bytes were read: {} are damaged; for {} more there was no time",
                 report.packs,
-                report.errors.len()
+                report.bytes,
+                report.errors.len(),
+                report.packs_left
             );
             return Ok(true);
         }
@@ -539,6 +575,18 @@ impl VerifyReport {
     }
 }
 
+/// What is said of several backups by one result: the worst, and that all are proven only where each is.
+fn together(tries: Vec<(SnapshotId, Option<Tried>)>) -> Option<(SnapshotId, Tried)> {
+    let worst = tries.into_iter().min_by_key(|(_, tried)| match tried {
+        Some(Tried::Disproved(_)) => 0,
+        Some(Tried::Failed(_)) => 1,
+        // Nothing is known of it.
+        None => 2,
+        Some(Tried::Proven) => 3,
+    });
+    worst.and_then(|(id, tried)| Some((id, tried?)))
+}
+
 /// Those that were never tried first, then those that were tried the longest time ago.
 fn in_turn(mut targets: Vec<Target>, proofs: &[Proof]) -> Vec<Target> {
     let ago: BTreeMap<(CustomerId, Source), Duration> = proofs
@@ -560,4 +608,32 @@ fn is_due(target: &Target, proofs: &[Proof], every: Duration, since: Timestamp) 
     let Some(last) = last else { return true };
     let of_now = Duration::try_from(Timestamp::now().duration_since(since)).unwrap_or_default();
     last.tried_ago >= every || (last.has_failed && last.tried_ago > of_now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_several_backups_the_worst_is_told_and_none_is_proven_before_all_are() {
+        let id = |number: u8| -> SnapshotId { format!("{number:064x}").parse().unwrap() };
+        let failed = |why: &str| Some(Tried::Failed(why.to_owned()));
+        let damaged = |why: &str| Some(Tried::Disproved(why.to_owned()));
+        let proven = || Some(Tried::Proven);
+        for (first, second, told) in [
+            (proven(), proven(), Some((1, proven()))),
+            (proven(), failed("too slow"), Some((2, failed("too slow")))),
+            (damaged("cut"), proven(), Some((1, damaged("cut")))),
+            (failed("slow"), damaged("cut"), Some((2, damaged("cut")))),
+            (failed("a"), failed("b"), Some((1, failed("a")))),
+            (proven(), None, None),
+            (None, damaged("cut"), Some((2, damaged("cut")))),
+            (None, None, None),
+        ] {
+            let told = told.map(|(number, tried)| (id(number), tried.unwrap()));
+            let tries = vec![(id(1), first), (id(2), second)];
+            assert_eq!(together(tries), told);
+        }
+        assert_eq!(together(Vec::new()), None);
+    }
 }

@@ -26,7 +26,9 @@ pub fn run(
         let mut report = repository.check(read_data).map_err(failed)?;
         let sample = match subset {
             Some(subset) => {
-                let sample = repository.read_sample(subset, cancel).map_err(failed)?;
+                let sample = repository
+                    .read_sample(subset, None, cancel)
+                    .map_err(failed)?;
                 report.errors.extend(sample.errors.iter().cloned());
                 Some(sample)
             }

@@ -205,6 +205,14 @@ fn what_the_accounts_at_the_database_servers_lack_is_told_and_nothing_is_left() 
     world
         .doctor_with(&[("CUSTOMER_DATABASE__USER", "no_events")])
         .fails(database, &["denies something"]);
+    world.sql(
+        "CREATE DATABASE customer_9__proof_0123abcd; CREATE DATABASE customer_9__proof_of_work",
+    );
+    world.doctor().warns(
+        "customer_database scratch schemas",
+        &["proofs: customer_9__proof_0123abcd"],
+    );
+    world.sql("DROP DATABASE customer_9__proof_0123abcd; DROP DATABASE customer_9__proof_of_work");
     // Then a dump is imported as the customer himself.
     world
         .doctor_with(&[("CUSTOMER_DATABASE__USER", "no_accounts")])

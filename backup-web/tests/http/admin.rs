@@ -212,6 +212,7 @@ fn an_operators_password_cannot_be_guessed_and_no_customers_counts() {
 fn the_page_says_what_is_wrong_finds_customers_and_runs_no_script() {
     let world = World::new([1, 2]);
     world.back_up(1);
+    world.product.run("backup 1 --type db").done();
     world.sql("UPDATE customers SET domain = 'a<script>alert(1)</script>.example' WHERE id = 2");
     let server = serve(&world);
     let browser = operator(&server).browser();

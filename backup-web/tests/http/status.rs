@@ -10,9 +10,13 @@ fn ago(hours: u32) -> String {
 }
 
 fn add_backup(world: &World, customer: u32, source: &str, hours: u32) {
+    add_backup_of(world, customer, source, hours, "both");
+}
+
+fn add_backup_of(world: &World, customer: u32, source: &str, hours: u32, of: &str) {
     world.sql(&format!(
         "INSERT INTO customer_backups (customer_id, source, snapshot_id, time, backup_type, bytes, bytes_added)
-         VALUES ({customer}, '{source}', SHA2('{customer}{source}{hours}', 256), {}, 'both', 4000000, 1000)",
+         VALUES ({customer}, '{source}', SHA2('{customer}{source}{hours}', 256), {}, '{of}', 4000000, 1000)",
         ago(hours)
     ));
 }
@@ -32,7 +36,7 @@ fn customers(document: &Value) -> Vec<(u64, Vec<&str>)> {
 
 #[test]
 fn status_tells_what_is_wrong_first_and_ends_with_a_status_of_its_own() {
-    let world = World::new(1..=8);
+    let world = World::new(1..=10);
     for (customer, source, hours) in [
         (1, "manual", 1),
         (1, "daily", 3),
@@ -47,6 +51,10 @@ fn status_tells_what_is_wrong_first_and_ends_with_a_status_of_its_own() {
     ] {
         add_backup(&world, customer, source, hours);
     }
+    // Files every night, and no dump for two months, or ever.
+    add_backup_of(&world, 9, "daily", 3, "files");
+    add_backup(&world, 9, "daily", 60 * 24);
+    add_backup_of(&world, 10, "daily", 3, "files");
     // Nobody expects a backup of those whom the platform has suspended.
     world.sql("UPDATE customers SET status = 'suspended' WHERE id IN (4, 8)");
     world.sql(&format!(
@@ -78,15 +86,17 @@ fn status_tells_what_is_wrong_first_and_ends_with_a_status_of_its_own() {
         [
             (6, vec!["stuck_restore"]),
             (5, vec!["no_backup"]),
+            (10, vec!["no_backup"]),
             (7, vec!["not_proven", "backups_fail"]),
             (3, vec!["backup_missed"]),
+            (9, vec!["backup_missed"]),
             (1, vec!["waits_too_long"]),
             (2, vec!["backup_late"]),
             (4, vec![]),
             (8, vec![]),
         ]
     );
-    let seven = &document["customers"][2];
+    let seven = &document["customers"][3];
     assert_eq!(seven["failures"], 2);
     assert_eq!(seven["last_failed_job"], 5);
     assert_eq!(seven["manual"]["count"], 2);
@@ -101,12 +111,14 @@ fn status_tells_what_is_wrong_first_and_ends_with_a_status_of_its_own() {
     assert_eq!(outcome.code, Some(3));
     let text = &outcome.stdout;
     let places: Vec<_> = [
-        "6 of the 8 customers of the server default need a look:",
+        "8 of the 10 customers of the server default need a look:",
         "the restore that is job 6 has been stuck for 3 hours",
         "there is no good backup",
+        "there is no good backup of his database",
         "his newest backup could not be restored when that was tried",
         "2 backups failed since the newest good one, the last is job 5",
         "the newest good backup is 60 hours old",
+        "the newest good backup of his database is 60 days old",
         "job 7 has waited for 1 hour",
         "the newest good backup is 27 hours old",
         "own backup",
@@ -127,6 +139,10 @@ fn status_of_customers_who_are_well_is_fine_and_one_that_cannot_be_told_is_a_fai
          UPDATE customers SET server_id = 7 WHERE id = 2",
     );
     world.back_up(1);
+    // Of his files alone that is half of what he has.
+    let half = world.product.run("--json status");
+    assert_eq!(half.code, Some(3));
+    world.product.run("backup 1 --type db").done();
     let here = world.product.run("--json status").document();
     assert_eq!(here["needs_look"], false);
     assert_eq!(customers(&here), [(1, vec![])]);

@@ -411,6 +411,38 @@ fn another_backup_of_a_day_takes_from_nobody_his_only_one() {
 }
 
 #[test]
+fn of_whom_nothing_could_be_saved_for_longer_than_backups_are_kept_the_last_one_stays() {
+    let world = World::new(&[1, 12]);
+    let last = world.bed.back_up_daily_at("2026-01-02 03:00:00").unwrap();
+    world.sql_as(
+        world.customer(12),
+        "CREATE TABLE gone (id INT); CREATE VIEW broken AS SELECT id FROM gone; DROP TABLE gone",
+    );
+    let of_one_day = || {
+        let mut daily = command(&world, "daily");
+        daily.env("BACKUP__DAILY__KEEP", "1");
+        world.run_command(&mut daily)
+    };
+    let outcome = of_one_day();
+    assert_failed(&outcome, &[(12, "database")]);
+    assert_eq!(outcome.document["forgotten"], json!([]));
+    let without = id(&outcome.document);
+    assert_eq!(snapshots(&world), [last.clone(), without.clone()]);
+    // It is older than what is shown otherwise; who has newer ones does not see it.
+    assert_eq!(world.listed(12, "daily"), [without.clone(), last.clone()]);
+    assert_eq!(world.listed(1, "daily"), [without.clone()]);
+    let line = format!("restore 12 {last} --source daily --yes");
+    run(&world, &line).good();
+    assert!(!world.sql("SHOW TABLES FROM customer_12").contains("broken"));
+
+    // As soon as there is a newer one it goes.
+    let report = of_one_day().good();
+    assert_eq!(report["forgotten"], json!([last, without]));
+    assert_eq!(snapshots(&world), [id(&report)]);
+    assert_sound(&world);
+}
+
+#[test]
 fn a_backup_of_nobody_is_none() {
     let world = World::new(&[1]);
     run(&world, "daily").good();

@@ -103,6 +103,85 @@ fn a_good_backup_is_proven_and_nothing_is_touched_or_left() {
 }
 
 #[test]
+fn what_the_newest_backup_lacks_is_proven_of_the_newest_that_has_it() {
+    let world = World::new(&[1]);
+    let customer = world.customer(1);
+    let both = world.back_up("1");
+    let files = world.back_up("1 --type files");
+    let proven = |document: &Value| -> Vec<String> {
+        let proven = document["proven"].as_array().unwrap().iter();
+        let ids = proven.map(|one| one["snapshot_id"].as_str().unwrap().to_owned());
+        ids.collect()
+    };
+    let before = world.evidence();
+    let document = world.run("verify").good();
+    assert_eq!(proven(&document), [files.clone(), both.clone()]);
+    assert_untouched(&world, &before);
+    for id in [&files, &both] {
+        assert!(proven_at(&world, 1, "manual", id).is_string());
+    }
+    // One that has no table would be a good one of an empty database, if nobody knows that it was none.
+    let nothing = |dump: String| {
+        let end = dump.rfind("-- Dump completed").unwrap();
+        format!("-- MariaDB dump\n{}", &dump[end..])
+    };
+    let empty = world.daily_with(customer, nothing);
+    let outcome = world.run("verify");
+    let sentence = failure(&outcome, 1, &empty);
+    assert!(sentence.contains("has no table"), "{sentence}");
+    assert_eq!(proven(&outcome.document), [files, both]);
+    // Without its last line it is none, whatever is in it.
+    let cut = world.daily_with(customer, |_| "-- MariaDB dump\n".to_owned());
+    let sentence = failure(&world.run("verify"), 1, &cut);
+    assert!(sentence.contains("cut off"), "{sentence}");
+    assert_untouched(&world, &before);
+    world.sql(&format!(
+        "DROP DATABASE {0}; CREATE DATABASE {0}",
+        customer.database
+    ));
+    world.daily_with(customer, nothing);
+    let document = world.run("verify 1").good();
+    assert_eq!(whose(&document, "failed"), of([]));
+}
+
+#[test]
+fn what_a_list_shows_of_a_backup_is_all_that_is_proven_or_restored_of_it() {
+    let world = World::new(&[1, 12, 123]);
+    // He has moved to where his database is called as somebody's is here. His directory stayed behind.
+    world.platform_sql(
+        "INSERT INTO servers (id, name, hostname) VALUES (7, 'north', 'north.example');
+         UPDATE customers SET server_id = 7, db_name = 'customer_1' WHERE id = 12",
+    );
+    let north = |line: &str| {
+        let mut command = world.command(line);
+        command.env("BACKUP__WORKER__SERVER", "north");
+        world.run_command(&mut command)
+    };
+    let daily = world.bed.back_up_daily("2026-01-31").unwrap();
+    world.run("sync").good();
+    let shown = |customer: u32| {
+        let document = world.run(&format!("list {customer}")).good();
+        document["daily"][0]["backup_type"].clone()
+    };
+    assert_eq!([1, 12].map(shown), ["both", "files"]);
+    let before = world.evidence();
+    let document = north("verify").good();
+    assert_eq!(whose(&document, "proven"), of([(12, "daily")]));
+    let proven = &document["proven"][0];
+    assert_eq!(
+        (&proven["tables"], &proven["database_bytes"]),
+        (&0.into(), &0.into())
+    );
+    assert_untouched(&world, &before);
+
+    let line = format!("restore 12 {daily} --source daily --yes");
+    north(&format!("{line} --type both")).failed(1);
+    let report = north(&line).good();
+    assert_eq!(report["restore_type"], "files");
+    world.assert_unchanged(&before);
+}
+
+#[test]
 fn a_damaged_pack_is_found_by_the_proof_of_whose_it_is_and_by_reading_all_packs() {
     let world = World::new(&[1, 12]);
     world.back_up("1");
@@ -279,9 +358,13 @@ fn a_proof_that_is_killed_hinders_nobody_and_the_next_one_removes_what_it_left()
         fs::metadata(&room).unwrap().permissions().mode() & 0o777,
         0o700
     );
-    // The next one may be of somebody else.
+    // The next one may be of somebody else, and the customer gone by then: what was made for him is written down, not derived from what he is called.
     world.run("unlock").good();
+    world.platform_sql("UPDATE customers SET id = 2, db_name = 'renamed' WHERE id = 1");
     world.run("verify 12").good();
+    assert_eq!(names(&scratch(&world)), [] as [PathBuf; 0]);
+    assert_eq!(scratch_schemas(&world), "");
+    world.platform_sql("UPDATE customers SET id = 1, db_name = 'customer_1' WHERE id = 2");
     assert_untouched(&world, &goal);
     let document = world.run("verify 1").good();
     let daily = document["proven"].as_array().unwrap();
@@ -323,12 +406,11 @@ fn what_is_in_the_way_of_one_proof_is_not_in_the_way_of_the_others() {
     world.bed.mariadb_mut().stop().unwrap();
     world.bed.mariadb_mut().restart().unwrap();
     let both = world.back_up("1");
-    world.back_up("12 --type files");
+    world.back_up("12 --type db");
     let before = world.evidence();
 
     let mut command = world.command("verify");
     command.env("BACKUP__VERIFY__MAX_BYTES", "100000");
-    world.back_up("12 --type db");
     let outcome = world.run_command(&mut command);
     let sentence = failure(&outcome, 1, &both);
     assert!(sentence.contains("verify.max_bytes"), "{sentence}");
@@ -337,8 +419,15 @@ fn what_is_in_the_way_of_one_proof_is_not_in_the_way_of_the_others() {
     world.back_up("12 --type files");
     world.bed.mariadb_mut().stop().unwrap();
     let outcome = world.run("verify");
-    let sentence = failure(&outcome, 1, &both);
-    assert!(sentence.contains("cannot be reached"), "{sentence}");
+    assert_eq!(outcome.status, Some(1));
+    let each = of([(1, "manual"), (12, "manual")]);
+    assert_eq!(whose(&outcome.document, "failed"), each);
+    let failed = outcome.document["failed"].as_array().unwrap();
+    for failure in failed {
+        let sentence = failure["error"].as_str().unwrap();
+        assert!(sentence.contains("cannot be reached"), "{sentence}");
+    }
+    // Of his files that is not said.
     assert_eq!(whose(&outcome.document, "proven"), of([(12, "manual")]));
     world.bed.mariadb_mut().restart().unwrap();
     let document = world.run("verify").good();

@@ -138,13 +138,17 @@ impl Engine {
         request: &RestoreRequest,
         control: &Control,
     ) -> Result<Found> {
+        let mut located = self.locate(customer, request.source, &request.snapshot, control)?;
+        if let Some(wanted) = request.restore_type {
+            located.limit_to(wanted);
+        }
         let Located {
             repository,
             lock,
             snapshot,
             contents,
             held,
-        } = self.locate(customer, request.source, &request.snapshot, control)?;
+        } = located;
         let restore_type = request.restore_type.unwrap_or(held);
         if !held.includes(restore_type) {
             return Err(Error::new(
@@ -341,6 +345,23 @@ pub(super) struct Located {
     pub(super) contents: Contents,
     /// What it holds of the customer.
     pub(super) held: BackupType,
+}
+
+impl Located {
+    /// Nothing but this of it, where it holds so much. What the catalogue shows of a backup is what there is for anybody: it knows all customers, and so whose a dump
+    /// is if several have a database of that name.
+    pub(super) fn limit_to(&mut self, shown: BackupType) {
+        if !self.held.includes(shown) {
+            return;
+        }
+        self.held = shown;
+        if !shown.has_database() {
+            self.contents.dump_bytes = None;
+        }
+        if !shown.has_files() {
+            self.contents.site_dirs.clear();
+        }
+    }
 }
 
 /// The backup that is restored.

@@ -46,6 +46,7 @@ pub(super) fn check(examined: &Examined<'_>, report: &mut Report) -> Result<()> 
                     Ok(facts) => {
                         check_facts(&name, &facts, report);
                         check_import(&name, engine, customer, &facts, cancel, report);
+                        check_scratch_schemas(&name, engine, customer, cancel, report);
                         if !in_containers {
                             shared_server = Some(facts.clone());
                         }
@@ -221,6 +222,25 @@ fn check_import(
                 customer.db_name.as_str().replace('_', "\\_")
             ),
         ),
+    }
+}
+
+fn check_scratch_schemas(
+    name: &str,
+    engine: &Engine,
+    customer: &Customer,
+    cancel: &Cancel,
+    report: &mut Report,
+) {
+    let name = format!("{name} scratch schemas");
+    match engine.scratch_schemas(customer, cancel) {
+        Ok(none) if none.is_empty() => report.ok(&name, "none"),
+        Ok(found) => report.warning(
+            &name,
+            format!("there are schemas of proofs: {}", found.join(", ")),
+            "if none is under way now, run verify, which removes what one left; drop by hand what is there after that",
+        ),
+        Err(e) => report.error(&name, &e, "mend what is named"),
     }
 }
 
