@@ -41,8 +41,8 @@ use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Created, Deleting, Job, JobCount, JobId, JobStatus, JobStore, JobStream, JobType,
-    NewJob, Queue, Watcher, owner_of_this_process,
+    CancelAnswer, Created, Deleting, Failure, Job, JobCount, JobId, JobStatus, JobStore, JobStream,
+    JobType, NewJob, Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
 use crate::notify::{self, NotificationCount, NotificationsWaiting};
@@ -79,7 +79,7 @@ pub struct BackupService {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Figures {
-    /// Jobs by type and state; what there is none of is left out.
+    /// Jobs by type, state and failure; what there is none of is left out.
     pub jobs: Vec<JobCount>,
     /// Restores that could be neither finished nor undone: their shops are closed.
     pub stuck: u64,
@@ -223,7 +223,7 @@ impl BackupService {
         let jobs = self.jobs.counts().await?;
         let catalogued = self.catalog.newest().await?;
         Ok(Figures {
-            stuck: self.jobs.count_stuck().await?,
+            stuck: stuck_of(&jobs),
             oldest_pending: self.jobs.oldest_pending().await?,
             newest_backups: with_deleted(catalogued, &jobs),
             synced: self.catalog.syncs().await?,
@@ -659,6 +659,14 @@ fn with_deleted(
         *known = time.max(*known);
     }
     newest.into_iter().collect()
+}
+
+/// How many restores are stuck.
+fn stuck_of(jobs: &[JobCount]) -> u64 {
+    let stuck = jobs
+        .iter()
+        .filter(|count| count.failure == Some(Failure::Stuck));
+    stuck.map(|count| count.jobs).sum()
 }
 
 fn new_backup(customer: &Customer, request: &BackupRequest) -> Result<NewJob> {
