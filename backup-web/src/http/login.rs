@@ -36,7 +36,7 @@ use super::{AppState, asks_for_page};
 const OF_ADDRESS: (u32, Duration) = (30, Duration::from_secs(10));
 
 /// Of an address at one account: what a person types wrong, and more; a program finds nothing with it.
-const AT_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
+pub const AT_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
 
 /// Of an account, whatever the addresses: more than any few addresses get to, for it keeps out the owner, too.
 const OF_ACCOUNT: (u32, Duration) = (200, Duration::from_secs(10));
