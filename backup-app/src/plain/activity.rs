@@ -8,7 +8,7 @@ use leptos::prelude::*;
 use super::times::Zone;
 use super::{Document, brand, footer, picture};
 use crate::clock;
-use crate::components::{Icon, Symbol};
+use crate::components::{Icon, Symbol, who};
 use crate::visit::Visit;
 
 /// Somebody.
@@ -85,20 +85,14 @@ impl ActivityPage<'_> {
     }
 
     fn top(&self) -> impl IntoView + use<> {
-        let name = self.visit.name.clone();
+        let Visit {
+            name, account_page, ..
+        } = self.visit.clone();
         view! {
             <header class="top">
                 <div class="top-inside">
                     {brand("/backups", "Backups")}
-                    <p class="who"><span class="visually-hidden">"Logged in as "</span>{name}</p>
-                    {match self.visit.account_page.clone() {
-                        Some(page) => view! { <a class="button quiet" href=page>"Your account"</a> }.into_any(),
-                        None => view! {
-                            <form method="post" action="/logout">
-                                <button class="button quiet">"Log out"</button>
-                            </form>
-                        }.into_any(),
-                    }}
+                    {who(name, account_page)}
                 </div>
             </header>
         }

@@ -8,8 +8,8 @@ use backup_core::jobs::{Job, JobStatus};
 use backup_core::repository::BackupType;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use xtask::certificate::make_certificate;
 use xtask::nginx::Nginx;
-use xtask::smtp::make_certificate;
 use xtask::sshd::free_port;
 
 use crate::listeners::{
@@ -408,7 +408,7 @@ fn what_nobody_takes_for_a_day_or_ever_is_given_up() {
 #[test]
 fn what_is_told_goes_over_connections_alone_that_nobody_else_can_read() {
     let mut listeners = Listeners::with_mail("starttls", &[]);
-    make_certificate(listeners.dir()).unwrap();
+    make_certificate(listeners.dir(), "DNS:localhost").unwrap();
     let port = free_port().unwrap();
     let (dir, plain) = (listeners.dir().display(), listeners.receiver.port());
     let rules = format!(
