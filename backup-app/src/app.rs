@@ -18,10 +18,7 @@ pub fn shell(options: LeptosOptions, has_script: bool) -> impl IntoView {
         <!DOCTYPE html>
         <html lang="en">
             <head>
-                <meta charset="utf-8" />
-                <meta name="viewport" content="width=device-width, initial-scale=1" />
-                <meta name="color-scheme" content="light dark" />
-                <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
+                {head()}
                 <MetaTags />
                 {has_bundle.then(|| view! { <HashedStylesheet options=options.clone() /> })}
                 {has_script.then(|| view! { <HydrationScripts options=options.clone() /> })}
@@ -30,6 +27,17 @@ pub fn shell(options: LeptosOptions, has_script: bool) -> impl IntoView {
                 <App />
             </body>
         </html>
+    }
+}
+
+/// What is in the head of every page.
+#[cfg(feature = "ssr")]
+pub(crate) fn head() -> impl IntoView {
+    view! {
+        <meta charset="utf-8" />
+        <meta name="viewport" content="width=device-width, initial-scale=1" />
+        <meta name="color-scheme" content="light dark" />
+        <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
     }
 }
 

@@ -1,10 +1,12 @@
 //! Who did what to which backup, from where and when: what customers read as their activity, and operators when somebody asks.
 //!
-//! A row is written in the transaction of the thing itself, so there is neither without the other. Rows are never changed; they go when they are too old.
+//! A row is written in the transaction of the thing itself, so there is neither without the other. Rows are never changed; they go when they are too old, or
+//! when a customer has too many.
 //! Never: a password, a note or any other text that somebody typed; a row of one customer shown to another.
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -25,6 +27,17 @@ const AN_HOUR: Duration = Duration::from_secs(60 * 60);
 
 /// Rows that one statement removes, so that nobody has to wait for it.
 const FORGOTTEN_AT_ONCE: u32 = 500;
+
+/// Rows that are kept of a customer of each kind (refused logins, logins and logouts, all else): whatever somebody does all the time, the table does not
+/// grow with it.
+pub const KEPT_OF_CUSTOMER: u32 = 1_000;
+
+/// What takes room from its like alone: who is refused all the time, or logs in and out, pushes nothing out that was done to backups.
+const KINDS: [&str; 3] = [
+    "action = 'login_refused'",
+    "action IN ('login', 'logout')",
+    "action NOT IN ('login_refused', 'login', 'logout')",
+];
 
 const INSERT: &str = "INSERT INTO backup_audit
     (at, customer_id, who, name, action, source, backup_type, snapshot_id, job_id, address, request_id)
@@ -92,10 +105,14 @@ pub enum Action {
     Prune,
     /// Interrupted restores were to be brought to their end.
     Recover,
+    /// Locks of dead processes were to be removed from the repositories.
+    Unlock,
+    /// The newest backups were to be restored apart from the shops, to prove that they can be.
+    Verify,
 }
 
 impl Action {
-    const ALL: [Self; 14] = [
+    const ALL: [Self; 16] = [
         Self::Backup,
         Self::Restore,
         Self::Cancel,
@@ -110,6 +127,8 @@ impl Action {
         Self::Sync,
         Self::Prune,
         Self::Recover,
+        Self::Unlock,
+        Self::Verify,
     ];
 
     /// As it is stored.
@@ -129,6 +148,8 @@ impl Action {
             Self::Sync => "sync",
             Self::Prune => "prune",
             Self::Recover => "recover",
+            Self::Unlock => "unlock",
+            Self::Verify => "verify",
         }
     }
 }
@@ -284,11 +305,23 @@ pub struct AuditEntry {
     pub request_id: Option<String>,
 }
 
+/// Some of what was done, newest first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct AuditPage {
+    /// What a later version of this program wrote and this one does not understand is left out, so there may be fewer than asked for.
+    pub entries: Vec<AuditEntry>,
+    /// What the next page is `before`; None where there is nothing older.
+    pub next: Option<u64>,
+}
+
 /// The rows of a database, and who writes them. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Audit {
     store: Store,
     actor: Arc<Actor>,
+    /// The newest row when it was last looked for customers who have too many.
+    looked_at: Arc<AtomicI64>,
 }
 
 impl Audit {
@@ -297,6 +330,7 @@ impl Audit {
         Self {
             store: store.clone(),
             actor: Arc::new(Actor::service()),
+            looked_at: Arc::default(),
         }
     }
 
@@ -305,6 +339,7 @@ impl Audit {
         Self {
             store: self.store.clone(),
             actor: Arc::clone(actor),
+            looked_at: Arc::clone(&self.looked_at),
         }
     }
 
@@ -363,47 +398,98 @@ impl Audit {
         customer: CustomerId,
         before: Option<u64>,
         at_most: u32,
-    ) -> Result<Vec<AuditEntry>> {
+    ) -> Result<AuditPage> {
         let query = format!(
             "SELECT {COLUMNS} FROM backup_audit WHERE customer_id = ? AND id < ? ORDER BY id DESC LIMIT ?"
         );
         let before = before.unwrap_or(u64::MAX);
-        self.entries(&query, values![customer.get(), before, at_most])
-            .await
+        let and_one = at_most.saturating_add(1);
+        let values = values![customer.get(), before, and_one];
+        let mut rows: Vec<EntryRow> = self.store.rows(&query, values).await?;
+        // Of what there is, and not of what is understood.
+        let size = usize::try_from(at_most).unwrap_or(usize::MAX);
+        let has_more = rows.len() > size;
+        rows.truncate(size);
+        let last = rows.last().filter(|_| has_more);
+        Ok(AuditPage {
+            next: last.and_then(|row| u64::try_from(row.id).ok()),
+            entries: understood(rows),
+        })
     }
 
     /// What was done to anything, newest first.
     pub(crate) async fn newest(&self, at_most: u32) -> Result<Vec<AuditEntry>> {
         let query = format!("SELECT {COLUMNS} FROM backup_audit ORDER BY id DESC LIMIT ?");
-        self.entries(&query, values![at_most]).await
+        Ok(understood(self.store.rows(&query, values![at_most]).await?))
     }
 
-    async fn entries(&self, query: &str, values: &[Value]) -> Result<Vec<AuditEntry>> {
-        let rows: Vec<EntryRow> = self.store.rows(query, values).await?;
-        // What a later version wrote and this one does not understand is left out.
-        Ok(rows.into_iter().filter_map(EntryRow::understand).collect())
+    /// Remove what is older than that, and what is more of a customer than [`KEPT_OF_CUSTOMER`]; the number of rows.
+    pub(crate) async fn forget(&self, keep: Duration) -> Result<u64> {
+        Ok(self.forget_older_than(keep).await? + self.forget_surplus().await?)
     }
 
-    /// Remove what is older than that, a little at a time; the number of rows.
-    pub(crate) async fn forget_older_than(&self, keep: Duration) -> Result<u64> {
+    async fn forget_older_than(&self, keep: Duration) -> Result<u64> {
         // Rows are numbered as they come, so the oldest have the lowest numbers.
         const OLDEST: &str = "SELECT id, (at < {now} - ?) FROM backup_audit ORDER BY id LIMIT ?";
         let mut forgotten = 0;
         loop {
             let values = values![milliseconds(keep), FORGOTTEN_AT_ONCE];
             let oldest: Vec<(i64, i64)> = self.store.rows(OLDEST, values).await?;
-            let old: Vec<Value> = oldest
+            let old: Vec<i64> = oldest
                 .iter()
                 .take_while(|(_, is_old)| *is_old != 0)
-                .map(|(id, _)| Value::from(*id))
+                .map(|(id, _)| *id)
                 .collect();
             if old.is_empty() {
                 return Ok(forgotten);
             }
-            let places = vec!["?"; old.len()].join(", ");
-            let delete = format!("DELETE FROM backup_audit WHERE id IN ({places})");
-            forgotten += self.store.execute(&delete, &old).await?;
+            forgotten += self.remove(&old).await?;
         }
+    }
+
+    /// Only customers to whom something was done since the last time are looked at; the first time, all.
+    async fn forget_surplus(&self) -> Result<u64> {
+        const NEWEST: &str = "SELECT COALESCE(MAX(id), 0) FROM backup_audit";
+        const CUSTOMERS: &str = "SELECT CAST(customer_id AS SIGNED) FROM backup_audit
+            WHERE customer_id IN (SELECT customer_id FROM backup_audit WHERE id > ?)
+            GROUP BY customer_id HAVING COUNT(*) > ?";
+        let newest: Option<(i64,)> = self.store.row(NEWEST, &[]).await?;
+        let since = self.looked_at.load(Ordering::Acquire);
+        let values = values![since, KEPT_OF_CUSTOMER];
+        let customers: Vec<(i64,)> = self.store.rows(CUSTOMERS, values).await?;
+        let mut forgotten = 0;
+        for (customer,) in customers {
+            for kind in KINDS {
+                forgotten += self.forget_surplus_of(customer, kind).await?;
+            }
+        }
+        if let Some((newest,)) = newest {
+            self.looked_at.store(newest, Ordering::Release);
+        }
+        Ok(forgotten)
+    }
+
+    async fn forget_surplus_of(&self, customer: i64, kind: &str) -> Result<u64> {
+        let query = format!(
+            "SELECT id FROM backup_audit WHERE customer_id = ? AND {kind} ORDER BY id DESC LIMIT ? OFFSET ?"
+        );
+        let mut forgotten = 0;
+        loop {
+            let values = values![customer, FORGOTTEN_AT_ONCE, KEPT_OF_CUSTOMER];
+            let surplus: Vec<(i64,)> = self.store.rows(&query, values).await?;
+            if surplus.is_empty() {
+                return Ok(forgotten);
+            }
+            let surplus: Vec<i64> = surplus.into_iter().map(|(id,)| id).collect();
+            forgotten += self.remove(&surplus).await?;
+        }
+    }
+
+    async fn remove(&self, rows: &[i64]) -> Result<u64> {
+        let places = vec!["?"; rows.len()].join(", ");
+        let delete = format!("DELETE FROM backup_audit WHERE id IN ({places})");
+        let rows: Vec<Value> = rows.iter().map(|id| Value::from(*id)).collect();
+        self.store.execute(&delete, &rows).await
     }
 }
 
@@ -422,6 +508,11 @@ struct EntryRow {
     job_id: Option<i64>,
     address: Option<String>,
     request_id: Option<String>,
+}
+
+/// Those that a later version of this program wrote may not be.
+fn understood(rows: Vec<EntryRow>) -> Vec<AuditEntry> {
+    rows.into_iter().filter_map(EntryRow::understand).collect()
 }
 
 impl EntryRow {

@@ -16,6 +16,7 @@ use backup_core::progress::Cancel;
 use backup_core::storage::{self, AccessKey, FileId, FileKind, Location, Storage, StorageOptions};
 use bytes::Bytes;
 use tempfile::TempDir;
+use xtask::certificate::make_certificate;
 use xtask::mount::Mount;
 use xtask::nginx::Nginx;
 use xtask::proxy::Proxy;
@@ -1263,33 +1264,8 @@ fn a_listing_of_a_bucket_has_every_object_with_its_size_and_nothing_else() {
 
 /// nginx with TLS in front of a store: with a certificate of its own, in the file that is given, and conditional writes, which the store has none of.
 fn tls_in_front_of(s3: &S3, directory: &Path) -> (Nginx, String, PathBuf) {
-    let (certificate, key) = (directory.join("certificate"), directory.join("key"));
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-        ])
-        .args([
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=store",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .arg("-keyout")
-        .arg(&key)
-        .arg("-out")
-        .arg(&certificate)
-        .output()
-        .unwrap();
-    assert!(made.status.success(), "{made:?}");
+    make_certificate(directory, "IP:127.0.0.1").unwrap();
+    let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
     let port = xtask::sshd::free_port().unwrap();
     let rules = format!(
         "server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {}; ssl_certificate_key {}; client_max_body_size 0;\n\

@@ -68,7 +68,7 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Verify { customers } => {
             commands::verify::run(config, &customers, output, &runtime, &cancel)
         }
-        Command::Unlock => commands::unlock::run(config, output, &cancel),
+        Command::Unlock => commands::unlock::run(config, output, &runtime, &cancel),
         Command::Doctor { customer } => {
             commands::doctor::run(&config, customer, output, &runtime, &cancel)
         }

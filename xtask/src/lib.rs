@@ -3,6 +3,7 @@
 //! Everything starts on free ports in scratch directories and is gone when its value is dropped. It knows the product
 //! only from outside: its configuration and its command line.
 
+pub mod certificate;
 pub mod dist;
 pub mod host;
 pub mod init;

@@ -18,7 +18,7 @@ def said(word):
 class Mails:
     async def handle_RCPT(self, server, session, envelope, address, options):
         if address in order["refused"]:
-            return "550 no such user here"
+            return f"550 5.1.1 <{address}>: no such user here"
         envelope.rcpt_tos.append(address)
         return "250 OK"
 

@@ -4,15 +4,16 @@
 
 use std::fs;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use tempfile::TempDir;
 
+use crate::certificate::make_certificate;
 use crate::private::{Guard, Tied, tie};
 use crate::sshd::free_port;
 
@@ -54,7 +55,7 @@ impl Smtp {
     pub fn start(manners: Manners) -> Result<Self> {
         let dir = tempfile::Builder::new().prefix("smtp-").tempdir()?;
         let guard = Guard::over(dir.path())?;
-        make_certificate(dir.path())?;
+        make_certificate(dir.path(), "DNS:localhost,IP:127.0.0.1")?;
         fs::create_dir(dir.path().join("mails"))?;
         let mut this = Self {
             server: None,
@@ -187,26 +188,4 @@ fn unquoted(text: &str) -> String {
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// For `localhost` and 127.0.0.1, by itself: `certificate.pem` and `key.pem`.
-pub fn make_certificate(dir: &Path) -> Result<()> {
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "1"])
-        .args([
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-            "-subj",
-            "/CN=localhost",
-        ])
-        .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", "key.pem", "-out", "certificate.pem"])
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .context("cannot run openssl")?;
-    ensure!(made.success(), "openssl makes no certificate");
-    Ok(())
 }

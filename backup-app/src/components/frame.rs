@@ -18,6 +18,22 @@ pub fn Frame<C: IntoView + 'static>(viewer: Viewer, children: TypedChildren<C>) 
     frame(viewer, clock, at_once(children.into_inner()()))
 }
 
+/// Who is logged in, and his way out, or to his account at the platform.
+pub fn who(name: String, account_page: Option<String>) -> impl IntoView {
+    view! {
+        <p class="who"><span class="visually-hidden">"Logged in as "</span>{name}</p>
+        {match account_page {
+            // A page of the platform, even where it has the name of one of ours.
+            Some(page) => view! { <a class="button quiet" href=page rel="external">"Your account"</a> }.into_any(),
+            None => view! {
+                <form method="post" action="/logout">
+                    <button class="button quiet">"Log out"</button>
+                </form>
+            }.into_any(),
+        }}
+    }
+}
+
 fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
     let notices: Notices = expect_context();
     if viewer.flash.is_some() {
@@ -27,16 +43,7 @@ fn frame(viewer: Viewer, clock: Clock, content: AnyView) -> impl IntoView {
         <header class="top">
             <div class="top-inside">
                 <Brand />
-                <p class="who"><span class="visually-hidden">"Logged in as "</span>{viewer.name}</p>
-                {match viewer.account_page {
-                    // A page of the platform, even where it has the name of one of ours.
-                    Some(page) => view! { <a class="button quiet" href=page rel="external">"Your account"</a> }.into_any(),
-                    None => view! {
-                        <form method="post" action="/logout">
-                            <button class="button quiet">"Log out"</button>
-                        </form>
-                    }.into_any(),
-                }}
+                {who(viewer.name, viewer.account_page)}
             </div>
         </header>
         <main id="main">

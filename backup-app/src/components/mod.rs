@@ -13,6 +13,8 @@ mod time;
 pub use ask::{Kept, Questions};
 pub use at_once::at_once;
 pub use dialog::{Leave, use_ask};
+#[cfg(feature = "ssr")]
+pub use frame::who;
 pub use frame::{Brand, Frame, Loading, PageProblem};
 pub use icon::{Icon, Symbol};
 pub use job::{JobCards, RecentJobs};

@@ -1,6 +1,6 @@
 //! `/activity`: what was done to a customer's backups and account.
 
-use backup_core::audit::{Action, AuditEntry, Who};
+use backup_core::audit::{Action, AuditEntry, KEPT_OF_CUSTOMER, Who};
 use backup_core::catalog::Source;
 use backup_core::repository::BackupType;
 use leptos::prelude::*;
@@ -8,7 +8,7 @@ use leptos::prelude::*;
 use super::times::Zone;
 use super::{Document, brand, footer, picture};
 use crate::clock;
-use crate::components::{Icon, Symbol};
+use crate::components::{Icon, Symbol, who};
 use crate::visit::Visit;
 
 /// Somebody.
@@ -55,6 +55,11 @@ impl ActivityPage<'_> {
             .collect();
         let is_empty = days.is_empty();
         let (is_later, next) = (self.is_later, self.next);
+        let nothing = match (next, is_later) {
+            (Some(_), _) => "Nothing here that can be shown.",
+            (None, true) => "There is nothing older.",
+            (None, false) => "Nothing yet.",
+        };
         let kept = crate::words::count(self.days_kept, "day");
         view! {
             {self.top()}
@@ -62,11 +67,11 @@ impl ActivityPage<'_> {
                 <p class="way-back"><a href="/backups"><Icon symbol=Symbol::Back />"All backups"</a></p>
                 <div>
                     <h1>"Activity"</h1>
-                    <p class="quiet">"What was done to your backups and your account, by whom and from where. Kept for " {kept} "."</p>
+                    <p class="quiet">"What was done to your backups and your account, by whom and from where. Kept for " {kept} ", and the newest " {KEPT_OF_CUSTOMER} " of a kind at most."</p>
                 </div>
                 {days}
                 {is_empty.then(|| view! {
-                    <section class="panel"><p class="empty">{if is_later { "There is nothing older." } else { "Nothing yet." }}</p></section>
+                    <section class="panel"><p class="empty">{nothing}</p></section>
                 })}
                 {(is_later || next.is_some()).then(|| view! {
                     <nav class="pages" aria-label="More activity">
@@ -80,20 +85,14 @@ impl ActivityPage<'_> {
     }
 
     fn top(&self) -> impl IntoView + use<> {
-        let name = self.visit.name.clone();
+        let Visit {
+            name, account_page, ..
+        } = self.visit.clone();
         view! {
             <header class="top">
                 <div class="top-inside">
                     {brand("/backups", "Backups")}
-                    <p class="who"><span class="visually-hidden">"Logged in as "</span>{name}</p>
-                    {match self.visit.account_page.clone() {
-                        Some(page) => view! { <a class="button quiet" href=page>"Your account"</a> }.into_any(),
-                        None => view! {
-                            <form method="post" action="/logout">
-                                <button class="button quiet">"Log out"</button>
-                            </form>
-                        }.into_any(),
-                    }}
+                    {who(name, account_page)}
                 </div>
             </header>
         }
@@ -246,6 +245,8 @@ fn by(entry: &AuditEntry, who: &str) -> String {
         (Action::Sync, ..) => format!("{who} brought the lists of backups in step"),
         (Action::Prune, ..) => format!("{who} freed space in the repositories"),
         (Action::Recover, ..) => format!("{who} looked after interrupted restores"),
+        (Action::Unlock, ..) => format!("{who} removed locks that were left in the repositories"),
+        (Action::Verify, ..) => format!("{who} tried whether backups can be restored"),
     }
 }
 

@@ -12,6 +12,7 @@ pub use activity::{ActivityPage, sentence};
 pub use admin::{AdminLoginPage, AdminPage};
 use times::Zone;
 
+use crate::app::head;
 use crate::components::{Icon, Symbol};
 
 /// What is around the content of a page.
@@ -33,10 +34,7 @@ impl Document<'_> {
             view! {
                 <html lang="en">
                     <head>
-                        <meta charset="utf-8" />
-                        <meta name="viewport" content="width=device-width, initial-scale=1" />
-                        <meta name="color-scheme" content="light dark" />
-                        <link rel="icon" type="image/svg+xml" href="/favicon.svg" />
+                        {head()}
                         {stylesheet.map(|place| view! { <link rel="stylesheet" href=place /> })}
                         <title>{title}</title>
                     </head>

@@ -1,24 +1,21 @@
 //! Figures of all jobs, for a monitoring that asks every few seconds and for operators.
 //!
-//! Those for the monitoring are counted in an index that has all of it (`backup_jobs_counted`). Never: a look at each row of a table that grows for years.
+//! Those for the monitoring are counted in an index that has all of it (`backup_jobs_counted`), but of the jobs that failed, which are few. Never: a look
+//! at each row of a table that grows for years.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::store::understand_time;
-use super::{Job, JobId, JobStatus, JobStore, JobType};
+use super::{Failure, Job, JobId, JobStatus, JobStore, JobType};
 use crate::customer::CustomerId;
 use crate::error::Result;
 use crate::store::values;
 
-const COUNTS: &str = "SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), COUNT(*), COUNT(finished_at - started_at),
-        CAST(COALESCE(SUM(finished_at - started_at), 0) AS SIGNED), CAST(COALESCE(SUM(bytes_done), 0) AS SIGNED), MAX(finished_at)
-    FROM customer_backup_jobs GROUP BY job_type, status";
+const TOTALS: &str = "COUNT(*), COUNT(finished_at - started_at), CAST(COALESCE(SUM(finished_at - started_at), 0) AS SIGNED),
+        CAST(COALESCE(SUM(bytes_done), 0) AS SIGNED), MAX(finished_at)";
 const OLDEST_PENDING: &str = "SELECT CAST(MIN(created_at) AS CHAR), {now} FROM customer_backup_jobs WHERE status = 'pending'";
-
-const STUCK: &str =
-    "SELECT COUNT(*) FROM customer_backup_jobs WHERE status = 'failed' AND failure = 'stuck'";
 
 /// Of a month, which is more than anybody waits with a look; the index of what is counted has the rows by their beginning.
 const RECENT_DAYS: u64 = 30;
@@ -34,10 +31,19 @@ const FAILURES: &str = "SELECT CAST(j.customer_id AS SIGNED), COUNT(*), CAST(MAX
 const OPEN: &str = "WHERE active_customer IS NOT NULL OR (status = 'failed' AND failure = 'stuck')
     ORDER BY customer_backup_jobs.id DESC";
 
-/// Type, state, jobs, those that are timed, their milliseconds, bytes, and the last end.
-type CountRow = (String, String, i64, i64, i64, i64, Option<i64>);
+/// Type, state, failure, jobs, those that are timed, their milliseconds, bytes, and the last end.
+type CountRow = (
+    String,
+    String,
+    Option<String>,
+    i64,
+    i64,
+    i64,
+    i64,
+    Option<i64>,
+);
 
-/// How many jobs there are of a type in a state, and what they took.
+/// How many jobs there are of a type in a state, and what they took. Those that failed are counted for each [`Failure`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct JobCount {
@@ -45,6 +51,8 @@ pub struct JobCount {
     pub job_type: JobType,
     /// Where they are in their lives.
     pub status: JobStatus,
+    /// Why they failed, where they did and that is known.
+    pub failure: Option<Failure>,
     /// How many.
     pub jobs: u64,
     /// How many of them have ended so that it is known how long they took.
@@ -66,12 +74,6 @@ pub(crate) struct Failures {
 }
 
 impl JobStore {
-    /// How many restores are stuck.
-    pub(crate) async fn count_stuck(&self) -> Result<u64> {
-        let row: Option<(i64,)> = self.store.row(STUCK, &[]).await?;
-        Ok(row.map_or(0, |(count,)| u64::try_from(count).unwrap_or(0)))
-    }
-
     /// Of each customer the backups that failed since his newest good one, within the last month. Who has none is left out.
     pub(crate) async fn failures(&self) -> Result<Vec<Failures>> {
         let month = RECENT_DAYS * 24 * 60 * 60 * 1000;
@@ -91,15 +93,24 @@ impl JobStore {
         self.list(OPEN, &[]).await
     }
 
-    /// Counts of all jobs by type and state; what there is none of is left out.
+    /// Counts of all jobs by type, state and failure; what there is none of is left out.
     pub(crate) async fn counts(&self) -> Result<Vec<JobCount>> {
-        let rows: Vec<CountRow> = self.store.rows(COUNTS, &[]).await?;
+        // Why a job failed is not in the index. In one statement, so that each job is counted once.
+        let query = format!(
+            "SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), CAST(NULL AS CHAR), {TOTALS}
+                FROM customer_backup_jobs WHERE status <> 'failed' GROUP BY job_type, status
+            UNION ALL SELECT CAST(job_type AS CHAR), CAST(status AS CHAR), CAST(failure AS CHAR), {TOTALS}
+                FROM customer_backup_jobs WHERE status = 'failed' GROUP BY job_type, status, failure"
+        );
+        let rows: Vec<CountRow> = self.store.rows(&query, &[]).await?;
         let number = |number: i64| u64::try_from(number).unwrap_or(0);
-        let count = |(job_type, status, jobs, timed, milliseconds, bytes, last_end): CountRow| {
+        let count = |row: CountRow| {
+            let (job_type, status, failure, jobs, timed, milliseconds, bytes, last_end) = row;
             Some(JobCount {
                 // What another program wrote there and nobody understands is no job of ours.
                 job_type: JobType::from_word(&job_type)?,
                 status: JobStatus::from_word(&status)?,
+                failure: failure.and_then(|word| Failure::from_word(&word)),
                 jobs: number(jobs),
                 timed: number(timed),
                 duration: Duration::from_millis(number(milliseconds)),

@@ -83,6 +83,9 @@ macro_rules! words {
         pub enum $name { $($(#[$doc])* $variant),+ }
 
         impl $name {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant),+];
+
             /// As it is stored.
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }

@@ -38,9 +38,13 @@ const LONGEST_PASSWORD: usize = 1024;
 pub struct Login {
     customers: CustomerStore,
     audit: Audit,
-    turns: Arc<Semaphore>,
+    turns: Turns,
     nobody: Arc<Nobody>,
 }
+
+/// Passwords are proven in turns: however many try, that takes a known part of the machine. Clones share their turns.
+#[derive(Debug, Clone)]
+struct Turns(Arc<Semaphore>);
 
 /// What became of a try to log in.
 #[derive(Debug, Clone)]
@@ -59,7 +63,7 @@ impl Login {
         Self {
             customers: customers.clone(),
             audit: customers.audit().clone(),
-            turns: Arc::new(Semaphore::new(AT_ONCE)),
+            turns: Turns::new(AT_ONCE),
             nobody: Arc::default(),
         }
     }
@@ -100,23 +104,37 @@ impl Login {
     }
 
     async fn is_right(&self, hash: Option<PasswordHash>, password: SecretString) -> Result<bool> {
-        let turn = Arc::clone(&self.turns).acquire_owned();
-        let turn = match tokio::time::timeout(PATIENCE, turn).await {
-            Ok(Ok(turn)) => turn,
-            _ => {
-                return Err(Error::new(
-                    ErrorKind::Busy,
-                    "too many try to log in at the same time",
-                ));
-            }
+        let proof = move || {
+            let password = password.expose_secret();
+            password.len() <= LONGEST_PASSWORD
+                && hash.is_some_and(|hash| hash.is_of(password.as_bytes()))
+        };
+        self.turns.take(proof).await
+    }
+}
+
+impl Turns {
+    fn new(at_once: usize) -> Self {
+        Self(Arc::new(Semaphore::new(at_once)))
+    }
+
+    /// What the proof gives, once it had its turn. [`ErrorKind::Busy`] where that does not come in time.
+    async fn take<T: Send + 'static>(
+        &self,
+        proof: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
+        let turn = Arc::clone(&self.0).acquire_owned();
+        let Ok(Ok(turn)) = tokio::time::timeout(PATIENCE, turn).await else {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                "too many try to log in at the same time",
+            ));
         };
         let proof = tokio::task::spawn_blocking(move || {
-            let password = password.expose_secret();
-            let is_right = password.len() <= LONGEST_PASSWORD
-                && hash.is_some_and(|hash| hash.is_of(password.as_bytes()));
+            let proven = proof();
             // Whoever asked may be gone: the turn is over when the work is.
             drop(turn);
-            is_right
+            proven
         });
         proof
             .await

@@ -1,7 +1,8 @@
 //! Operators: who may look at all customers, by a file that root writes. They are no customers, and no customer is one.
 //!
 //! The file is read at each login and for each request, so that a line which is removed or changed ends what was begun with it. Never: a file that anybody
-//! else can read or change; an answer that tells an unknown name from a wrong password, by its words or by its time.
+//! else can read or change; an answer that tells an unknown name from a wrong password, by its words or by its time; an operator whom others keep out by
+//! trying all the time, of a browser in which he has logged in before.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,12 +10,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use hmac::{Hmac, KeyInit, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use tokio::sync::Semaphore;
+use subtle::ConstantTimeEq;
 
 use super::hash::PasswordHash;
-use super::{LONGEST_PASSWORD, PATIENCE, hash_password};
+use super::{LONGEST_PASSWORD, Turns, hash_password};
 use crate::config::ServerConfig;
 use crate::error::{Error, ErrorKind, Result};
 
@@ -26,7 +28,10 @@ const MOST_BYTES: u64 = 64 * 1024;
 #[derive(Debug, Clone)]
 pub struct Operators {
     file: Arc<Path>,
-    turns: Arc<Semaphore>,
+    /// Of whoever comes.
+    turns: Turns,
+    /// Of those who come with a mark.
+    turns_of_marked: Turns,
 }
 
 /// Somebody who has proven that he is one.
@@ -63,30 +68,48 @@ impl Operators {
         };
         let operators = Self {
             file: file.as_path().into(),
-            turns: Arc::new(Semaphore::new(1)),
+            turns: Turns::new(1),
+            turns_of_marked: Turns::new(1),
         };
         operators.lines()?;
         Ok(Some(operators))
     }
 
-    /// Who these are. [`ErrorKind::Busy`] where others try all the time.
-    pub async fn verify(&self, name: &str, password: &SecretString) -> Result<OperatorVerdict> {
-        let turn = Arc::clone(&self.turns).acquire_owned();
-        let Ok(Ok(turn)) = tokio::time::timeout(PATIENCE, turn).await else {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                "too many operators try to log in at the same time",
-            ));
+    /// Who these are. Whoever comes with a mark of this name ([`Self::knows`]) does not wait for those who come without one. [`ErrorKind::Busy`]
+    /// where others try all the time.
+    pub async fn verify(
+        &self,
+        name: &str,
+        password: &SecretString,
+        is_marked: bool,
+    ) -> Result<OperatorVerdict> {
+        let turns = match is_marked {
+            true => &self.turns_of_marked,
+            false => &self.turns,
         };
         let (operators, name, password) = (self.clone(), name.to_owned(), password.clone());
-        let proof = tokio::task::spawn_blocking(move || {
-            let verdict = operators.prove(&name, password.expose_secret());
-            drop(turn);
-            verdict
-        });
-        proof
-            .await
-            .map_err(|e| Error::caused(ErrorKind::Failed, "a password could not be checked", e))?
+        turns
+            .take(move || operators.prove(&name, password.expose_secret()))
+            .await?
+    }
+
+    /// What a browser may keep in which this operator has logged in. It opens nothing: it only shows there, until his line is changed, that he was here before.
+    pub fn mark(&self, operator: &Operator) -> String {
+        let nonce = hex::encode(rand::random::<[u8; 16]>());
+        let mac = mac_of_mark(&operator.credential, &operator.name, &nonce);
+        format!("{nonce}.{}", mac.unwrap_or_default())
+    }
+
+    /// Whether this is a mark of the operator of this name.
+    pub fn knows(&self, name: &str, mark: &str) -> Result<bool> {
+        let Some((nonce, mac)) = mark.split_once('.') else {
+            return Ok(false);
+        };
+        let lines = self.lines()?;
+        let line = lines.iter().find(|line| line.name == name);
+        let made = line.and_then(|line| mac_of_mark(&line.credential, name, nonce));
+        // Letter by letter, so that one mark has one spelling.
+        Ok(made.is_some_and(|made| made.as_bytes().ct_eq(mac.as_bytes()).into()))
     }
 
     fn prove(&self, name: &str, password: &str) -> Result<OperatorVerdict> {
@@ -126,6 +149,13 @@ impl Operators {
         };
         parse(&read(&self.file)?).map_err(|reason| refused(&reason))
     }
+}
+
+/// Made with what only who reads the file knows.
+fn mac_of_mark(credential: &[u8; 32], name: &str, nonce: &str) -> Option<String> {
+    let mac = <Hmac<Sha256> as KeyInit>::new_from_slice(credential).ok()?;
+    let mac = mac.chain_update(format!("mark of a browser\n{name}\n{nonce}"));
+    Some(hex::encode(mac.finalize().into_bytes()))
 }
 
 /// An operator as the file has him.
@@ -247,8 +277,9 @@ mod tests {
         let (ops, other) = (line("ops", "correct horse"), line("other@x", "other horse"));
         let known = operators(&dir, &format!("# who may look\n\n{ops}{other}"), 0o640);
         let known = known.unwrap().unwrap();
-        let tried =
-            async |name: &str, password: &str| known.verify(name, &password.into()).await.unwrap();
+        let tried = async |name: &str, password: &str| {
+            known.verify(name, &password.into(), false).await.unwrap()
+        };
         let OperatorVerdict::Proven(proven) = tried("ops", "correct horse").await else {
             panic!("not let in");
         };
@@ -280,6 +311,48 @@ mod tests {
         );
         operators(&dir, &other, 0o640).unwrap();
         assert!(!known.has(&proven).unwrap());
+    }
+
+    #[tokio::test]
+    async fn whoever_tries_all_the_time_keeps_nobody_out_of_a_browser_that_he_has_used_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ops, other) = (line("ops", "correct horse"), line("other@x", "other horse"));
+        let known = operators(&dir, &format!("{ops}{other}"), 0o640);
+        let known = known.unwrap().unwrap();
+        let password = SecretString::from("correct horse");
+        let OperatorVerdict::Proven(he) = known.verify("ops", &password, false).await.unwrap()
+        else {
+            panic!("not let in");
+        };
+        let mark = known.mark(&he);
+        assert_ne!(mark, known.mark(&he));
+        assert!(known.knows("ops", &mark).unwrap());
+        for name in ["other@x", "nobody", ""] {
+            assert!(!known.knows(name, &mark).unwrap(), "{name}");
+        }
+        let (nonce, mac) = mark.split_once('.').unwrap();
+        for made in [
+            String::new(),
+            ".".to_owned(),
+            nonce.to_owned(),
+            format!("{nonce}."),
+            format!("{nonce}.{}", &mac[2..]),
+            format!("{nonce}.{}", mac.to_uppercase()),
+            format!("{nonce}0.{mac}"),
+            format!("{nonce}.{}", "00".repeat(32)),
+        ] {
+            assert!(!known.knows("ops", &made).unwrap(), "{made}");
+        }
+
+        // Others have all the turns that there are for whoever comes.
+        let others = known.turns.0.acquire().await.unwrap();
+        let verdict = known.verify("ops", &password, true).await.unwrap();
+        assert!(matches!(verdict, OperatorVerdict::Proven(_)));
+        let wrong = known.verify("ops", &"wrong".into(), true).await.unwrap();
+        assert!(matches!(wrong, OperatorVerdict::Wrong));
+        drop(others);
+        operators(&dir, &line("ops", "correct horse"), 0o640).unwrap();
+        assert!(!known.knows("ops", &mark).unwrap(), "another line of his");
     }
 
     #[test]

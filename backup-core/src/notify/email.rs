@@ -1,13 +1,14 @@
 //! The mail to a customer: plain text, over a connection that nobody else can read.
 //!
 //! Whose address, name and domain they are is the customer's choice, and may be somebody else's. Never: anything of his in a header but an address that the
-//! library has taken apart; a word of his in the text but a plain domain.
+//! library has taken apart; a word of his in the text but a plain domain; his address in an error, which is logged.
 
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
 use lettre::message::header::{ContentType, Header, HeaderName, HeaderValue, MIME_VERSION_1_0};
 use lettre::message::{Mailbox, Message};
+use lettre::transport::smtp::Error as SmtpError;
 use lettre::transport::smtp::authentication::Credentials;
 use lettre::transport::smtp::client::{Tls, TlsParameters};
 use lettre::transport::smtp::extension::ClientId;
@@ -57,7 +58,7 @@ impl Mail<'_> {
             let is_of_address = e
                 .status()
                 .is_some_and(|code| ["550", "551", "553"].contains(&code.to_string().as_str()));
-            let error = refused(config, e);
+            let error = not_taken(config, e);
             match is_of_address {
                 true => Refusal::Final(error),
                 false => Refusal::Passing(error),
@@ -166,7 +167,37 @@ fn is_plain(name: &str) -> bool {
     (1..=253).contains(&name.len()) && name.bytes().all(is_of_name)
 }
 
-fn refused(config: &EmailConfig, error: lettre::transport::smtp::Error) -> Error {
+/// Without the words of an answer: most servers repeat the customer's address in it.
+fn not_taken(config: &EmailConfig, error: SmtpError) -> Error {
+    let answers = match error.status() {
+        Some(code) => code.to_string() + &enhanced_code(&error),
+        None if error.is_response() => "what is no SMTP".to_owned(),
+        None => return refused(config, error),
+    };
+    let place = place(config);
+    Error::new(
+        ErrorKind::Refused,
+        format!("the SMTP server {place} takes no mail: it answers {answers}"),
+    )
+}
+
+/// ` 5.1.1`, where the answer begins with such a code (RFC 2034): what is of digits and dots is no address.
+fn enhanced_code(error: &SmtpError) -> String {
+    let words = std::error::Error::source(error).map(ToString::to_string);
+    let first = words
+        .as_deref()
+        .and_then(|words| words.split_whitespace().next());
+    let is_code = |word: &&str| {
+        let parts: Vec<&str> = word.split('.').collect();
+        let is_number =
+            |part: &&str| (1..=3).contains(&part.len()) && part.bytes().all(|b| b.is_ascii_digit());
+        parts.len() == 3 && parts.iter().all(is_number)
+    };
+    let code = first.filter(is_code);
+    code.map_or_else(String::new, |code| format!(" {code}"))
+}
+
+fn refused(config: &EmailConfig, error: SmtpError) -> Error {
     Error::caused(
         ErrorKind::Unreachable,
         format!("the SMTP server {} takes no mail", place(config)),

@@ -32,7 +32,7 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
-use crate::audit::{Action, Actor, Audit, AuditEntry, Deed, Who};
+use crate::audit::{Action, Actor, Audit, AuditEntry, AuditPage, Deed, Who};
 use crate::catalog::{
     BackupEntry, BackupList, Catalog, Missing, ProofFigures, Sampled, Source, SyncReport, Synced,
     no_such_backup,
@@ -41,8 +41,8 @@ use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::{
-    CancelAnswer, Created, Deleting, Job, JobCount, JobId, JobStatus, JobStore, JobStream, JobType,
-    NewJob, Queue, Watcher, owner_of_this_process,
+    CancelAnswer, Created, Deleting, Failure, Job, JobCount, JobId, JobStatus, JobStore, JobStream,
+    JobType, NewJob, Queue, Watcher, owner_of_this_process,
 };
 use crate::login::Login;
 use crate::notify::{self, NotificationCount, NotificationsWaiting};
@@ -79,7 +79,7 @@ pub struct BackupService {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Figures {
-    /// Jobs by type and state; what there is none of is left out.
+    /// Jobs by type, state and failure; what there is none of is left out.
     pub jobs: Vec<JobCount>,
     /// Restores that could be neither finished nor undone: their shops are closed.
     pub stuck: u64,
@@ -164,6 +164,12 @@ impl BackupService {
         self.audit.note(&Deed::to_nobody(action)).await
     }
 
+    /// The same of what is done to this customer's things. [`ErrorKind::NotFound`] where there is no such customer.
+    pub async fn note_to(&self, customer: CustomerId, action: Action) -> Result<()> {
+        let customer = self.customers.get(customer).await?;
+        self.audit.note(&Deed::to(customer.id, action)).await
+    }
+
     /// What was done to a customer's account and backups, by whom and from where, newest first: what is older than the entry `before`. It is for
     /// the customer: what an operator is called, and where he is, is left out.
     pub async fn activity(
@@ -171,23 +177,21 @@ impl BackupService {
         customer: CustomerId,
         before: Option<u64>,
         at_most: u32,
-    ) -> Result<Vec<AuditEntry>> {
-        let mut entries = self.audit.of_customer(customer, before, at_most).await?;
-        for entry in entries
-            .iter_mut()
-            .filter(|entry| entry.who != Who::Customer)
-        {
+    ) -> Result<AuditPage> {
+        let mut page = self.audit.of_customer(customer, before, at_most).await?;
+        let entries = page.entries.iter_mut();
+        for entry in entries.filter(|entry| entry.who != Who::Customer) {
             entry.name = None;
             entry.address = None;
             entry.request_id = None;
         }
-        Ok(entries)
+        Ok(page)
     }
 
-    /// Remove what was done longer ago than `server.audit_keep` says, a little at a time, as workers do; the number of entries.
+    /// Remove what was done longer ago than `server.audit_keep` says, and of each customer what is more than is kept
+    /// ([`crate::audit::KEPT_OF_CUSTOMER`]), a little at a time, as workers do; the number of entries.
     pub async fn forget_old_activity(&self) -> Result<u64> {
-        let keep = self.config.server.audit_keep;
-        self.audit.forget_older_than(keep).await
+        self.audit.forget(self.config.server.audit_keep).await
     }
 
     /// What was done to anything, newest first.
@@ -223,7 +227,7 @@ impl BackupService {
         let jobs = self.jobs.counts().await?;
         let catalogued = self.catalog.newest().await?;
         Ok(Figures {
-            stuck: self.jobs.count_stuck().await?,
+            stuck: stuck_of(&jobs),
             oldest_pending: self.jobs.oldest_pending().await?,
             newest_backups: with_deleted(catalogued, &jobs),
             synced: self.catalog.syncs().await?,
@@ -661,6 +665,14 @@ fn with_deleted(
         *known = time.max(*known);
     }
     newest.into_iter().collect()
+}
+
+/// How many restores are stuck.
+fn stuck_of(jobs: &[JobCount]) -> u64 {
+    let stuck = jobs
+        .iter()
+        .filter(|count| count.failure == Some(Failure::Stuck));
+    stuck.map(|count| count.jobs).sum()
 }
 
 fn new_backup(customer: &Customer, request: &BackupRequest) -> Result<NewJob> {

@@ -1,5 +1,5 @@
 //! What a worker does beside its jobs: forget what customers deleted, bring the catalogue in step with the repositories, remove activity that
-//! is too old, and prune the repositories that are ours in a quiet hour.
+//! is too old or too much, and prune the repositories that are ours in a quiet hour.
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
@@ -73,7 +73,7 @@ impl Upkeep {
 
     async fn forget_old_activity(&self) {
         let keep = self.engine.config().server.audit_keep;
-        if let Err(error) = self.audit.forget_older_than(keep).await {
+        if let Err(error) = self.audit.forget(keep).await {
             tracing::warn!("old activity is not removed now: {}", error.chain());
         }
     }

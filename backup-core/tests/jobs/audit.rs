@@ -16,6 +16,8 @@ on_both!(
     what_is_done_is_written_with_it_and_what_is_not_done_is_not,
     two_at_once_write_what_they_did_and_nothing_twice,
     what_failed_to_be_written_was_not_done,
+    a_page_of_what_a_later_version_did_is_not_the_last_one,
+    of_a_customer_the_newest_of_each_kind_are_kept_whatever_he_does_all_the_time,
 );
 
 const CUSTOMERS: &str =
@@ -42,7 +44,9 @@ fn a_backup() -> BackupRequest {
 }
 
 async fn of(service: &BackupService, number: u32) -> Vec<AuditEntry> {
-    service.activity(customer(number), None, 100).await.unwrap()
+    let page = service.activity(customer(number), None, 100).await.unwrap();
+    assert_eq!(page.next, None);
+    page.entries
 }
 
 async fn what_is_done_is_written_with_it_and_what_is_not_done_is_not(database: &Database) {
@@ -121,7 +125,8 @@ async fn what_is_done_is_written_with_it_and_what_is_not_done_is_not(database: &
         .activity(customer(1), Some(entries[3].id), 2)
         .await
         .unwrap();
-    assert_eq!(before, entries[4..6]);
+    assert_eq!(before.entries, entries[4..6]);
+    assert_eq!(before.next, None);
     service.close().await;
 }
 
@@ -186,16 +191,85 @@ async fn what_failed_to_be_written_was_not_done(database: &Database) {
     service.close().await;
 }
 
+async fn a_page_of_what_a_later_version_did_is_not_the_last_one(database: &Database) {
+    let service = service(database).await;
+    for action in [
+        "login", "teleport", "logout", "teleport", "teleport", "login",
+    ] {
+        let insert = format!(
+            "INSERT INTO backup_audit (at, customer_id, who, action) VALUES (1700000000000, 1, 'customer', '{action}')"
+        );
+        database.run(&insert).await;
+    }
+    let (mut before, mut pages) = (None, Vec::new());
+    loop {
+        let page = service.activity(customer(1), before, 2).await.unwrap();
+        pages.push(page.entries.iter().map(|it| it.action).collect::<Vec<_>>());
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    let (login, logout) = (Action::Login, Action::Logout);
+    assert_eq!(pages, [vec![login], vec![logout], vec![login]]);
+    service.close().await;
+}
+
+/// By the same way that the upkeep takes.
+async fn of_a_customer_the_newest_of_each_kind_are_kept_whatever_he_does_all_the_time(
+    database: &Database,
+) {
+    let service = service(database).await;
+    let write = async |customer: u32, action: &str, count: u32| {
+        database
+            .run(&format!(
+                "INSERT INTO backup_audit (at, customer_id, who, action)
+                 WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {count})
+                 SELECT {}, {customer}, 'customer', '{action}' FROM n",
+                now(database.kind())
+            ))
+            .await;
+    };
+    let count = async |what: &str| database.count(&format!("backup_audit WHERE {what}")).await;
+    write(1, "delete", 3).await;
+    write(2, "login", 900).await;
+    write(1, "login", 400).await;
+    write(1, "logout", 800).await;
+    write(1, "login_refused", 999).await;
+    assert_eq!(service.forget_old_activity().await.unwrap(), 200);
+    for (what, left) in [
+        ("action = 'delete'", 3),
+        ("customer_id = 2", 900),
+        ("customer_id = 1 AND action = 'login'", 200),
+        ("action = 'logout'", 800),
+        ("action = 'login_refused'", 999),
+    ] {
+        assert_eq!(count(what).await, left, "{what}");
+    }
+    assert_eq!(service.forget_old_activity().await.unwrap(), 0);
+    // Whoever was looked at before is looked at again when more was done to him.
+    write(1, "login_refused", 700).await;
+    write(2, "login", 100).await;
+    assert_eq!(service.forget_old_activity().await.unwrap(), 699);
+    assert_eq!(count("action = 'login_refused'").await, 1000);
+    assert_eq!(count("customer_id = 2").await, 1000);
+    service.close().await;
+}
+
+fn now(kind: Kind) -> &'static str {
+    match kind {
+        Kind::MariaDb => "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
+        Kind::Sqlite => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
+    }
+}
+
 /// The upkeep removes what is too old; here by the same way that it takes.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_older_than_the_kept_time_is_removed_a_little_at_a_time() {
     for kind in [Kind::MariaDb, Kind::Sqlite] {
         let database = Database::empty(kind);
         let service = service(&database).await;
-        let now = match kind {
-            Kind::MariaDb => "CAST(UNIX_TIMESTAMP(NOW(3)) * 1000 AS SIGNED)",
-            Kind::Sqlite => "CAST(unixepoch('subsec') * 1000 AS INTEGER)",
-        };
+        let now = now(kind);
         let numbers =
             "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 900) SELECT";
         for (age, count) in [

@@ -38,6 +38,12 @@ async fn figures_tell_what_there_is_and_leave_out_what_there_is_not(database: &D
     let sentence = "It failed.";
     let ended = jobs.fail(failed.lease, Failure::Error, sentence).await;
     assert!(ended.unwrap());
+    create(&jobs, 5).await;
+    let cancelled = claim(&jobs).await;
+    let ended = jobs
+        .fail(cancelled.lease, Failure::Cancelled, sentence)
+        .await;
+    assert!(ended.unwrap());
     create(&jobs, 2).await;
     claim(&jobs).await;
     let oldest = create(&jobs, 3).await;
@@ -87,16 +93,21 @@ async fn figures_tell_what_there_is_and_leave_out_what_there_is_not(database: &D
     let mut counted: Vec<_> = figures
         .jobs
         .iter()
-        .map(|count| (count.job_type.as_str(), count.status.as_str(), count.jobs))
+        .map(|count| {
+            let failure = count.failure.map(Failure::as_str);
+            let (job_type, status) = (count.job_type.as_str(), count.status.as_str());
+            (job_type, status, failure, count.jobs)
+        })
         .collect();
     counted.sort_unstable();
     assert_eq!(
         counted,
         [
-            ("backup", "failed", 1),
-            ("backup", "pending", 2),
-            ("backup", "running", 1),
-            ("restore", "completed", 3),
+            ("backup", "failed", Some("cancelled"), 1),
+            ("backup", "failed", Some("error"), 1),
+            ("backup", "pending", None, 2),
+            ("backup", "running", None, 1),
+            ("restore", "completed", None, 3),
         ]
     );
     let restores = figures

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use backup_core::audit::Action;
 use backup_core::catalog::Missing;
 use backup_core::config::{Config, RepositoryConfig};
+use backup_core::customer::CustomerId;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::jobs::Job;
 use backup_core::operations::Engine;
@@ -54,13 +55,19 @@ impl<'a> Parts<'a> {
         })
     }
 
-    /// Write down that this command is begun. It is done whether or not that can be: nobody's backup is to wait for a list of who did what.
+    /// Write down that this command is begun.
     fn note(&self, action: Action) {
-        if let Err(error) = self.runtime.block_on(self.service.note(action)) {
-            output::message(&format!(
-                "warning: who ran this is not written down: {}",
-                error.chain()
-            ));
+        noted(self.runtime.block_on(self.service.note(action)));
+    }
+
+    /// Write down that this command is begun, of each customer whom it names.
+    fn note_to(&self, customers: &[CustomerId], action: Action) {
+        if customers.is_empty() {
+            return self.note(action);
+        }
+        for customer in customers {
+            let note = self.service.note_to(*customer, action);
+            noted(self.runtime.block_on(note));
         }
     }
 
@@ -90,6 +97,16 @@ impl<'a> Parts<'a> {
 impl Drop for Parts<'_> {
     fn drop(&mut self) {
         self.runtime.block_on(self.service.close());
+    }
+}
+
+/// What a command does is done whether or not it can be written down: nobody's backup is to wait for a list of who did what.
+fn noted(result: Result<()>) {
+    if let Err(error) = result {
+        output::message(&format!(
+            "warning: who ran this is not written down: {}",
+            error.chain()
+        ));
     }
 }
 

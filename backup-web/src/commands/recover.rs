@@ -35,13 +35,7 @@ pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -
     let lines = match runtime.block_on(BackupService::connect(config)) {
         Ok(service) => {
             let service = service.acting(operator::actor());
-            // A site is brought to its end whether or not that can be written down.
-            if let Err(error) = runtime.block_on(service.note(Action::Recover)) {
-                output::message(&format!(
-                    "warning: who ran this is not written down: {}",
-                    error.chain()
-                ));
-            }
+            super::noted(runtime.block_on(service.note(Action::Recover)));
             let recovered = runtime.block_on(service.recover(&engine));
             runtime.block_on(service.close());
             recovered?

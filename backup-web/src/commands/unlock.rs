@@ -1,16 +1,22 @@
-//! `unlock`: removes the locks whose owners are gone, in every configured repository.
+//! `unlock`: removes the locks whose owners are gone, in every configured repository. It needs no database.
 
 use std::process::ExitCode;
 
+use backup_core::audit::Action;
 use backup_core::config::Config;
 use backup_core::error::Result;
 use backup_core::operations::Engine;
 use backup_core::progress::Cancel;
+use backup_core::service::BackupService;
 use serde_json::json;
+use tokio::runtime::Runtime;
 
+use super::{noted, with_service};
 use crate::output::Output;
 
-pub fn run(config: Config, output: Output, cancel: &Cancel) -> Result<ExitCode> {
+pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -> Result<ExitCode> {
+    let note = async |service: &BackupService| service.note(Action::Unlock).await;
+    noted(with_service(config.clone(), runtime, note));
     let engine = Engine::new(config, cancel);
     let mut repositories = vec![("manual", engine.manual()?)];
     repositories.extend(engine.daily()?.map(|daily| ("daily", daily)));

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use backup_core::audit::Action;
 use backup_core::config::Config;
 use backup_core::customer::CustomerId;
 use backup_core::error::Result;
@@ -21,6 +22,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
+    parts.note_to(customers, Action::Verify);
     parts.refresh()?;
     let report = {
         let control = super::control(cancel);

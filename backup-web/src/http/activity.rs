@@ -10,8 +10,7 @@ use axum::{Json, Router};
 use backup_app::model::Outcome;
 use backup_app::plain::{ActivityPage, sentence};
 use backup_app::visit::Visit;
-use backup_core::audit::AuditEntry;
-use backup_core::customer::CustomerId;
+use backup_core::audit::{AuditEntry, AuditPage};
 use backup_core::service::BackupService;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -62,7 +61,7 @@ struct ActivityEntry {
     time: String,
     /// `customer`, `operator`, or `service` for what the program does by itself.
     who: &'static str,
-    /// `backup`, `restore`, `cancel`, `dismiss`, `delete`, `login`, `logout`, `login_refused`, `password`, `added`.
+    /// `backup`, `restore`, `cancel`, `dismiss`, `delete`, `login`, `logout`, `login_refused`, `password`, `added`, `verify`.
     action: &'static str,
     /// In one plain sentence.
     message: String,
@@ -108,7 +107,7 @@ async fn activity(
     Extension(visit): Extension<Visit>,
     Query(asked): Query<Asked>,
 ) -> Result<Json<Activity>, Refusal> {
-    let (entries, next) = load(&service, visit.customer, asked.before).await?;
+    let AuditPage { entries, next, .. } = load(&service, &visit, &asked).await?;
     Ok(Json(Activity {
         entries: entries.into_iter().map(Into::into).collect(),
         next,
@@ -121,7 +120,7 @@ async fn show(
     Extension(visit): Extension<Visit>,
     Query(asked): Query<Asked>,
 ) -> Result<Response, Refusal> {
-    let (entries, next) = load(&service, visit.customer, asked.before).await?;
+    let AuditPage { entries, next, .. } = load(&service, &visit, &asked).await?;
     let page = ActivityPage {
         visit: &visit,
         entries: &entries,
@@ -134,14 +133,7 @@ async fn show(
     Ok((policy, Html(page.render())).into_response())
 }
 
-async fn load(
-    service: &BackupService,
-    customer: CustomerId,
-    before: Option<u64>,
-) -> Result<(Vec<AuditEntry>, Option<u64>), Refusal> {
-    let mut entries = service.activity(customer, before, ENTRIES + 1).await?;
-    let has_more = entries.len() > ENTRIES as usize;
-    entries.truncate(ENTRIES as usize);
-    let next = entries.last().map(|last| last.id).filter(|_| has_more);
-    Ok((entries, next))
+async fn load(service: &BackupService, visit: &Visit, asked: &Asked) -> Result<AuditPage, Refusal> {
+    let page = service.activity(visit.customer, asked.before, ENTRIES);
+    Ok(page.await?)
 }

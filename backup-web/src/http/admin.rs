@@ -13,7 +13,7 @@ use axum::http::header::{CONTENT_SECURITY_POLICY, SET_COOKIE};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::response::{AppendHeaders, Html, IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use backup_app::plain::{AdminLoginPage, AdminPage};
 use backup_core::audit::{Action, Actor};
@@ -29,7 +29,7 @@ use tower::Service;
 use super::acting::{self, at};
 use super::headers::{HasTls, STYLE_ALONE};
 use super::input::Input;
-use super::login::Guesses;
+use super::login::{AT_ACCOUNT, Guesses};
 use super::refusal::{Refusal, Stylesheet};
 use super::tries::Tries;
 use super::{AppState, asks_for_page, session};
@@ -49,6 +49,9 @@ const ACTIVITY: u32 = 20;
 /// Refused logins that are written down: whoever guesses shall not fill the table.
 const REFUSED: (u32, Duration) = (20, Duration::from_secs(3 * 60));
 
+/// For how long a browser is known in which an operator logged in; of more than 400 days browsers make that.
+const MARKED_FOR: &str = "; Max-Age=34560000";
+
 /// The digest of what a browser holds.
 type Key = [u8; 32];
 
@@ -58,6 +61,8 @@ pub struct Admins {
     operators: Operators,
     sessions: Arc<Mutex<HashMap<Key, Session>>>,
     guesses: Guesses,
+    /// Tries of browsers in which an operator has logged in before: whatever others do, they count by themselves.
+    guesses_of_marked: Arc<Tries<Key>>,
     refused: Arc<Tries<()>>,
     idle: Duration,
     max: Duration,
@@ -79,6 +84,7 @@ impl Admins {
             operators,
             sessions: Arc::default(),
             guesses: Guesses::default(),
+            guesses_of_marked: Arc::new(Tries::new(AT_ACCOUNT)),
             refused: Arc::new(Tries::new(REFUSED)),
             idle: config.session_idle,
             max: config.session_max,
@@ -95,12 +101,22 @@ impl Admins {
         }
     }
 
+    /// What a browser holds after the session, too.
+    fn mark_name(&self) -> &'static str {
+        if self.has_tls {
+            "__Host-shophosting-operator-known"
+        } else {
+            "shophosting-operator-known"
+        }
+    }
+
     fn cookie(&self, value: &str) -> HeaderValue {
-        let (name, secure) = (
-            self.cookie_name(),
-            if self.has_tls { "; Secure" } else { "" },
-        );
         let age = if value.is_empty() { "; Max-Age=0" } else { "" };
+        self.named_cookie(self.cookie_name(), value, age)
+    }
+
+    fn named_cookie(&self, name: &str, value: &str, age: &str) -> HeaderValue {
+        let secure = if self.has_tls { "; Secure" } else { "" };
         let text = format!("{name}={value}{age}; Path=/; HttpOnly; SameSite=Strict{secure}");
         // Made of letters, digits and the signs above.
         let cookie = HeaderValue::try_from(text);
@@ -112,6 +128,15 @@ impl Admins {
     fn held(&self, headers: &HeaderMap) -> Option<Key> {
         let token = session::cookies(headers, self.cookie_name()).next()?;
         (!token.is_empty()).then(|| Sha256::digest(token).into())
+    }
+
+    /// The digest of the mark that this operator's browser holds, if it is one.
+    fn mark(&self, headers: &HeaderMap, name: &str) -> Result<Option<Key>> {
+        let Some(mark) = session::cookies(headers, self.mark_name()).next() else {
+            return Ok(None);
+        };
+        let is_his = self.operators.knows(name, mark)?;
+        Ok(is_his.then(|| Sha256::digest(mark).into()))
     }
 
     /// What the browser is to hold from now on.
@@ -314,11 +339,14 @@ async fn log_in(
     let done = let_in(&service, &admins, &parts, &credentials).await;
     let is_browser = asks_for_page(&parts.headers);
     match done {
-        Ok(token) => {
+        Ok(operator) => {
             // Another one of before ends with it.
             admins.close(&parts.headers);
-            let cookie = [(SET_COOKIE, admins.cookie(&token))];
-            (cookie, Redirect::to(PAGE)).into_response()
+            let mark = admins.operators.mark(&operator);
+            let mark = admins.named_cookie(admins.mark_name(), &mark, MARKED_FOR);
+            let session = admins.cookie(&admins.open(operator));
+            let cookies = AppendHeaders([(SET_COOKIE, session), (SET_COOKIE, mark)]);
+            (cookies, Redirect::to(PAGE)).into_response()
         }
         Err(refusal) if is_browser => {
             let word = match refusal.status {
@@ -337,9 +365,10 @@ async fn let_in(
     admins: &Admins,
     parts: &Parts,
     Credentials { name, password }: &Credentials,
-) -> Result<String, Refusal> {
+) -> Result<Operator, Refusal> {
     let address = acting::address(parts);
     let account = Sha256::digest(name).into();
+    let mark = admins.mark(&parts.headers, name)?;
     let slow = |wait: Duration| Refusal {
         retry_after: Some(wait.as_secs() + 1),
         ..Refusal::new(
@@ -347,15 +376,24 @@ async fn let_in(
             "That were many tries. Please wait a moment and try again.",
         )
     };
-    admins.guesses.take(address, account).map_err(slow)?;
+    let taken = match mark {
+        Some(mark) => admins.guesses_of_marked.take(mark),
+        None => admins.guesses.take(address, account),
+    };
+    taken.map_err(slow)?;
+    let give_back = || match &mark {
+        Some(mark) => admins.guesses_of_marked.give_back(mark),
+        None => admins.guesses.give_back(address, account),
+    };
     let acting = || service.acting(at(Actor::operator(name), parts));
-    match admins.operators.verify(name, password).await {
+    let verdict = admins.operators.verify(name, password, mark.is_some());
+    match verdict.await {
         Ok(OperatorVerdict::Proven(operator)) => {
-            admins.guesses.give_back(address, account);
+            give_back();
             // Nobody looks whose coming is not written down.
             acting().note(Action::Login).await?;
             tracing::info!(operator = operator.name(), %address, "an operator logged in");
-            Ok(admins.open(operator))
+            Ok(operator)
         }
         Ok(verdict) => {
             tracing::warn!(%address, "a login of an operator was refused");
@@ -368,7 +406,7 @@ async fn let_in(
             ))
         }
         Err(error) => {
-            admins.guesses.give_back(address, account);
+            give_back();
             match error.kind() {
                 ErrorKind::Busy => Err(slow(Duration::from_secs(5))),
                 _ => Err(error.into()),

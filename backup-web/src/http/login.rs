@@ -36,7 +36,7 @@ use super::{AppState, asks_for_page};
 const OF_ADDRESS: (u32, Duration) = (30, Duration::from_secs(10));
 
 /// Of an address at one account: what a person types wrong, and more; a program finds nothing with it.
-const AT_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
+pub const AT_ACCOUNT: (u32, Duration) = (10, Duration::from_secs(60));
 
 /// Of an account, whatever the addresses: more than any few addresses get to, for it keeps out the owner, too.
 const OF_ACCOUNT: (u32, Duration) = (200, Duration::from_secs(10));
@@ -65,15 +65,28 @@ impl Default for Guesses {
 impl Guesses {
     /// Err: how long it takes until there is one. Whom his address stops takes nothing of the account's, which is the owner's, too.
     pub fn take(&self, address: IpAddr, account: AccountKey) -> Result<(), Duration> {
-        self.of_address.take(address)?;
-        self.at_account.take((address, account))?;
+        let network = network_of(address);
+        self.of_address.take(network)?;
+        self.at_account.take((network, account))?;
         self.of_account.take(account)
     }
 
     pub fn give_back(&self, address: IpAddr, account: AccountKey) {
-        self.of_address.give_back(&address);
-        self.at_account.give_back(&(address, account));
+        let network = network_of(address);
+        self.of_address.give_back(&network);
+        self.at_account.give_back(&(network, account));
         self.of_account.give_back(&account);
+    }
+}
+
+/// What tries are counted of: one household or server has as many addresses of the newer kind as it likes.
+fn network_of(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        address => address,
     }
 }
 
@@ -236,14 +249,7 @@ pub fn address_of(peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         Some(said) if peer.to_canonical().is_loopback() => said,
         _ => peer,
     };
-    match address.to_canonical() {
-        // One household or server has that many.
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        address => address,
-    }
+    address.to_canonical()
 }
 
 /// An address as proxies write it: some add the port, and brackets to what has colons.
@@ -318,8 +324,27 @@ mod tests {
         ] {
             assert_eq!(address("127.0.0.1", nonsense), "127.0.0.1", "{nonsense}");
         }
-        assert_eq!(address("::1", "2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        // Whole, for it is written down who somebody was.
+        let whole = "2001:db8:1:2:3:4:5:6";
+        assert_eq!(address("::1", whole), whole);
     }
+
+    #[test]
+    fn a_network_of_the_newer_kind_is_one_that_tries() {
+        let guesses = Guesses::default();
+        let from = |address: &str| address.parse().unwrap();
+        for host in 0..AT_ACCOUNT.0 {
+            guesses
+                .take(from(&format!("2001:db8:1:2::{host:x}")), [7; 32])
+                .unwrap();
+        }
+        let another = from("2001:db8:1:2:ffff::1");
+        assert!(guesses.take(another, [7; 32]).is_err());
+        assert!(guesses.take(from("2001:db8:1:3::1"), [7; 32]).is_ok());
+        guesses.give_back(another, [7; 32]);
+        assert!(guesses.take(another, [7; 32]).is_ok());
+    }
+
     #[test]
     fn an_address_is_understood_with_port_and_brackets() {
         let said = |said| forwarded(said).unwrap().to_string();

@@ -13,6 +13,7 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use backup_core::error::{Error, ErrorKind, Result};
+use backup_core::jobs::{Failure, JobCount, JobStatus, JobType};
 use backup_core::service::{BackupService, Figures};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -33,6 +34,9 @@ const BUCKETS: [f64; 10] = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// What a job that was cancelled is counted as, apart from those that failed: that is what somebody wanted, and no fault.
+const CANCELLED: &str = "cancelled";
+
 type Labels<const N: usize> = [(&'static str, String); N];
 type Whole = Gauge<i64>;
 type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
@@ -43,6 +47,8 @@ pub struct Metrics {
     registry: Arc<Registry>,
     requests: Family<Labels<3>, Counter>,
     request_seconds: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    /// Without labels, so that it is there from the beginning: of a count that appears with its first value nobody sees that it grew.
+    failures: Counter,
     of_database: OfDatabase,
     looked_at: Arc<Mutex<Option<Instant>>>,
 }
@@ -110,11 +116,14 @@ impl Metrics {
             Family::new_with_constructor(|| Histogram::new(BUCKETS));
         let help = "Time until an answer began";
         registry.register("http_request_seconds", help, request_seconds.clone());
+        let help = "Requests answered with an error that is ours";
+        let failures = register(&mut registry, "http_failures", help);
         let of_database = OfDatabase::registered(&mut registry);
         Self {
             registry: Arc::new(registry),
             requests,
             request_seconds,
+            failures,
             of_database,
             looked_at: Arc::default(),
         }
@@ -131,6 +140,9 @@ impl Metrics {
             ("status", status.as_u16().to_string()),
         ];
         self.requests.get_or_create(&labels).inc();
+        if status.is_server_error() {
+            self.failures.inc();
+        }
         self.request_seconds
             .get_or_create(&[("route", route.to_owned())])
             .observe(took.as_secs_f64());
@@ -250,21 +262,23 @@ impl OfDatabase {
     fn set(&self, figures: &Figures) {
         self.forget();
         self.is_up.set(1);
+        for labels in outcomes() {
+            // What there is none of is there as 0: an alert is on what it grows by.
+            self.jobs.get_or_create(&labels).set(0);
+        }
         for count in &figures.jobs {
-            let labels = [
-                ("type", count.job_type.to_string()),
-                ("status", count.status.to_string()),
-            ];
-            self.jobs.get_or_create(&labels).set(whole(count.jobs));
+            let labels = labels_of(count);
+            // Those that failed are several counts.
+            self.jobs.get_or_create(&labels).inc_by(whole(count.jobs));
             self.jobs_timed
                 .get_or_create(&labels)
-                .set(whole(count.timed));
+                .inc_by(whole(count.timed));
             self.job_seconds
                 .get_or_create(&labels)
-                .set(count.duration.as_secs_f64());
+                .inc_by(count.duration.as_secs_f64());
             self.job_bytes
                 .get_or_create(&labels)
-                .set(whole(count.bytes));
+                .inc_by(whole(count.bytes));
         }
         self.stuck.set(whole(figures.stuck));
         let age = figures.oldest_pending.unwrap_or_default();
@@ -357,6 +371,29 @@ impl OfDatabase {
         self.notifications_waiting.clear();
         self.notification_age.clear();
     }
+}
+
+/// All labels that jobs are counted by.
+fn outcomes() -> impl Iterator<Item = Labels<2>> {
+    JobType::ALL.iter().flat_map(|job_type| {
+        let statuses = JobStatus::ALL.iter().map(|status| status.as_str());
+        let labels = move |status| labels(*job_type, status);
+        statuses.chain([CANCELLED]).map(labels)
+    })
+}
+
+fn labels_of(count: &JobCount) -> Labels<2> {
+    match count.failure {
+        Some(Failure::Cancelled) => labels(count.job_type, CANCELLED),
+        _ => labels(count.job_type, count.status.as_str()),
+    }
+}
+
+fn labels(job_type: JobType, status: &str) -> Labels<2> {
+    [
+        ("type", job_type.to_string()),
+        ("status", status.to_owned()),
+    ]
 }
 
 /// A new one, under this name.

@@ -204,6 +204,27 @@ fn an_operators_password_cannot_be_guessed_and_no_customers_counts() {
     for part in ["HttpOnly", "SameSite=Strict", "Path=/"] {
         assert!(cookie.contains(part), "{cookie}");
     }
+    // And back here in a browser in which he has logged in before: who guesses does not keep him out, nor does he guess more with what it holds.
+    let [_, mark] = &answer.cookies()[..] else {
+        panic!("{:?}", answer.cookies())
+    };
+    let known = client.with("Cookie", mark);
+    known.get("/admin").refusal(401);
+    let forged = client.with("Cookie", &format!("{mark}00"));
+    forged.post("/admin/login", FORM).refusal(429);
+    known
+        .browser()
+        .post("/admin/login", FORM)
+        .leads_to("/admin");
+    known
+        .post("/admin/login", "name=nobody&password=wrong")
+        .refusal(401);
+    for _ in 0..10 {
+        known
+            .post("/admin/login", "name=ops&password=wrong")
+            .refusal(401);
+    }
+    known.post("/admin/login", FORM).refusal(429);
     let log = world.stop(server);
     assert!(!log.contains(SECRET), "{log}");
 }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use xtask::product::wait_until;
+
 use crate::world::World;
 
 const RULES: &str = include_str!("../../../deploy/prometheus/alerts.yml");
@@ -62,6 +64,48 @@ fn every_alert_is_on_a_metric_that_there_is_with_the_labels_that_it_has() {
             }
         }
     }
+    world.stop(server);
+}
+
+/// Else the first of them would make its series appear, and nobody sees that it grew.
+#[test]
+fn what_alerts_count_is_shown_before_the_first_of_it_and_what_was_cancelled_is_no_failure() {
+    let world = World::new([1]);
+    let server = world.serve();
+    let shows = |line: &str| {
+        let shown = server.client().get("/metrics").is(200).text();
+        shown.lines().any(|found| found == line)
+    };
+    for job_type in ["backup", "restore"] {
+        for status in ["pending", "running", "completed", "failed", "cancelled"] {
+            let line =
+                format!("shophosting_backup_jobs{{type=\"{job_type}\",status=\"{status}\"}} 0");
+            assert!(shows(&line), "{line}");
+        }
+    }
+    assert!(shows("shophosting_backup_http_failures_total 0"));
+    world.sql(
+        "INSERT INTO customer_backup_jobs (customer_id, job_type, backup_type, status, failure, started_at, finished_at) VALUES
+            (1, 'backup', 'db', 'failed', 'cancelled', 1, 2), (1, 'backup', 'db', 'failed', 'cancelled', NULL, 2),
+            (1, 'backup', 'db', 'failed', 'timeout', 1, 2), (1, 'backup', 'db', 'failed', 'error', 1, 2),
+            (1, 'backup', 'db', 'failed', NULL, NULL, NULL), (1, 'restore', 'db', 'failed', 'stuck', 1, 2)",
+    );
+    for line in [
+        "shophosting_backup_jobs{type=\"backup\",status=\"cancelled\"} 2",
+        "shophosting_backup_jobs{type=\"backup\",status=\"failed\"} 3",
+        "shophosting_backup_jobs_timed{type=\"backup\",status=\"failed\"} 2",
+        "shophosting_backup_jobs{type=\"restore\",status=\"failed\"} 1",
+        "shophosting_backup_stuck_restores 1",
+    ] {
+        // Figures of the database are some seconds old.
+        wait_until(line, || shows(line));
+    }
+    // An answer with an error that is ours.
+    let customer = server.customer(1);
+    world.sql("RENAME TABLE customer_backup_jobs TO hidden");
+    assert!(customer.get("/api/backups/status").status >= 500);
+    assert!(shows("shophosting_backup_http_failures_total 1"));
+    world.sql("RENAME TABLE hidden TO customer_backup_jobs");
     world.stop(server);
 }
 

@@ -191,7 +191,14 @@ impl Answer {
         sentence
     }
 
-    /// The pair of a cookie that it sets, to be sent back.
+    /// The pairs of all cookies that it sets, to be sent back.
+    pub fn cookies(&self) -> Vec<String> {
+        let set = self.headers.iter().filter(|(name, _)| name == "set-cookie");
+        let pair = |(_, value): &(String, String)| value.split(';').next().unwrap().to_owned();
+        set.map(pair).collect()
+    }
+
+    /// The pair of the first.
     #[track_caller]
     pub fn cookie(&self) -> String {
         let set = self

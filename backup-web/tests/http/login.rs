@@ -1,5 +1,7 @@
 //! Who is let in.
 
+use xtask::product::wait_until;
+
 use crate::client::{Answer, Client};
 use crate::world::{PASSWORD, World, credentials, email};
 
@@ -161,7 +163,13 @@ fn who_guesses_a_password_is_stopped_and_its_owner_is_not() {
     // He may be in the same house, and the owner elsewhere.
     log_in(&stranger, 2, PASSWORD).is(200);
     log_in(&owner, 1, PASSWORD).is(200);
+    // What was turned away unread is written down nowhere.
+    let written = || world.sql("SELECT COUNT(*) FROM backup_audit WHERE action = 'login_refused'");
+    wait_until("all that was refused is written down", || {
+        written() == format!("{refused}\n")
+    });
     world.stop(server);
+    assert_eq!(written(), format!("{refused}\n"));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use xtask::certificate::make_certificate;
 use xtask::nginx::Nginx;
 use xtask::sshd::free_port;
 
@@ -29,7 +30,7 @@ struct Front {
 impl Front {
     fn of(server: &Server) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        make_certificate(dir.path());
+        make_certificate(dir.path(), &format!("DNS:{NAME}")).unwrap();
         let (plain, tls) = (free_port().unwrap(), free_port().unwrap());
         let mut rules = RULES.to_owned();
         for (line, changed) in [
@@ -49,6 +50,8 @@ impl Front {
                 "/etc/letsencrypt/live/backups.shophosting.example",
                 dir.path().display().to_string(),
             ),
+            ("fullchain.pem", "certificate.pem".to_owned()),
+            ("privkey.pem", "key.pem".to_owned()),
             // So that nobody waits for it.
             (
                 "client_header_timeout 10s;",
@@ -70,7 +73,7 @@ impl Front {
     fn tunnel(&self) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let certificate = self.dir.path().join("fullchain.pem");
+        let certificate = self.dir.path().join("certificate.pem");
         let front = format!("127.0.0.1:{}", self.tls);
         thread::spawn(move || {
             for connection in listener.incoming() {
@@ -84,26 +87,6 @@ impl Front {
     fn client(&self) -> Client {
         Client::new(&self.tunnel()).with("Host", NAME)
     }
-}
-
-fn make_certificate(dir: &Path) {
-    let made = Command::new("openssl")
-        .args([
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:P-256",
-        ])
-        .args(["-nodes", "-days", "1", "-subj", &format!("/CN={NAME}")])
-        .args(["-addext", &format!("subjectAltName=DNS:{NAME}")])
-        .args(["-keyout", "privkey.pem", "-out", "fullchain.pem"])
-        .current_dir(dir)
-        .stderr(Stdio::null())
-        .status()
-        .unwrap();
-    assert!(made.success());
 }
 
 /// One connection, both ways, until nginx ends it.
