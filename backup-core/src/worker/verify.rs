@@ -14,13 +14,13 @@ use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
 use super::upkeep::{AFTER_FAULT, Upkeep, begin_again, blocking};
-use super::{Stopping, tell_to_stop};
+use super::{Repositories, Stopping, tell_to_stop};
 use crate::catalog::{Catalog, Proof, Source, Tried};
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::{Engine, Expected, Proven};
 use crate::progress::{Cancel, Control};
-use crate::repository::{Repository, SnapshotId};
+use crate::repository::SnapshotId;
 use crate::site::Scratch;
 
 /// How often a worker that has nothing to prove looks again.
@@ -73,6 +73,7 @@ pub(crate) struct Verification {
     pub(crate) engine: Arc<Engine>,
     pub(crate) catalog: Catalog,
     pub(crate) customers: CustomerStore,
+    pub(crate) repositories: Repositories,
 }
 
 /// Some of a customer's backups.
@@ -121,7 +122,7 @@ impl Verification {
                 report.note_failure(&target, id, why.clone());
                 continue;
             }
-            if let Err(error) = self.open(target.source).await {
+            if let Err(error) = self.open(&target).await {
                 control.cancel.check()?;
                 let why = away.entry(target.source).or_insert(error.chain());
                 report.note_failure(&target, id, why.clone());
@@ -142,14 +143,25 @@ impl Verification {
         Ok(report)
     }
 
-    /// Open the repository of a source, if it is not open yet. That it is away is found out once, not anew with each customer; it is no result of his.
-    async fn open(&self, source: Source) -> Result<Option<Arc<Repository>>> {
+    /// Open the repository of a target, if it is not open yet. That it is away is found out once, not anew with each customer; it is no result of his.
+    async fn open(&self, target: &Target) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        blocking(move || match source {
-            Source::Manual | Source::PreRestore => engine.manual().map(Some),
-            Source::Daily => engine.daily(),
-        })
-        .await
+        let (customer, source) = (target.customer.id, target.source);
+        let opened = blocking(move || match source {
+            Source::Manual | Source::PreRestore => engine.manual_of(customer).map(drop),
+            Source::Daily => engine.daily().map(drop),
+        });
+        match opened.await {
+            // What else is wrong with a repository of his own is a result of his.
+            Err(error)
+                if self.engine.each_has_own()
+                    && source != Source::Daily
+                    && error.kind() != ErrorKind::Unreachable =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     /// The sources whose newest backups are proven.
@@ -432,7 +444,7 @@ impl Verification {
                 }
                 Err(error) => return Err(error),
             };
-            if let Err(error) = self.open(target.source).await {
+            if let Err(error) = self.open(&target).await {
                 stop.check()?;
                 tracing::error!(
                     "no {} backup is proven now: {}",
@@ -475,9 +487,20 @@ impl Verification {
         let Some(sample) = self.engine.config().verify.read_data_subset else {
             return Ok(false);
         };
-        for source in self.sources() {
-            let Some(repository) = self.open(source).await? else {
-                continue;
+        let all = self.repositories.all().await?;
+        let due = self.repositories.due(all, since, |one| one.sampled_at);
+        for name in due.await? {
+            let repository = match self.repositories.open(name).await {
+                Ok(Some(repository)) => repository,
+                Ok(None) => continue,
+                Err(error)
+                    if name.customer().is_some() && error.kind() != ErrorKind::Unreachable =>
+                {
+                    // Each sync says so.
+                    tracing::debug!("no packs of the {name} are read: {}", error.chain());
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let id = repository.id();
             if !self.catalog.claim_sample(&id, since).await? {
@@ -499,10 +522,10 @@ impl Verification {
             let errors = Some(report.errors.len() as u64);
             self.catalog.note_sample(&id, errors).await?;
             for error in &report.errors {
-                tracing::error!("the {source} repository is damaged: {error}");
+                tracing::error!("the {name} is damaged: {error}");
             }
             tracing::info!(
-                "of the {source} repository {} packs were read: {} are damaged",
+                "of the {name} {} packs were read: {} are damaged",
                 report.packs,
                 report.errors.len()
             );

@@ -21,7 +21,7 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
-    parts.refresh()?;
+    parts.refresh(None)?;
     let report = {
         let control = super::control(cancel);
         runtime.block_on(parts.service.verify(&parts.engine, customers, &control))?
