@@ -6,7 +6,8 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, Deletion};
+use super::repositories::Away;
+use crate::catalog::{Catalog, Deletion, RepositoryName};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::{Engine, Forgetting};
@@ -28,10 +29,19 @@ pub(super) async fn carry_out(
         }
     };
     let mut failure = None;
+    let mut away = Away::default();
     for owner in whose {
-        match carry_out_in(engine, catalog, owner, customer.or(owner)).await {
+        let done = carry_out_in(engine, catalog, owner, customer.or(owner)).await;
+        if let Some(owner) = owner {
+            away.note(RepositoryName::ManualOf(owner), &done);
+        }
+        match done {
             Ok(()) => {}
-            Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
+            Err(error)
+                if owner.is_some_and(|owner| away.concerns(RepositoryName::ManualOf(owner))) =>
+            {
+                return Err(error);
+            }
             Err(error) => failure = failure.or(Some(error)),
         }
     }

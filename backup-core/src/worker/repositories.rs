@@ -16,6 +16,29 @@ use crate::operations::Engine;
 use crate::progress::Cancel;
 use crate::repository::Repository;
 
+/// Whether the server is away on which customers' own repositories are. Two of them in a row that cannot be reached say so: each takes as long as
+/// faults are retried, and one alone may be that one's.
+#[derive(Debug, Default)]
+pub(super) struct Away {
+    in_a_row: u32,
+}
+
+impl Away {
+    pub(super) fn concerns(&self, name: RepositoryName) -> bool {
+        self.in_a_row > 1 && name.customer().is_some()
+    }
+
+    pub(super) fn note<T>(&mut self, name: RepositoryName, outcome: &Result<T>) {
+        if name.customer().is_none() {
+            return;
+        }
+        self.in_a_row = match outcome {
+            Err(error) if error.kind() == ErrorKind::Unreachable => self.in_a_row + 1,
+            _ => 0,
+        };
+    }
+}
+
 /// The repositories of the engine's hosting server.
 #[derive(Debug, Clone)]
 pub(crate) struct Repositories {
@@ -142,5 +165,33 @@ impl Repositories {
 
     fn server(&self) -> &str {
         &self.engine.config().worker.server
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn one_that_cannot_be_reached_is_not_the_server_and_two_in_a_row_are() {
+        let name = |number| RepositoryName::ManualOf(CustomerId::new(number).unwrap());
+        let unreachable = || Err::<(), _>(Error::new(ErrorKind::Unreachable, "away"));
+        let mut away = Away::default();
+        away.note(name(1), &unreachable());
+        assert!(!away.concerns(name(2)));
+        away.note(
+            name(2),
+            &Err::<(), _>(Error::new(ErrorKind::Damaged, "his")),
+        );
+        away.note(name(3), &unreachable());
+        assert!(!away.concerns(name(4)));
+        away.note(RepositoryName::Daily, &Ok(()));
+        away.note(name(4), &unreachable());
+        assert!(away.concerns(name(5)));
+        // It is elsewhere, as a rule.
+        assert!(!away.concerns(RepositoryName::Daily));
+        away.note(name(5), &Ok(()));
+        assert!(!away.concerns(name(6)));
     }
 }

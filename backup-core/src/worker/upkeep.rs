@@ -11,7 +11,8 @@ use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
-use super::{Repositories, Stopping, delete};
+use super::repositories::{Away, Repositories};
+use super::{Stopping, delete};
 use crate::audit::Audit;
 use crate::catalog::{Catalog, Missing, RepositoryName, Source, SyncReport};
 use crate::customer::CustomerId;
@@ -128,14 +129,24 @@ impl Upkeep {
     async fn sync_each(&self, missing: Missing) -> Result<SyncReport> {
         let names = self.repositories.of_customers().await?;
         let mut report = SyncReport::default();
-        for customer in names.iter().filter_map(|name| name.customer()) {
-            self.sync_own(customer, missing, &mut report).await?;
+        let mut away = Away::default();
+        for name in &names {
+            let Some(customer) = name.customer() else {
+                continue;
+            };
+            let synced = self.sync_own(customer, missing, &mut report).await;
+            away.note(*name, &synced);
+            match synced {
+                Ok(()) => {}
+                Err(error) if away.concerns(*name) => return Err(error),
+                Err(error) => report.failures.push(not_looked_at(*name, &error)),
+            }
         }
         self.repositories.forget_all_but(&names).await?;
         Ok(report)
     }
 
-    /// What is wrong with a customer's repository goes into the report. An error is one for the others as well: the backup server or the database is away.
+    /// What is wrong with a customer's repository goes into the report, unless it cannot be reached: that may be so of the others as well.
     async fn sync_own(
         &self,
         customer: CustomerId,
@@ -154,10 +165,10 @@ impl Upkeep {
                     .extend(one.warnings.into_iter().map(of_whom));
             }
             Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
-            Err(error) => report.failures.push(format!(
-                "the manual repository of customer {customer} is not looked at: {}",
-                error.chain()
-            )),
+            Err(error) => {
+                let name = RepositoryName::ManualOf(customer);
+                report.failures.push(not_looked_at(name, &error));
+            }
         }
         Ok(())
     }
@@ -430,21 +441,8 @@ impl Upkeep {
     }
 }
 
-/// That the server is away on which customers' own repositories are: it is for all of them, and is found out once.
-#[derive(Debug, Default)]
-struct Away(bool);
-
-impl Away {
-    fn concerns(&self, name: RepositoryName) -> bool {
-        self.0 && name.customer().is_some()
-    }
-
-    fn note<T>(&mut self, name: RepositoryName, outcome: &Result<T>) {
-        let is_away = outcome
-            .as_ref()
-            .is_err_and(|error| error.kind() == ErrorKind::Unreachable);
-        self.0 |= is_away && name.customer().is_some();
-    }
+fn not_looked_at(name: RepositoryName, error: &Error) -> String {
+    format!("the {name} is not looked at: {}", error.chain())
 }
 
 /// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.

@@ -13,9 +13,10 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use super::repositories::{Away, Repositories};
 use super::upkeep::{AFTER_FAULT, Upkeep, begin_again, blocking};
-use super::{Repositories, Stopping, tell_to_stop};
-use crate::catalog::{Catalog, Proof, Source, Tried};
+use super::{Stopping, tell_to_stop};
+use crate::catalog::{Catalog, Proof, RepositoryName, Source, Tried};
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::{Engine, Expected, Proven};
@@ -101,6 +102,7 @@ impl Verification {
         let (held, warnings) = self.hold().await?;
         report.warnings.extend(warnings);
         let mut away: BTreeMap<Source, String> = BTreeMap::new();
+        let mut own = Away::default();
         for target in in_turn(self.targets(members), &self.catalog.proofs().await?) {
             let expected = match self.newest(&target).await {
                 Ok(Some(expected)) => expected,
@@ -122,7 +124,7 @@ impl Verification {
                 report.note_failure(&target, id, why.clone());
                 continue;
             }
-            if let Err(error) = self.open(&target).await {
+            if let Err(error) = self.open(&target, &mut own).await {
                 control.cancel.check()?;
                 let why = away.entry(target.source).or_insert(error.chain());
                 report.note_failure(&target, id, why.clone());
@@ -144,23 +146,23 @@ impl Verification {
     }
 
     /// Open the repository of a target, if it is not open yet. That it is away is found out once, not anew with each customer; it is no result of his.
-    async fn open(&self, target: &Target) -> Result<()> {
+    async fn open(&self, target: &Target, own: &mut Away) -> Result<()> {
         let engine = Arc::clone(&self.engine);
         let (customer, source) = (target.customer.id, target.source);
         let opened = blocking(move || match source {
             Source::Manual | Source::PreRestore => engine.manual_of(customer).map(drop),
             Source::Daily => engine.daily().map(drop),
         });
-        match opened.await {
-            // What else is wrong with a repository of his own is a result of his.
-            Err(error)
-                if self.engine.each_has_own()
-                    && source != Source::Daily
-                    && error.kind() != ErrorKind::Unreachable =>
-            {
-                Ok(())
-            }
-            other => other,
+        let opened = opened.await;
+        if source == Source::Daily || !self.engine.each_has_own() {
+            return opened;
+        }
+        let name = RepositoryName::ManualOf(customer);
+        own.note(name, &opened);
+        match own.concerns(name) {
+            true => opened,
+            // What is wrong with a repository of his own is a result of his.
+            false => Ok(()),
         }
     }
 
@@ -376,8 +378,9 @@ impl Verification {
     async fn work(self, upkeep: Upkeep, mut stopping: watch::Receiver<Stopping>) {
         let stop = Cancel::new();
         let _telling = tell_to_stop(&stop, stopping.clone());
+        let mut own = Away::default();
         while *stopping.borrow_and_update() == Stopping::No {
-            let has_worked = match self.take_turn(&upkeep, &stop).await {
+            let has_worked = match self.take_turn(&upkeep, &mut own, &stop).await {
                 Ok(has_worked) => has_worked,
                 Err(error) if error.kind() == ErrorKind::Cancelled => return,
                 Err(error) if error.kind() == ErrorKind::Busy => {
@@ -401,7 +404,7 @@ impl Verification {
     }
 
     /// One sample, or one proof, if one is due; whether there was anything to do.
-    async fn take_turn(&self, upkeep: &Upkeep, stop: &Cancel) -> Result<bool> {
+    async fn take_turn(&self, upkeep: &Upkeep, own: &mut Away, stop: &Cancel) -> Result<bool> {
         let config = &self.engine.config().verify;
         let Some(since) = config.hours.and_then(|hours| hours.current(&Zoned::now())) else {
             return Ok(false);
@@ -444,7 +447,7 @@ impl Verification {
                 }
                 Err(error) => return Err(error),
             };
-            if let Err(error) = self.open(&target).await {
+            if let Err(error) = self.open(&target, own).await {
                 stop.check()?;
                 tracing::error!(
                     "no {} backup is proven now: {}",
@@ -489,13 +492,17 @@ impl Verification {
         };
         let all = self.repositories.all().await?;
         let due = self.repositories.due(all, since, |one| one.sampled_at);
+        let mut away = Away::default();
         for name in due.await? {
-            let repository = match self.repositories.open(name).await {
+            if away.concerns(name) {
+                continue;
+            }
+            let opened = self.repositories.open(name).await;
+            away.note(name, &opened);
+            let repository = match opened {
                 Ok(Some(repository)) => repository,
                 Ok(None) => continue,
-                Err(error)
-                    if name.customer().is_some() && error.kind() != ErrorKind::Unreachable =>
-                {
+                Err(error) if name.customer().is_some() => {
                     // Each sync says so.
                     tracing::debug!("no packs of the {name} are read: {}", error.chain());
                     continue;

@@ -120,20 +120,27 @@ fn create_own(
         ));
     }
     let mut done = OfCustomers::default();
+    let mut is_unreachable = false;
     for customer in here {
         if !wanted.is_empty() && !wanted.contains(&customer) {
             continue;
         }
         let is_named = !wanted.is_empty();
+        let was_unreachable = std::mem::replace(&mut is_unreachable, false);
         match runtime.block_on(service.make_repository(engine, customer, is_named)) {
             Ok(created) => {
                 let name = RepositoryName::ManualOf(customer);
                 let location = manual.of_customer(customer).location;
                 done.created.push((name, location, created));
             }
-            // It is for the others as well, and each would be waited for.
-            Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
-            Err(error) => done.failures.push(error.chain()),
+            Err(error) => {
+                is_unreachable = error.kind() == ErrorKind::Unreachable;
+                if was_unreachable && is_unreachable {
+                    // Two in a row: it is the server, and each of the others would be waited for.
+                    return Err(error);
+                }
+                done.failures.push(error.chain());
+            }
         }
     }
     Ok(done)

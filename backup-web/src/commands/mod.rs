@@ -176,16 +176,20 @@ fn on_each_repository(
     }
     let parts = Parts::connect(config, runtime, cancel)?;
     let (service, engine) = (&parts.service, &parts.engine);
-    let mut are_all_done = true;
+    let (mut are_all_done, mut is_unreachable) = (true, false);
     for name in runtime.block_on(service.repositories(engine))? {
         let done = match runtime.block_on(service.open_repository(engine, name)) {
             Ok(Some(repository)) => act(name, &repository),
             Ok(None) => continue,
-            // It is for the others as well, and each would be waited for.
-            Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
             Err(error) => Err(error),
         };
+        let was_unreachable = std::mem::replace(&mut is_unreachable, false);
         if let Err(error) = done {
+            is_unreachable = error.kind() == ErrorKind::Unreachable;
+            if was_unreachable && is_unreachable {
+                // Two in a row: it is the server, and each of the others would be waited for.
+                return Err(error);
+            }
             output::message(&format!("error: the {name}: {}", error.chain()));
             are_all_done = false;
         }
