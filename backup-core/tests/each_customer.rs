@@ -13,6 +13,7 @@ use backup_core::operations::{BackupRequest, Engine, RestoreRequest, Source, ini
 use backup_core::progress::{Cancel, Control};
 use backup_core::repository::{BackupType, SnapshotId};
 use backup_core::service::{BackupService, Deleted, RunHere};
+use backup_core::worker::VerifyReport;
 use xtask::restic::Restic;
 
 const PASSWORD: &str = "correct horse";
@@ -117,6 +118,12 @@ impl World {
         report
     }
 
+    async fn verify(&self) -> VerifyReport {
+        let control = Control::default();
+        let verified = self.service.verify(&self.engine, &[], &control).await;
+        verified.unwrap()
+    }
+
     async fn shown(&self, id: u32) -> Vec<SnapshotId> {
         let list = self.service.list(customer(id)).await.unwrap();
         list.manual.iter().map(|backup| backup.id).collect()
@@ -187,10 +194,7 @@ async fn everybodys_backups_are_in_a_repository_of_his_own_which_restic_reads() 
     // What it replaced is his, too.
     assert_eq!(ids(&world.restic(1)).len(), 2);
 
-    let verified = world
-        .service
-        .verify(&world.engine, &[], &Control::default());
-    let report = verified.await.unwrap();
+    let report = world.verify().await;
     assert!(report.failed.is_empty(), "{report:?}");
     let proven: Vec<u32> = report.proven.iter().map(|one| one.customer.get()).collect();
     assert_eq!(proven.len(), 2, "{proven:?}");
@@ -251,10 +255,7 @@ async fn a_repository_that_is_gone_or_damaged_concerns_its_customer_alone() {
         let error = world.try_back_up(engine, 2).await.unwrap_err();
         assert!(error.chain().contains("customer 2"), "{}", error.chain());
     }
-    let verified = world
-        .service
-        .verify(&world.engine, &[], &Control::default());
-    let report = verified.await.unwrap();
+    let report = world.verify().await;
     let proven: Vec<u32> = report.proven.iter().map(|one| one.customer.get()).collect();
     let mut failed: Vec<u32> = report.failed.iter().map(|one| one.customer.get()).collect();
     failed.sort_unstable();
