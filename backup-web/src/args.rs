@@ -45,7 +45,11 @@ pub enum Command {
     /// Create or upgrade the tables in the platform's database
     Migrate,
     /// Create the repositories that do not exist yet
-    Init,
+    Init {
+        /// Where each customer has a repository of his own: of these customers, also if it was there before and is gone for good
+        #[arg(value_name = "CUSTOMER")]
+        customers: Vec<CustomerId>,
+    },
     /// Back up a customer's files and database
     Backup(BackupArgs),
     /// Back up all customers of this server as one daily snapshot, and forget the daily ones that are too old; exit status 1 if

@@ -47,7 +47,9 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         }
         Command::Worker => commands::worker::run(config, &runtime, stopping, &cancel),
         Command::Migrate => commands::migrate::run(&config, output, &runtime),
-        Command::Init => commands::init::run(&config, output, &cancel),
+        Command::Init { customers } => {
+            commands::init::run(config, &customers, output, &runtime, &cancel)
+        }
         Command::Backup(args) => commands::backup::run(config, args, output, &runtime, &cancel),
         Command::Daily => commands::daily::run(config, output, &runtime, &cancel),
         Command::Restore(args) => commands::restore::run(config, args, output, &runtime, &cancel),
@@ -64,7 +66,14 @@ fn run(cli: Cli, output: Output) -> Result<ExitCode> {
         Command::Check {
             read_data,
             read_data_subset,
-        } => commands::check::run(config, read_data, read_data_subset, output, &cancel),
+        } => commands::check::run(
+            config,
+            read_data,
+            read_data_subset,
+            output,
+            &runtime,
+            &cancel,
+        ),
         Command::Verify { customers } => {
             commands::verify::run(config, &customers, output, &runtime, &cancel)
         }
@@ -94,7 +103,7 @@ fn answer_to_signals(command: &Command) -> Answer {
         | Command::Doctor { .. } => Answer::Cancels,
         Command::Serve { .. } | Command::Worker => Answer::Finishes,
         Command::Migrate
-        | Command::Init
+        | Command::Init { .. }
         | Command::List { .. }
         | Command::Jobs { .. }
         | Command::Status { .. }

@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use xtask::mount::Mount;
 use xtask::product::{Outcome, Product, Running, arguments_of_all_processes, wait_until};
 use xtask::proxy::Proxy;
+use xtask::restic::Restic;
 use xtask::testbed::Customer;
 use xtask::tree::{TreeImage, assert_same_tree, build_nasty_tree};
 
@@ -1338,4 +1339,143 @@ fn damage_is_found_and_only_dead_locks_are_removed() {
             .contains("1 stale locks removed")
     );
     assert!(product.repository_files("locks").is_empty());
+}
+
+/// What runs with a repository for each customer, over SFTP.
+struct EachHasOwn {
+    product: Product,
+    shops: PathBuf,
+}
+
+impl EachHasOwn {
+    fn new(product: Product) -> Self {
+        let shops = product.bed.scratch().join("backup-server/shops");
+        Self { product, shops }
+    }
+
+    #[track_caller]
+    fn run(&self, line: &str) -> Outcome {
+        let place = self.product.bed.sshd().location(&self.shops);
+        let mut command = self.product.command(line);
+        command.env(
+            "BACKUP__REPOSITORIES__MANUAL__LOCATION",
+            format!("{place}/{{customer}}"),
+        );
+        self.product.run_command(command)
+    }
+
+    fn repository(&self, id: u32) -> PathBuf {
+        self.shops.join(format!("customer-{id}"))
+    }
+
+    fn restic(&self, id: u32) -> Restic {
+        Restic::new(self.repository(id), self.product.bed.manual_password()).unwrap()
+    }
+
+    /// The customers whose repositories are in a document, with what it says of each.
+    fn of_customers(document: &Value, key: &str) -> Vec<(u64, Value)> {
+        document["repositories"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|one| Some((one["customer"].as_u64()?, one[key].clone())))
+            .collect()
+    }
+}
+
+#[test]
+fn every_customer_can_have_a_repository_of_his_own_in_nobody_elses_way() {
+    let mut product = product();
+    for id in [7, 8] {
+        let customer = product.add_customer(id).unwrap();
+        add_noise(&customer, "uploads.bin", 400_000);
+    }
+    let mut world = EachHasOwn::new(product);
+    let created = world.run("--json init").document();
+    let created = EachHasOwn::of_customers(&created, "created");
+    assert_eq!(created, [(7, json!(true)), (8, json!(true))]);
+    // Nobody runs `init` for a new shop.
+    let nine = world.product.add_customer(9).unwrap();
+    add_noise(&nine, "uploads.bin", 400_000);
+    for id in [7, 8, 9] {
+        let report = world.run(&format!("--json backup {id}")).document();
+        let restic = world.restic(id);
+        restic.check_read_data().unwrap();
+        assert_eq!(
+            ids(&restic.snapshots().unwrap()),
+            [report["snapshot_id"].as_str().unwrap()]
+        );
+        let listed = world.run(&format!("--json list {id}")).document();
+        assert_eq!(listed["manual"][0]["id"], report["snapshot_id"]);
+    }
+    let list = world.run("--json list 7").document();
+    let backup = list["manual"][0]["id"].as_str().unwrap();
+    let seven = world.product.bed.customers_root().join("customer-7");
+    fs::remove_file(seven.join("wordpress/uploads.bin")).unwrap();
+    world.run(&format!("restore 7 {backup} --yes")).done();
+    assert!(seven.join("wordpress/uploads.bin").exists());
+
+    let checked = world.run("--json check --read-data").document();
+    assert_eq!(checked["success"], true);
+    let checked = EachHasOwn::of_customers(&checked, "report");
+    assert_eq!(
+        checked.iter().map(|(id, _)| *id).collect::<Vec<_>>(),
+        [7, 8, 9]
+    );
+    let pruned = world.run("--json prune").document();
+    assert_eq!(pruned["customers"].as_array().unwrap().len(), 3);
+    assert!(world.run("unlock").done().contains("0 stale locks"));
+    world.run("sync").done();
+    let checks = world.run("--json doctor").stdout;
+    let checks: Value = serde_json::from_str(&checks).unwrap();
+    let found = |name: &str| {
+        let checks = checks["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == name);
+        check.unwrap_or_else(|| panic!("{name}: {checks:?}"))["status"].clone()
+    };
+    for id in [7, 8, 9] {
+        assert_eq!(
+            found(&format!("repositories.manual of customer {id}")),
+            "ok"
+        );
+    }
+
+    // Of three one is damaged and one is gone: the third one's is looked after, and the customer is told of his alone.
+    fs::write(world.repository(8).join("config"), "nonsense").unwrap();
+    let aside = world.shops.join("aside");
+    fs::rename(world.repository(9), &aside).unwrap();
+    for line in ["check", "unlock", "sync", "init"] {
+        let outcome = world.run(line);
+        assert_eq!(outcome.code, Some(1), "{line}: {}", outcome.messages());
+        let said = outcome.messages();
+        assert!(
+            said.contains("customer 8 ")
+                && said.contains("customer 9 ")
+                && !said.contains("customer 7 "),
+            "{line}: {said}"
+        );
+        assert!(!world.repository(9).exists(), "{line}");
+    }
+    assert!(world.run("check").stdout.contains("manual of customer 7: "));
+    let outcome = world.run("prune");
+    assert_eq!(outcome.code, Some(1));
+    assert!(outcome.messages().contains("manual of customer 7: "));
+    let list = world.run("list 7");
+    assert_eq!((list.code, list.messages()), (Some(0), String::new()));
+    world.run("backup 7").done();
+    assert_says(
+        &world.run("backup 9"),
+        1,
+        &["customer 9", "is gone", "init 9"],
+    );
+    assert!(!world.repository(9).exists());
+
+    // Who is named gets a new one, and nobody else.
+    assert_says(&world.run("init 5"), 2, &["no customer 5"]);
+    world.run("init 9").done();
+    assert_eq!(world.restic(9).snapshots().unwrap().len(), 0);
+    world.run("backup 9").done();
+    let list = world.run("--json list 9").document();
+    assert_eq!(list["manual"].as_array().unwrap().len(), 1);
+    assert_says(&world.product.run("init 9"), 2, &["share a repository"]);
 }

@@ -11,16 +11,20 @@ use crate::store::values;
 
 pub(super) const NEWEST: &str =
     "SELECT MAX(time) FROM customer_backups WHERE source = ? AND deleted_at IS NULL";
-const SYNCS: &str = "SELECT u.server, u.source, r.synced_at FROM backup_repository_users u
-    JOIN backup_repositories r ON r.repository_id = u.repository_id
-    WHERE r.synced_at IS NOT NULL ORDER BY u.server, u.source";
+// Of those that one customer each has: whether they are looked at at all. What is wrong with a single one is no fault of the worker.
+const SYNCS: &str = "SELECT server, source, MAX(synced_at)
+    FROM (SELECT u.server, CASE WHEN u.source = 'daily' THEN 'daily' ELSE 'manual' END AS source, r.synced_at
+        FROM backup_repository_users u JOIN backup_repositories r ON r.repository_id = u.repository_id
+        WHERE r.synced_at IS NOT NULL) found
+    GROUP BY server, source ORDER BY server, source";
 
-const SAMPLES: &str =
-    "SELECT u.server, u.source, r.sampled_at, r.sample_errors FROM backup_repository_users u
-    JOIN backup_repositories r ON r.repository_id = u.repository_id
-    WHERE r.sampled_at IS NOT NULL AND r.sample_errors IS NOT NULL ORDER BY u.server, u.source";
+const SAMPLES: &str = "SELECT server, source, MAX(sampled_at), CAST(SUM(sample_errors) AS SIGNED)
+    FROM (SELECT u.server, CASE WHEN u.source = 'daily' THEN 'daily' ELSE 'manual' END AS source, r.sampled_at, r.sample_errors
+        FROM backup_repository_users u JOIN backup_repositories r ON r.repository_id = u.repository_id
+        WHERE r.sampled_at IS NOT NULL AND r.sample_errors IS NOT NULL) found
+    GROUP BY server, source ORDER BY server, source";
 
-/// What was found when some packs of a hosting server's repository were read.
+/// What was found when some packs of a hosting server's repository were read; of all its customers' together, where each has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sampled {
@@ -71,7 +75,7 @@ pub(crate) struct Held {
     pub(crate) bytes_added: u64,
 }
 
-/// When a hosting server's repository was last looked at.
+/// When a hosting server's repository was last looked at, or any of those of its customers, where each has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Synced {

@@ -33,6 +33,8 @@ pub(crate) use figures::Held;
 pub use figures::{Sampled, Synced};
 pub use proofs::ProofFigures;
 pub(crate) use proofs::{Proof, Tried};
+pub(crate) use repositories::InUse;
+pub use repositories::RepositoryName;
 pub use sync::{Missing, SyncReport};
 
 /// What the columns of a note hold.

@@ -47,6 +47,9 @@ pub struct SyncReport {
     pub missing: u64,
     /// What could not be taken in, and why.
     pub warnings: Vec<String>,
+    /// Where each customer has a repository of his own: those that could not be looked at, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<String>,
 }
 
 /// How it is told whose a snapshot is.

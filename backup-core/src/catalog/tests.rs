@@ -545,13 +545,13 @@ async fn backups_in_a_repository_that_nobody_has_any_more_are_shown_no_longer() 
             list.manual.len()
         };
         for server in ["north", "south"] {
-            let noted = catalog.note_use(server, Source::Manual, &old).await;
+            let noted = catalog.note_use(server, RepositoryName::Manual, &old).await;
             noted.unwrap();
         }
         record(&store, &old, 1, Source::Manual, &backup).await;
         for (server, left) in [("north", 1), ("south", 0)] {
             for _ in 0..2 {
-                let noted = catalog.note_use(server, Source::Manual, &new).await;
+                let noted = catalog.note_use(server, RepositoryName::Manual, &new).await;
                 noted.unwrap();
                 assert_eq!(shown().await, left, "{server}");
             }
@@ -575,7 +575,7 @@ async fn what_was_deleted_stays_so_while_its_repository_is_away() {
         };
         let catalog = Catalog::new(&store);
         let id = repository.id();
-        let (manual, remember) = (Source::Manual, Missing::Remember);
+        let (manual, remember) = (RepositoryName::Manual, Missing::Remember);
         catalog.note_use("north", manual, &id).await.unwrap();
         let synced = catalog.sync_manual(&repository, remember).await.unwrap();
         assert_eq!(synced.added, 1);
@@ -601,6 +601,84 @@ async fn what_was_deleted_stays_so_while_its_repository_is_away() {
         assert_eq!(left().await, [deletion]);
         let of_another = catalog.deletions(&id, Some(customer(2))).await;
         assert_eq!(of_another.unwrap(), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_for_each_customer_is_known_by_him() {
+    on_both(async |store| {
+        let catalog = Catalog::new(&store);
+        let of = |id| RepositoryName::ManualOf(customer(id));
+        let id = |digit: &str| digit.repeat(64);
+        let shown = async |id| {
+            let list = catalog.list(customer(id), MONTH).await.unwrap();
+            list.manual.len()
+        };
+        let largest = u32::try_from(i32::MAX).unwrap();
+        let names = [of(1), of(2), of(largest)];
+        for (name, digit) in names.into_iter().zip(["1", "2", "3"]) {
+            assert!(!catalog.has_used("north", name).await.unwrap());
+            let noted = catalog.note_use("north", name, &id(digit)).await;
+            noted.unwrap();
+            assert!(catalog.has_used("north", name).await.unwrap());
+            assert!(!catalog.has_used("south", name).await.unwrap());
+            catalog.note_pruned(&id(digit)).await.unwrap();
+            const SYNCED: &str =
+                "UPDATE backup_repositories SET synced_at = {now} WHERE repository_id = ?";
+            let synced = store.execute(SYNCED, values![id(digit)]).await;
+            synced.unwrap();
+        }
+        let daily = RepositoryName::Daily;
+        catalog.note_use("north", daily, &id("d")).await.unwrap();
+        let in_use = catalog.in_use("north").await.unwrap();
+        let mut found: Vec<RepositoryName> = in_use.iter().map(|one| one.name).collect();
+        found.sort_unstable();
+        let expected = [of(1), of(2), of(largest), RepositoryName::Daily];
+        assert_eq!(found, expected);
+        let is_pruned = |one: &&InUse| one.pruned_at.is_some() && one.sampled_at.is_none();
+        assert_eq!(in_use.iter().filter(is_pruned).count(), 3);
+        // However many there are, monitorings see one of each kind.
+        let synced = catalog.syncs().await.unwrap();
+        assert_eq!((synced.len(), synced[0].source.as_str()), (1, "manual"));
+        for (digit, errors) in [("1", 2), ("2", 3)] {
+            let noted = catalog.note_sample(&id(digit), Some(errors)).await;
+            noted.unwrap();
+        }
+        let samples = catalog.samples().await.unwrap();
+        assert_eq!((samples.len(), samples[0].errors), (1, 5));
+
+        let backup = entry("ab", 1);
+        record(&store, &id("1"), 1, Source::Manual, &backup).await;
+        record(&store, &id("2"), 2, Source::Manual, &entry("cd", 2)).await;
+        let mut transaction = store.begin().await.unwrap();
+        let (one, manual) = (customer(1), Origin::Manual);
+        let marked = Catalog::mark_deleted(&mut transaction, one, manual, &backup.id);
+        assert!(marked.await.unwrap());
+        transaction.commit().await.unwrap();
+        assert_eq!(catalog.with_deletions("north").await.unwrap(), [one]);
+        assert_eq!(catalog.with_deletions("south").await.unwrap(), []);
+
+        // Of whom has moved the backups are what they are there; of whom is nowhere they go.
+        catalog
+            .note_left("north", customer(2), false)
+            .await
+            .unwrap();
+        assert_eq!(shown(2).await, 1);
+        assert!(!catalog.has_used("north", of(2)).await.unwrap());
+        catalog.note_use("north", of(2), &id("2")).await.unwrap();
+        catalog.note_left("north", customer(2), true).await.unwrap();
+        assert_eq!(shown(2).await, 0);
+
+        // One for all takes the place of those for each.
+        let all = RepositoryName::Manual;
+        catalog.note_use("north", all, &id("a")).await.unwrap();
+        let in_use = catalog.in_use("north").await.unwrap();
+        let mut found: Vec<RepositoryName> = in_use.iter().map(|one| one.name).collect();
+        found.sort_unstable();
+        assert_eq!(found, [RepositoryName::Manual, RepositoryName::Daily]);
+        catalog.note_use("north", of(1), &id("1")).await.unwrap();
+        assert!(!catalog.has_used("north", all).await.unwrap());
     })
     .await;
 }

@@ -10,8 +10,12 @@ use secrecy::SecretString;
 use url::Url;
 
 use super::template::{Placeholder, Template};
-use super::{AccessKey, Config, LoginConfig, PasswordSource, RepositoryConfig, SmtpTls, values};
+use super::{
+    AccessKey, CUSTOMER, Config, LoginConfig, PasswordSource, RepositoryConfig, SmtpTls, values,
+};
+use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Location;
 
 const PREFIX: &str = "BACKUP__";
 
@@ -195,8 +199,10 @@ impl Config {
         for (section, repository) in
             std::iter::once(manual).chain(daily.map(|daily| ("repositories.daily", daily)))
         {
-            repository.location = location_of_server(&repository.location, &server)
-                .map_err(|reason| wrong(&format!("{section}.location"), &reason))?;
+            let wrong = |reason: String| wrong(&format!("{section}.location"), &reason);
+            require_place_of_customer(section, &repository.location).map_err(wrong)?;
+            repository.location =
+                location_of_server(&repository.location, &server).map_err(wrong)?;
         }
         Ok(())
     }
@@ -337,6 +343,11 @@ impl Config {
                 daily.location.trim_end_matches('/') != manual.1.location.trim_end_matches('/'),
                 "repositories.daily.location",
                 "must not be that of repositories.manual",
+            )?;
+            require(
+                !is_of_a_customer(manual.1, &daily.location),
+                "repositories.daily.location",
+                "must not be one that repositories.manual has for a customer",
             )?;
         }
         Ok(())
@@ -780,19 +791,15 @@ fn embedded(figment: &Figment) -> Result<Layer> {
 
 /// The location with the name of the hosting server in its place; else why not.
 fn location_of_server(location: &str, server: &str) -> std::result::Result<String, String> {
-    let Some(at) = location.find(['{', '}']) else {
-        return Ok(location.to_owned());
-    };
-    let filled = location.replace("{server}", server);
-    if filled.contains("{customer}") {
-        return Err("cannot hold {customer}: all customers of a hosting server have one repository; {server} makes it one for each of these".into());
+    let rest = location.replace("{server}", "").replace(CUSTOMER, "");
+    if let Some(at) = rest.find(['{', '}']) {
+        let stray = rest[at..].split_inclusive('}').next().unwrap_or_default();
+        return Err(format!(
+            "cannot hold `{stray}`: there are {{server}} and {{customer}}"
+        ));
     }
-    if location.replace("{server}", "").contains(['{', '}']) {
-        let stray = location[at..]
-            .split_inclusive('}')
-            .next()
-            .unwrap_or_default();
-        return Err(format!("cannot hold `{stray}`: there is {{server}} alone"));
+    if !location.contains("{server}") {
+        return Ok(location.to_owned());
     }
     // A part of a path and nothing else: no way up, nothing hidden, nothing that a URL or a shell takes for something else.
     let is_of_name = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
@@ -802,7 +809,39 @@ fn location_of_server(location: &str, server: &str) -> std::result::Result<Strin
             server.escape_debug()
         ));
     }
-    Ok(filled)
+    Ok(location.replace("{server}", server))
+}
+
+/// Whether `{customer}` stands where it may, if anywhere; else why not.
+fn require_place_of_customer(section: &str, location: &str) -> std::result::Result<(), String> {
+    if !location.contains(CUSTOMER) {
+        return Ok(());
+    }
+    if section != "repositories.manual" {
+        return Err("cannot hold {customer}: a daily backup is one snapshot of all customers of a hosting server; {server} makes it one repository for each of these".into());
+    }
+    let of = |customer: &str| location.replace(CUSTOMER, customer).parse::<Location>();
+    match (of("customer-1"), of("customer-2")) {
+        (Ok(one), Ok(other)) if !one.differs_in_path_alone(&other) => Err(
+            "holds {customer}, which has to be a part of the path: all customers' repositories are reached in the same way".into(),
+        ),
+        // What else is wrong with it is said by whoever opens it.
+        _ => Ok(()),
+    }
+}
+
+/// Whether it is where one customer's repository would be.
+fn is_of_a_customer(repository: &RepositoryConfig, location: &str) -> bool {
+    let customer = repository
+        .location
+        .split_once(CUSTOMER)
+        .and_then(|(before, _)| location.strip_prefix(before))
+        .and_then(|rest| rest.split('/').next())
+        .and_then(CustomerId::from_tag);
+    customer.is_some_and(|customer| {
+        let his = repository.of_customer(customer).location;
+        his.trim_end_matches('/') == location.trim_end_matches('/')
+    })
 }
 
 /// That of the environment, as restic reads it.
@@ -1155,13 +1194,77 @@ password_file = "/root/.password"
             // Where it stands nowhere it is anybody's business.
             at("/srv/backup", server).unwrap();
         }
-        for location in ["/srv/{customer}", "/srv/{server}/{customer}"] {
-            let refused = at(location, "web-1").unwrap_err().chain();
-            assert!(refused.contains("cannot hold {customer}"), "{refused}");
-        }
         for location in ["/srv/{id}", "/srv/{server", "/srv/}", "/srv/{server}}"] {
             let refused = at(location, "web-1").unwrap_err().chain();
-            assert!(refused.contains("{server} alone"), "{refused}");
+            assert!(
+                refused.contains("there are {server} and {customer}"),
+                "{refused}"
+            );
+        }
+    }
+
+    #[test]
+    fn every_customer_can_have_a_repository_of_his_own() {
+        let at = |location: &str, daily: &str| {
+            let variables = [
+                ("BACKUP__REPOSITORIES__MANUAL__LOCATION", location),
+                ("BACKUP__REPOSITORIES__DAILY__LOCATION", daily),
+                ("BACKUP__REPOSITORIES__DAILY__PASSWORD_FILE", "/p"),
+                ("BACKUP__WORKER__SERVER", "web-1"),
+            ];
+            read(SMALLEST, &variables).map(|config| config.repositories.manual)
+        };
+        let seven = CustomerId::new(7).unwrap();
+        for (location, his) in [
+            ("/srv/{customer}", "/srv/customer-7"),
+            ("/srv/{server}/{customer}/b", "/srv/web-1/customer-7/b"),
+            ("sftp:u@h:{customer}", "sftp:u@h:customer-7"),
+            (
+                "sftp://u@h:2222//srv/{customer}",
+                "sftp://u@h:2222//srv/customer-7",
+            ),
+            ("s3:https://h/b/x-{customer}", "s3:https://h/b/x-customer-7"),
+            ("/srv/{customer}/{customer}", "/srv/customer-7/customer-7"),
+        ] {
+            let manual = at(location, "/srv/daily").unwrap();
+            assert!(manual.is_for_each_customer(), "{location}");
+            let of_seven = manual.of_customer(seven);
+            assert_eq!(of_seven.location, his);
+            assert!(!of_seven.is_for_each_customer());
+        }
+        let shared = at("/srv/{server}", "/srv/daily").unwrap();
+        assert!(!shared.is_for_each_customer());
+        assert_eq!(shared.of_customer(seven).location, "/srv/web-1");
+
+        // As anything but a part of the path it would be another account, machine or bucket.
+        for location in [
+            "sftp:{customer}@h:/srv",
+            "sftp:u@{customer}:/srv",
+            "sftp://u@{customer}.h//srv",
+            "s3:https://{customer}.h/b/x",
+            "s3:https://h/{customer}",
+            "s3:https://h/{customer}/x",
+        ] {
+            let refused = at(location, "/srv/daily").unwrap_err().chain();
+            assert!(
+                refused.contains("repositories.manual.location")
+                    && refused.contains("part of the path"),
+                "{location}: {refused}"
+            );
+        }
+        // One snapshot of all customers is nobody's.
+        let refused = at("/srv/manual", "/srv/{customer}").unwrap_err().chain();
+        assert!(
+            refused.contains("repositories.daily.location")
+                && refused.contains("one snapshot of all customers"),
+            "{refused}"
+        );
+        for daily in ["/srv/customer-7", "/srv/customer-7/"] {
+            let refused = at("/srv/{customer}", daily).unwrap_err().chain();
+            assert!(refused.contains("for a customer"), "{refused}");
+        }
+        for daily in ["/srv/customer-07", "/srv/customer-7/daily", "/srv/customer"] {
+            at("/srv/{customer}", daily).unwrap();
         }
     }
 

@@ -27,6 +27,9 @@ use template::Part;
 pub use template::{Placeholder, Template};
 pub use values::{AccessKey, DatabaseUrl, Hours, PasswordSource, Sample, SecretUrl};
 
+/// What stands in a location for `customer-N`, where each customer has a repository of his own.
+const CUSTOMER: &str = "{customer}";
+
 /// The whole configuration. Read it with [`Config::load`]; it does not change afterwards.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -198,7 +201,8 @@ pub struct RepositoriesConfig {
 #[non_exhaustive]
 pub struct RepositoryConfig {
     /// In restic's syntax: `sftp:user@host:/path`, `sftp://user@host:port//path`, `s3:https://host/bucket/prefix` or a directory. In what was read
-    /// `{server}` has become the name of the hosting server, `worker.server`.
+    /// `{server}` has become the name of the hosting server, `worker.server`. That of `repositories.manual` may hold `{customer}`: see
+    /// [`Self::of_customer`].
     pub location: String,
     /// A file that holds the repository's password. This or `password_env`.
     #[serde(default, deserialize_with = "values::optional_absolute_path")]
@@ -665,6 +669,20 @@ impl RepositoryConfig {
 }
 
 impl RepositoryConfig {
+    /// Whether each customer has one of his own: its location holds `{customer}`.
+    pub fn is_for_each_customer(&self) -> bool {
+        self.location.contains(CUSTOMER)
+    }
+
+    /// That of a customer: his `customer-N` takes the place of `{customer}`. Where the location does not hold that, it is the same for all.
+    #[must_use]
+    pub fn of_customer(&self, customer: CustomerId) -> Self {
+        Self {
+            location: self.location.replace(CUSTOMER, &customer.tag()),
+            ..self.clone()
+        }
+    }
+
     /// Whether it is in an object store.
     pub fn is_object_storage(&self) -> bool {
         self.location.starts_with("s3:")

@@ -117,7 +117,7 @@ impl Engine {
             self.require_site_dirs(site)?;
         }
 
-        let repository = self.manual_for(&control.cancel)?;
+        let repository = self.manual_for(customer.id, &control.cancel)?;
         let lock = repository.lock_shared()?;
         let previous = newest_with_files(&repository, customer.id)?;
         // Read the index before the dump starts: a server gives up on a dump that nobody reads.
@@ -209,7 +209,7 @@ impl Engine {
         origin: Origin,
         id: &SnapshotId,
     ) -> Result<Option<BackupEntry>> {
-        let Some(snapshot) = self.manual()?.snapshot(id)? else {
+        let Some(snapshot) = self.manual_of(customer)?.snapshot(id)? else {
             return Ok(None);
         };
         let is_his = snapshot.owner() == Some(customer) && snapshot.origin() == Some(origin);

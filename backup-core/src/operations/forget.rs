@@ -28,7 +28,7 @@ impl Engine {
         origin: Origin,
         id: &SnapshotId,
     ) -> Result<Forgetting> {
-        let repository = self.manual()?;
+        let repository = self.manual_of(customer)?;
         let Some(snapshot) = repository.snapshot(id)? else {
             return Ok(Forgetting::Missing);
         };
@@ -47,7 +47,7 @@ impl Engine {
         origin: Origin,
         made: SnapshotId,
     ) -> Result<Vec<SnapshotId>> {
-        let mut own = of_customer(&*self.manual()?, customer)?;
+        let mut own = of_customer(&*self.manual_of(customer)?, customer)?;
         own.retain(|snapshot| snapshot.origin() == Some(origin) && snapshot.id != made);
         let keep = match origin {
             Origin::Manual => self.config.retention.manual,

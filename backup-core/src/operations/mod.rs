@@ -7,6 +7,7 @@
 mod backup;
 mod daily;
 mod forget;
+mod repositories;
 mod restore;
 mod trial;
 mod verify;
@@ -23,10 +24,11 @@ use crate::progress::{Cancel, Control, Monitor, Phase};
 use crate::repository::Repository;
 use crate::storage::{self, Location, Storage, StorageOptions, Trial};
 
-pub use crate::catalog::{BackupEntry, BackupList, Source};
+pub use crate::catalog::{BackupEntry, BackupList, RepositoryName, Source};
 pub use backup::{BackupReport, BackupRequest};
 pub use daily::{DailyFailure, DailyPart, DailyReport};
 pub use forget::Forgetting;
+use repositories::{Kept, Manual, no_customer};
 pub use restore::{Interrupted, Recovered, RestoreReport, RestoreRequest};
 pub(crate) use verify::Expected;
 pub use verify::Proven;
@@ -37,22 +39,19 @@ pub use verify::Proven;
 pub struct Engine {
     config: Config,
     stop: Cancel,
-    manual: Kept,
+    manual: Manual,
     daily: Kept,
 }
-
-/// A repository once it was opened.
-type Kept = Mutex<Option<Repository>>;
 
 impl Engine {
     /// Nothing is opened or looked at yet. Once `stop` is set (the process is to end), no outage of a repository is waited
     /// out any more; what is cancelled one by one has a flag of its own in its [`crate::progress::Control`].
     pub fn new(config: Config, stop: &Cancel) -> Self {
         Self {
+            manual: Manual::new(&config.repositories.manual),
+            daily: Mutex::default(),
             config,
             stop: stop.clone(),
-            manual: Mutex::default(),
-            daily: Mutex::default(),
         }
     }
 
@@ -61,7 +60,7 @@ impl Engine {
     #[must_use]
     pub fn with_manual(self, repository: Repository) -> Self {
         Self {
-            manual: Mutex::new(Some(repository)),
+            manual: Manual::Shared(Mutex::new(Some(repository))),
             ..self
         }
     }
@@ -69,46 +68,6 @@ impl Engine {
     /// The configuration.
     pub fn config(&self) -> &Config {
         &self.config
-    }
-
-    /// The repository of the backups that customers make.
-    pub fn manual(&self) -> Result<Arc<Repository>> {
-        self.manual_for(&Cancel::new())
-    }
-
-    /// As [`Self::manual`], for one operation: once `cancel` is set, it waits out no outage.
-    fn manual_for(&self, cancel: &Cancel) -> Result<Arc<Repository>> {
-        self.open_once(&self.manual, &self.config.repositories.manual, cancel)
-    }
-
-    /// The repository of the platform's daily backups; None where none is configured.
-    pub fn daily(&self) -> Result<Option<Arc<Repository>>> {
-        self.daily_for(&Cancel::new())
-    }
-
-    fn daily_for(&self, cancel: &Cancel) -> Result<Option<Arc<Repository>>> {
-        let config = self.config.repositories.daily.as_ref();
-        config
-            .map(|config| self.open_once(&self.daily, config, cancel))
-            .transpose()
-    }
-
-    fn open_once(
-        &self,
-        kept: &Kept,
-        config: &RepositoryConfig,
-        cancel: &Cancel,
-    ) -> Result<Arc<Repository>> {
-        let mut kept = cancel.lock(kept)?;
-        if let Some(repository) = kept.as_ref() {
-            return Ok(repository.with_stop(cancel));
-        }
-        let storage = open_storage_for(config, &self.stop, cancel)?;
-        let password = config.read_password()?;
-        let repository = Repository::open_with_stop(storage, &password, cancel)?;
-        let opened = repository.with_stop(cancel);
-        *kept = Some(repository);
-        Ok(opened)
     }
 
     /// The customer's database server, seen by the account that dumps and restores.
@@ -150,8 +109,16 @@ fn open_storage_for(
     stop: &Cancel,
     stop_opening: &Cancel,
 ) -> Result<Arc<dyn Storage>> {
-    let location: Location = config.location.parse()?;
+    let location = location(config)?;
     storage::open(&location, &storage_options(config, stop, stop_opening)?)
+}
+
+fn location(config: &RepositoryConfig) -> Result<Location> {
+    match config.is_for_each_customer() {
+        // It would be one, of a strange name.
+        true => Err(no_customer(config)),
+        false => config.location.parse(),
+    }
 }
 
 fn storage_options(
@@ -174,7 +141,7 @@ fn storage_options(
 
 /// Try out the storage of a configured repository that exists, as [`storage::try_out`] does.
 pub fn try_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Trial> {
-    let location: Location = config.location.parse()?;
+    let location = location(config)?;
     storage::try_out(&location, &storage_options(config, stop, &Cancel::new())?)
 }
 

@@ -26,7 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use rustic_core::repofile::SnapshotFile;
+use rustic_core::repofile::{ConfigFile, SnapshotFile};
 use rustic_core::{
     ConfigOptions, Credentials, KeyOptions, OpenStatus, RepositoryBackends, RepositoryOptions,
 };
@@ -241,6 +241,21 @@ impl Repository {
     /// made anew in its place.
     pub fn id(&self) -> String {
         self.shared.opened.config().id.to_hex().as_str().to_owned()
+    }
+
+    /// Whether it is still where it was opened: not where it is gone, or another one was made in its place.
+    pub(crate) fn is_there(&self) -> Result<bool> {
+        let sealed = match self.storage.read(FileKind::Config, &FileId::default()) {
+            Ok(sealed) => sealed,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match self.shared.sealer.open_json::<ConfigFile>(&sealed) {
+            Ok(config) => Ok(config.id == self.shared.opened.config().id),
+            // Another one has another key.
+            Err(error) if error.kind() == ErrorKind::Damaged => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// The version of the format that it is in. What this program makes is of version 2.

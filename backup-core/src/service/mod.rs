@@ -34,8 +34,8 @@ use tokio::task::spawn_blocking;
 
 use crate::audit::{Action, Actor, Audit, AuditEntry, AuditPage, Deed, Who};
 use crate::catalog::{
-    BackupEntry, BackupList, Catalog, Missing, ProofFigures, Sampled, Source, SyncReport, Synced,
-    no_such_backup,
+    BackupEntry, BackupList, Catalog, Missing, ProofFigures, RepositoryName, Sampled, Source,
+    SyncReport, Synced, no_such_backup,
 };
 use crate::config::Config;
 use crate::customer::{Customer, CustomerId, CustomerStore};
@@ -50,12 +50,13 @@ use crate::operations::{
     BackupReport, BackupRequest, DailyReport, Engine, Interrupted, RestoreReport, RestoreRequest,
     require_note,
 };
-use crate::progress::Control;
-use crate::repository::{Origin, PruneReport, SnapshotId};
+use crate::progress::{Cancel, Control};
+use crate::repository::{Origin, PruneReport, Repository, SnapshotId};
 use crate::session::Sessions;
 use crate::store::{Migrated, Store};
 use crate::worker::{
-    Ended, Recovery, Runner, Upkeep, Verification, VerifyReport, Worker, never_stopping,
+    Ended, Recovery, Repositories, Runner, Upkeep, Verification, VerifyReport, Worker,
+    never_stopping,
 };
 
 pub use status::{CustomerStatus, Kept, OpenJob, Problem, RepositoryStatus, Status};
@@ -466,12 +467,50 @@ impl BackupService {
         engine: &Arc<Engine>,
         missing: Missing,
     ) -> Result<Vec<(&'static str, SyncReport)>> {
-        self.upkeep(engine).sync(missing).await
+        self.upkeep(engine).sync(missing, None).await
     }
 
-    /// Free the space of backups that were forgotten, in the manual repository and, where the daily backups are ours, in the daily one: what became of
+    /// As [`Self::sync`], as far as a customer's backups may be there: where each has a repository of his own, the other customers' are not looked at.
+    pub async fn sync_of(
+        &self,
+        engine: &Arc<Engine>,
+        customer: CustomerId,
+        missing: Missing,
+    ) -> Result<Vec<(&'static str, SyncReport)>> {
+        self.upkeep(engine).sync(missing, Some(customer)).await
+    }
+
+    /// The repositories of the hosting server that the engine's configuration names. Of customers' own also those that are not made yet.
+    pub async fn repositories(&self, engine: &Arc<Engine>) -> Result<Vec<RepositoryName>> {
+        self.repositories_of(engine).all().await
+    }
+
+    /// Open one of [`Self::repositories`]; None for a customer's own that is not made yet. One that was there before and is gone is
+    /// [`ErrorKind::NotFound`].
+    pub async fn open_repository(
+        &self,
+        engine: &Arc<Engine>,
+        name: RepositoryName,
+    ) -> Result<Option<Arc<Repository>>> {
+        self.repositories_of(engine).open(name).await
+    }
+
+    /// Make the repository of a customer's own, as his first backup does; false where there is one. One that was there before and is gone is made anew
+    /// only if it `may_be_lost`.
+    pub async fn make_repository(
+        &self,
+        engine: &Arc<Engine>,
+        customer: CustomerId,
+        may_be_lost: bool,
+    ) -> Result<bool> {
+        self.repositories_of(engine)
+            .make(customer, may_be_lost, &Cancel::new())
+            .await
+    }
+
+    /// Free the space of backups that were forgotten, in the manual repositories and, where the daily backups are ours, in the daily one: what became of
     /// each. [`ErrorKind::Busy`] while anybody uses it, and [`ErrorKind::Damaged`] where the catalogue knows backups that the repository does not list.
-    pub async fn prune(&self, engine: &Arc<Engine>) -> Vec<(Source, Result<PruneReport>)> {
+    pub async fn prune(&self, engine: &Arc<Engine>) -> Vec<(RepositoryName, Result<PruneReport>)> {
         self.upkeep(engine).prune().await
     }
 
@@ -520,6 +559,7 @@ impl BackupService {
             engine: Arc::clone(engine),
             catalog: self.catalog.clone(),
             customers: self.customers.clone(),
+            repositories: self.repositories_of(engine),
         };
         verification.run(customers, control).await
     }
@@ -632,6 +672,7 @@ impl BackupService {
             jobs: self.jobs.acting(&Arc::new(Actor::service())),
             catalog: self.catalog.clone(),
             customers: self.customers.clone(),
+            repositories: self.repositories_of(engine),
             stopping: never_stopping(),
             is_worker: false,
         }
@@ -646,6 +687,15 @@ impl BackupService {
             requested: Arc::new(Notify::new()),
             woken: Arc::default(),
             running: Arc::default(),
+            repositories: self.repositories_of(engine),
+        }
+    }
+
+    fn repositories_of(&self, engine: &Arc<Engine>) -> Repositories {
+        Repositories {
+            engine: Arc::clone(engine),
+            catalog: self.catalog.clone(),
+            customers: self.customers.clone(),
         }
     }
 }

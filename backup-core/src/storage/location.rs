@@ -64,6 +64,20 @@ impl Location {
         &self.place
     }
 
+    /// Whether the two are on the same machine, by the same account, or in the same bucket.
+    pub(crate) fn differs_in_path_alone(&self, other: &Self) -> bool {
+        match (&self.place, &other.place) {
+            (Place::Local(_), Place::Local(_)) => true,
+            (Place::Sftp(one), Place::Sftp(two)) => {
+                (&one.user, &one.host, one.port) == (&two.user, &two.host, two.port)
+            }
+            (Place::S3(one), Place::S3(two)) => {
+                (&one.endpoint, &one.bucket) == (&two.endpoint, &two.bucket)
+            }
+            _ => false,
+        }
+    }
+
     /// What was written.
     pub fn as_str(&self) -> &str {
         &self.written

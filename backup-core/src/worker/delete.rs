@@ -6,19 +6,60 @@
 
 use std::sync::Arc;
 
-use crate::catalog::{Catalog, Deletion};
+use super::repositories::Away;
+use crate::catalog::{Catalog, Deletion, RepositoryName};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::{Engine, Forgetting};
 
-/// Forget what was deleted from the manual repository, of one customer or of all. The first failure is given, after all were tried; what could not be
+/// Forget what was deleted of customers' own backups, of one customer or of all. The first failure is given, after all were tried; what could not be
 /// forgotten stays deleted for its customer, and is left to the next time.
 pub(super) async fn carry_out(
     engine: &Arc<Engine>,
     catalog: &Catalog,
     customer: Option<CustomerId>,
 ) -> Result<()> {
-    let repository_id = blocking(engine, |engine| Ok(engine.manual()?.id())).await?;
+    let whose = match (engine.each_has_own(), customer) {
+        (false, _) => vec![None],
+        (true, Some(customer)) => vec![Some(customer)],
+        (true, None) => {
+            let server = &engine.config().worker.server;
+            let customers = catalog.with_deletions(server).await?;
+            customers.into_iter().map(Some).collect()
+        }
+    };
+    let mut failure = None;
+    let mut away = Away::default();
+    for owner in whose {
+        let done = carry_out_in(engine, catalog, owner, customer.or(owner)).await;
+        if let Some(owner) = owner {
+            away.note(RepositoryName::ManualOf(owner), &done);
+        }
+        match done {
+            Ok(()) => {}
+            Err(error)
+                if owner.is_some_and(|owner| away.concerns(RepositoryName::ManualOf(owner))) =>
+            {
+                return Err(error);
+            }
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(()), Err)
+}
+
+/// In the repository of `owner`, or in the one that all share.
+async fn carry_out_in(
+    engine: &Arc<Engine>,
+    catalog: &Catalog,
+    owner: Option<CustomerId>,
+    customer: Option<CustomerId>,
+) -> Result<()> {
+    let open = move |engine: &Engine| match owner {
+        Some(owner) => Ok(engine.manual_of(owner)?.id()),
+        None => Ok(engine.manual()?.id()),
+    };
+    let repository_id = blocking(engine, open).await?;
     let mut failure = None;
     for deletion in catalog.deletions(&repository_id, customer).await? {
         match forget(engine, catalog, &repository_id, deletion).await {

@@ -6,6 +6,7 @@
 mod delete;
 mod notify;
 mod recover;
+mod repositories;
 mod run;
 mod sentence;
 mod upkeep;
@@ -29,6 +30,7 @@ use crate::store::Store;
 use notify::Notifier;
 
 pub use recover::Recovery;
+pub(crate) use repositories::Repositories;
 pub(crate) use run::{Ended, Runner};
 pub(crate) use upkeep::Upkeep;
 pub(crate) use verify::Verification;
@@ -84,6 +86,11 @@ impl Worker {
         let config = &engine.config().worker;
         let after_job = Arc::new(Notify::new());
         let running = Arc::new(AtomicUsize::new(0));
+        let repositories = Repositories {
+            engine: Arc::clone(&engine),
+            catalog: catalog.clone(),
+            customers: customers.clone(),
+        };
         Self {
             server: config.server.clone(),
             name: owner_of_this_process(),
@@ -98,11 +105,13 @@ impl Worker {
                 requested: Arc::clone(&after_job),
                 woken: Arc::default(),
                 running: Arc::clone(&running),
+                repositories: repositories.clone(),
             },
             verification: Verification {
                 engine: Arc::clone(&engine),
                 catalog: catalog.clone(),
                 customers: customers.clone(),
+                repositories: repositories.clone(),
             },
             notifier: Notifier {
                 config: Arc::new(engine.config().clone()),
@@ -119,6 +128,7 @@ impl Worker {
                 jobs: jobs.clone(),
                 catalog: catalog.clone(),
                 customers: customers.clone(),
+                repositories,
                 stopping: never_stopping(),
                 is_worker: true,
             },

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use super::{Recovery, Stopping, delete, sentence};
+use super::{Recovery, Repositories, Stopping, delete, sentence};
 use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
@@ -42,6 +42,7 @@ pub(crate) struct Runner {
     pub(crate) jobs: JobStore,
     pub(crate) catalog: Catalog,
     pub(crate) customers: CustomerStore,
+    pub(crate) repositories: Repositories,
     /// Once it says [`Stopping::Abort`], what is cancelled is not the customer's wish.
     pub(crate) stopping: watch::Receiver<Stopping>,
     /// A worker waits for a database that is away, and for others who use the customer or the repository, for as long as it takes. Somebody who
@@ -371,6 +372,13 @@ impl Runner {
             JobType::Backup => this.back_up(&claimed, &customer, &control, &tracker, &runtime),
             JobType::Restore => {
                 let request = restore_request(&claimed.job)?;
+                // What it replaces becomes a backup. Where that has no place, the restore will say so; a daily backup is not to be denied for it.
+                if request.source == Source::Daily {
+                    let made = this.make_repository(&customer, &control.cancel, &runtime);
+                    if let Err(error) = made {
+                        tracing::warn!(job = %claimed.job.id, "{}", error.chain());
+                    }
+                }
                 let this_job = claimed.job.id.get();
                 let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
                 let claim = this.when_free(&claimed.job, &control.cancel, &tracker, || {
@@ -421,6 +429,23 @@ impl Runner {
         }
     }
 
+    /// The first backup of a customer makes his repository, where each has one of his own: nobody runs `init` for a new shop.
+    fn make_repository(
+        &self,
+        customer: &Customer,
+        cancel: &Cancel,
+        runtime: &Handle,
+    ) -> Result<()> {
+        if !self.engine.each_has_own() {
+            return Ok(());
+        }
+        let making = self.repositories.make(customer.id, false, cancel);
+        if runtime.block_on(making)? {
+            tracing::info!(customer = %customer.id, "his repository is made");
+        }
+        Ok(())
+    }
+
     fn back_up(
         &self,
         claimed: &Claimed,
@@ -450,6 +475,7 @@ impl Runner {
                 ),
             ));
         }
+        self.make_repository(customer, &control.cancel, runtime)?;
         let request = BackupRequest {
             backup_type: job.backup_type,
             note: job.note.clone(),
@@ -585,7 +611,8 @@ impl Runner {
                 Fate::Undecided => tokio::time::sleep(PAUSE).await,
                 Fate::Unwanted => {
                     let unwanted = [entry.id];
-                    self.blocking(move |engine| engine.manual()?.forget(&unwanted))
+                    let customer = job.customer_id;
+                    self.blocking(move |engine| engine.manual_of(customer)?.forget(&unwanted))
                         .await?;
                     // A sync may have taken it in.
                     self.patiently(job, || self.catalog.remove(repository, &unwanted))
@@ -598,12 +625,14 @@ impl Runner {
 
     /// Where snapshots are that we make; the catalogue is told that it is in use.
     pub(super) async fn own_repository(&self, job: &Job) -> Result<String> {
-        let repository = self.blocking(|engine| Ok(engine.manual()?.id())).await?;
+        let customer = job.customer_id;
+        let repository = self
+            .blocking(move |engine| Ok(engine.manual_of(customer)?.id()))
+            .await?;
         let server = &self.engine.config().worker.server;
-        self.patiently(job, || {
-            self.catalog.note_use(server, Source::Manual, &repository)
-        })
-        .await?;
+        let name = self.engine.name_of_manual(customer);
+        self.patiently(job, || self.catalog.note_use(server, name, &repository))
+            .await?;
         Ok(repository)
     }
 
@@ -707,7 +736,7 @@ impl Runner {
         let customer = job.customer_id;
         let find = move |engine: &Engine| {
             let found = engine.find_own(customer, origin, &id)?;
-            Ok((engine.manual()?.id(), found))
+            Ok((engine.manual_of(customer)?.id(), found))
         };
         let (repository, found) = self.blocking(find).await?;
         let Some(entry) = found else {

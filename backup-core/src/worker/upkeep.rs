@@ -12,9 +12,10 @@ use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
+use super::repositories::{Away, Repositories};
 use super::{Stopping, delete};
 use crate::audit::Audit;
-use crate::catalog::{Catalog, Missing, Source, SyncReport};
+use crate::catalog::{Catalog, Missing, RepositoryName, Source, SyncReport};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::jobs::JobStore;
@@ -40,6 +41,7 @@ pub(crate) struct Upkeep {
     pub(crate) woken: Arc<Notify>,
     /// How many jobs run: a prune would have to wait for them, and they for it.
     pub(crate) running: Arc<AtomicUsize>,
+    pub(crate) repositories: Repositories,
 }
 
 impl Upkeep {
@@ -54,11 +56,16 @@ impl Upkeep {
     async fn run(self, mut stopping: watch::Receiver<Stopping>) {
         let every = self.engine.config().worker.sync_every;
         while *stopping.borrow_and_update() == Stopping::No {
-            if let Err(error) = self.sync(Missing::Remember).await {
-                tracing::warn!(
+            match self.sync(Missing::Remember, None).await {
+                Ok(reports) => {
+                    for failure in reports.iter().flat_map(|(_, report)| &report.failures) {
+                        tracing::error!("{failure}");
+                    }
+                }
+                Err(error) => tracing::warn!(
                     "the catalogue is not brought in step now: {}",
                     error.chain()
-                );
+                ),
             }
             self.forget_old_activity().await;
             self.prune_if_due().await;
@@ -88,9 +95,22 @@ impl Upkeep {
         }
     }
 
-    /// Bring the catalogue in step with all repositories, and forget what was deleted. The first failure is given, after all were tried.
-    pub(crate) async fn sync(&self, missing: Missing) -> Result<Vec<(&'static str, SyncReport)>> {
-        let manual = self.sync_manual(missing).await;
+    /// Bring the catalogue in step with all repositories, and forget what was deleted. The first failure is given, after all were tried; that of a
+    /// single customer's repository is in the report. Of those only the one of `customer` is looked at, if he is given.
+    pub(crate) async fn sync(
+        &self,
+        missing: Missing,
+        customer: Option<CustomerId>,
+    ) -> Result<Vec<(&'static str, SyncReport)>> {
+        let manual = match (self.engine.each_has_own(), customer) {
+            (false, _) => self.sync_manual(missing).await,
+            (true, None) => self.sync_each(missing).await,
+            (true, Some(customer)) => {
+                let mut report = SyncReport::default();
+                let synced = self.sync_own(customer, missing, &mut report).await;
+                synced.map(|()| report)
+            }
+        };
         let daily = self.sync_daily(missing).await;
         let mut reports = vec![("manual", manual?)];
         reports.extend(daily?.map(|report| ("daily", report)));
@@ -100,10 +120,74 @@ impl Upkeep {
     async fn sync_manual(&self, missing: Missing) -> Result<SyncReport> {
         let engine = Arc::clone(&self.engine);
         let repository = blocking(move || engine.manual()).await?;
-        self.note_use(Source::Manual, &repository).await?;
+        self.note_use(RepositoryName::Manual, &repository).await?;
         let deleted = delete::carry_out(&self.engine, &self.catalog, None).await;
         let report = self.catalog.sync_manual(&repository, missing).await?;
         deleted.map(|()| report)
+    }
+
+    /// The repositories of all customers, one after the other; together they make one report.
+    async fn sync_each(&self, missing: Missing) -> Result<SyncReport> {
+        let names = self.repositories.of_customers().await?;
+        let mut report = SyncReport::default();
+        let mut away = Away::default();
+        for name in &names {
+            let Some(customer) = name.customer() else {
+                continue;
+            };
+            let synced = self.sync_own(customer, missing, &mut report).await;
+            away.note(*name, &synced);
+            match synced {
+                Ok(()) => {}
+                Err(error) if away.concerns(*name) => return Err(error),
+                Err(error) => report.failures.push(not_looked_at(*name, &error)),
+            }
+        }
+        self.repositories.forget_all_but(&names).await?;
+        Ok(report)
+    }
+
+    /// What is wrong with a customer's repository goes into the report, unless it cannot be reached: that may be so of the others as well.
+    async fn sync_own(
+        &self,
+        customer: CustomerId,
+        missing: Missing,
+        report: &mut SyncReport,
+    ) -> Result<()> {
+        match self.try_sync_own(customer, missing).await {
+            Ok(None) => {}
+            Ok(Some(one)) => {
+                report.added += one.added;
+                report.removed += one.removed;
+                report.missing += one.missing;
+                let of_whom = |warning: String| format!("customer {customer}: {warning}");
+                report
+                    .warnings
+                    .extend(one.warnings.into_iter().map(of_whom));
+            }
+            Err(error) if error.kind() == ErrorKind::Unreachable => return Err(error),
+            Err(error) => {
+                let name = RepositoryName::ManualOf(customer);
+                report.failures.push(not_looked_at(name, &error));
+            }
+        }
+        Ok(())
+    }
+
+    /// None where he has no repository yet.
+    async fn try_sync_own(
+        &self,
+        customer: CustomerId,
+        missing: Missing,
+    ) -> Result<Option<SyncReport>> {
+        let name = RepositoryName::ManualOf(customer);
+        let Some(repository) = self.repositories.open(name).await? else {
+            return Ok(None);
+        };
+        self.note_use(name, &repository).await?;
+        let deleted = delete::carry_out(&self.engine, &self.catalog, Some(customer)).await;
+        let report = self.catalog.sync_manual(&repository, missing).await?;
+        deleted.map(|()| Some(report))
     }
 
     async fn sync_daily(&self, missing: Missing) -> Result<Option<SyncReport>> {
@@ -111,7 +195,7 @@ impl Upkeep {
         let Some(repository) = blocking(move || engine.daily()).await? else {
             return Ok(None);
         };
-        self.note_use(Source::Daily, &repository).await?;
+        self.note_use(RepositoryName::Daily, &repository).await?;
         // Also where the platform's own script forgets there: another server's daily backups may be ours, and its prune goes by the catalogue.
         let config = self.engine.config();
         self.catalog
@@ -187,46 +271,48 @@ impl Upkeep {
         Ok(())
     }
 
-    async fn note_use(&self, source: Source, repository: &Repository) -> Result<()> {
+    async fn note_use(&self, name: RepositoryName, repository: &Repository) -> Result<()> {
         let server = &self.engine.config().worker.server;
-        self.catalog
-            .note_use(server, source, &repository.id())
-            .await
+        self.catalog.note_use(server, name, &repository.id()).await
     }
 
     /// Remove what no snapshot needs from the repositories that are ours. Each is tried, whatever becomes of the others.
-    pub(crate) async fn prune(&self) -> Vec<(Source, Result<PruneReport>)> {
+    pub(crate) async fn prune(&self) -> Vec<(RepositoryName, Result<PruneReport>)> {
+        let names = match self.ours().await {
+            Ok(names) => names,
+            Err(error) => return vec![(RepositoryName::Manual, Err(error))],
+        };
         let mut reports = Vec::new();
-        for source in self.ours() {
-            let pruned = match self.repository(source).await {
-                Ok(repository) => self.prune_one(&repository).await,
+        let mut away = Away::default();
+        for name in names {
+            if away.concerns(name) {
+                continue;
+            }
+            let pruned = match self.repositories.open(name).await {
+                Ok(Some(repository)) => self.prune_one(&repository).await,
+                Ok(None) => continue,
                 Err(error) => Err(error),
             };
-            reports.push((source, pruned));
+            away.note(name, &pruned);
+            reports.push((name, pruned));
         }
         reports
     }
 
     /// The repositories that nobody else prunes.
-    fn ours(&self) -> Vec<Source> {
-        let daily = self.engine.config().daily.as_ref();
-        std::iter::once(Source::Manual)
-            .chain(daily.map(|_| Source::Daily))
-            .collect()
+    async fn ours(&self) -> Result<Vec<RepositoryName>> {
+        let mut all = self.repositories.all().await?;
+        let is_daily_ours = self.engine.config().daily.is_some();
+        all.retain(|name| *name != RepositoryName::Daily || is_daily_ours);
+        Ok(all)
     }
 
-    async fn repository(&self, source: Source) -> Result<Arc<Repository>> {
-        let engine = Arc::clone(&self.engine);
-        blocking(move || match source {
-            Source::Manual | Source::PreRestore => engine.manual(),
-            Source::Daily => engine.daily()?.ok_or_else(|| {
-                Error::new(
-                    ErrorKind::Configuration,
-                    "there is no repository for daily backups: set repositories.daily",
-                )
-            }),
-        })
-        .await
+    /// Those of them that were not pruned since a moment, as far as can be told without opening them.
+    async fn due(&self, since: Timestamp) -> Result<Vec<RepositoryName>> {
+        let ours = self.ours().await?;
+        self.repositories
+            .due(ours, since, |one| one.pruned_at)
+            .await
     }
 
     async fn prune_one(&self, repository: &Arc<Repository>) -> Result<PruneReport> {
@@ -253,32 +339,46 @@ impl Upkeep {
         let Some(since) = self.prune_window() else {
             return;
         };
-        for source in self.ours() {
+        let due = match self.due(since).await {
+            Ok(due) => due,
+            Err(error) => {
+                tracing::error!("no repository is pruned: {}", error.chain());
+                return;
+            }
+        };
+        let mut away = Away::default();
+        for name in due {
+            if away.concerns(name) {
+                continue;
+            }
             if self.running.load(Ordering::Acquire) > 0 {
                 return;
             }
-            match self.try_prune(source, since).await {
+            let pruned = self.try_prune(name, since).await;
+            away.note(name, &pruned);
+            match pruned {
                 Ok(None) => {}
                 Ok(Some(report)) => tracing::info!(
-                    "the {source} repository is pruned: {} packs removed, {} bytes freed",
+                    "the {name} is pruned: {} packs removed, {} bytes freed",
                     report.packs_removed,
                     report.bytes_before.saturating_sub(report.bytes_after)
                 ),
                 Err(error) if error.kind() == ErrorKind::Busy => {
-                    tracing::info!(
-                        "the {source} repository is not pruned now: {}",
-                        error.chain()
-                    );
+                    tracing::info!("the {name} is not pruned now: {}", error.chain());
                 }
-                Err(error) => {
-                    tracing::error!("the {source} repository is not pruned: {}", error.chain());
-                }
+                Err(error) => tracing::error!("the {name} is not pruned: {}", error.chain()),
             }
         }
     }
 
-    async fn try_prune(&self, source: Source, since: Timestamp) -> Result<Option<PruneReport>> {
-        let repository = self.repository(source).await?;
+    async fn try_prune(
+        &self,
+        name: RepositoryName,
+        since: Timestamp,
+    ) -> Result<Option<PruneReport>> {
+        let Some(repository) = self.repositories.open(name).await? else {
+            return Ok(None);
+        };
         let id = repository.id();
         if !self.catalog.claim_prune(&id, since).await? {
             return Ok(None);
@@ -304,8 +404,14 @@ impl Upkeep {
         let Some(since) = self.prune_window() else {
             return false;
         };
-        for source in self.ours() {
-            let Ok(repository) = self.repository(source).await else {
+        let mut away = Away::default();
+        for name in self.due(since).await.unwrap_or_default() {
+            if away.concerns(name) {
+                continue;
+            }
+            let opened = self.repositories.open(name).await;
+            away.note(name, &opened);
+            let Ok(Some(repository)) = opened else {
                 continue;
             };
             let is_pruned = self.catalog.is_pruned_since(&repository.id(), since).await;
@@ -350,6 +456,10 @@ impl Upkeep {
             .and_then(|begin| Duration::try_from(now.duration_until(&begin)).ok())
             .unwrap_or(Duration::MAX)
     }
+}
+
+fn not_looked_at(name: RepositoryName, error: &Error) -> String {
+    format!("the {name} is not looked at: {}", error.chain())
 }
 
 /// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.

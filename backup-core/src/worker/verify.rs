@@ -13,14 +13,15 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use super::repositories::{Away, Repositories};
 use super::upkeep::{AFTER_FAULT, Upkeep, begin_again, blocking};
 use super::{Stopping, tell_to_stop};
-use crate::catalog::{Catalog, Proof, Source, Tried};
+use crate::catalog::{Catalog, Proof, RepositoryName, Source, Tried};
 use crate::customer::{Customer, CustomerId, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
 use crate::operations::{Engine, Expected, Proven};
 use crate::progress::{Cancel, Control};
-use crate::repository::{Repository, SnapshotId};
+use crate::repository::SnapshotId;
 use crate::site::Scratch;
 
 /// How often a worker that has nothing to prove looks again.
@@ -76,6 +77,7 @@ pub(crate) struct Verification {
     pub(crate) engine: Arc<Engine>,
     pub(crate) catalog: Catalog,
     pub(crate) customers: CustomerStore,
+    pub(crate) repositories: Repositories,
 }
 
 /// Some of a customer's backups.
@@ -103,6 +105,7 @@ impl Verification {
         let (held, warnings) = self.hold().await?;
         report.warnings.extend(warnings);
         let mut away: BTreeMap<Source, String> = BTreeMap::new();
+        let mut own = Away::default();
         for target in in_turn(self.targets(members), &self.catalog.proofs().await?) {
             let expected = match self.newest(&target).await {
                 Ok(expected) => expected,
@@ -122,7 +125,7 @@ impl Verification {
                 continue;
             }
             if !away.contains_key(&target.source)
-                && let Err(error) = self.open(target.source).await
+                && let Err(error) = self.open(&target, &mut own).await
             {
                 control.cancel.check()?;
                 away.insert(target.source, error.chain());
@@ -149,14 +152,25 @@ impl Verification {
         Ok(report)
     }
 
-    /// Open the repository of a source, if it is not open yet. That it is away is found out once, not anew with each customer; it is no result of his.
-    async fn open(&self, source: Source) -> Result<Option<Arc<Repository>>> {
+    /// Open the repository of a target, if it is not open yet. That it is away is found out once, not anew with each customer; it is no result of his.
+    async fn open(&self, target: &Target, own: &mut Away) -> Result<()> {
         let engine = Arc::clone(&self.engine);
-        blocking(move || match source {
-            Source::Manual | Source::PreRestore => engine.manual().map(Some),
-            Source::Daily => engine.daily(),
-        })
-        .await
+        let (customer, source) = (target.customer.id, target.source);
+        let opened = blocking(move || match source {
+            Source::Manual | Source::PreRestore => engine.manual_of(customer).map(drop),
+            Source::Daily => engine.daily().map(drop),
+        });
+        let opened = opened.await;
+        if source == Source::Daily || !self.engine.each_has_own() {
+            return opened;
+        }
+        let name = RepositoryName::ManualOf(customer);
+        own.note(name, &opened);
+        match own.concerns(name) {
+            true => opened,
+            // What is wrong with a repository of his own is a result of his.
+            false => Ok(()),
+        }
     }
 
     /// The sources whose newest backups are proven.
@@ -395,8 +409,9 @@ impl Verification {
     async fn work(self, upkeep: Upkeep, mut stopping: watch::Receiver<Stopping>) {
         let stop = Cancel::new();
         let _telling = tell_to_stop(&stop, stopping.clone());
+        let mut own = Away::default();
         while *stopping.borrow_and_update() == Stopping::No {
-            let has_worked = match self.take_turn(&upkeep, &stop).await {
+            let has_worked = match self.take_turn(&upkeep, &mut own, &stop).await {
                 Ok(has_worked) => has_worked,
                 Err(error) if error.kind() == ErrorKind::Cancelled => return,
                 Err(error) if error.kind() == ErrorKind::Busy => {
@@ -420,7 +435,7 @@ impl Verification {
     }
 
     /// One sample, or one proof, if one is due; whether there was anything to do.
-    async fn take_turn(&self, upkeep: &Upkeep, stop: &Cancel) -> Result<bool> {
+    async fn take_turn(&self, upkeep: &Upkeep, own: &mut Away, stop: &Cancel) -> Result<bool> {
         let config = &self.engine.config().verify;
         let Some(since) = config.hours.and_then(|hours| hours.current(&Zoned::now())) else {
             return Ok(false);
@@ -466,7 +481,7 @@ impl Verification {
             if expected.is_empty() {
                 continue;
             }
-            if let Err(error) = self.open(target.source).await {
+            if let Err(error) = self.open(&target, own).await {
                 stop.check()?;
                 tracing::error!(
                     "no {} backup is proven now: {}",
@@ -509,9 +524,24 @@ impl Verification {
         let Some(sample) = self.engine.config().verify.read_data_subset else {
             return Ok(false);
         };
-        for source in self.sources() {
-            let Some(repository) = self.open(source).await? else {
+        let all = self.repositories.all().await?;
+        let due = self.repositories.due(all, since, |one| one.sampled_at);
+        let mut away = Away::default();
+        for name in due.await? {
+            if away.concerns(name) {
                 continue;
+            }
+            let opened = self.repositories.open(name).await;
+            away.note(name, &opened);
+            let repository = match opened {
+                Ok(Some(repository)) => repository,
+                Ok(None) => continue,
+                Err(error) if name.customer().is_some() => {
+                    // Each sync says so.
+                    tracing::debug!("no packs of the {name} are read: {}", error.chain());
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let id = repository.id();
             if !self.catalog.claim_sample(&id, since).await? {
@@ -533,10 +563,10 @@ impl Verification {
             let errors = Some(report.errors.len() as u64);
             self.catalog.note_sample(&id, errors).await?;
             for error in &report.errors {
-                tracing::error!("the {source} repository is damaged: {error}");
+                tracing::error!("the {name} is damaged: {error}");
             }
             tracing::info!(
-                "of the {source} repository {} packs of {} bytes were read: {} are damaged; for {} more there was no time",
+                "of the {name} {} packs of {} bytes were read: {} are damaged; for {} more there was no time",
                 report.packs,
                 report.bytes,
                 report.errors.len(),

@@ -1,12 +1,15 @@
 //! `check`: of every configured repository.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use backup_core::catalog::RepositoryName;
 use backup_core::config::{Config, Sample};
 use backup_core::error::{Error, Result};
-use backup_core::operations::Engine;
 use backup_core::progress::Cancel;
+use backup_core::repository::Repository;
 use serde_json::json;
+use tokio::runtime::Runtime;
 
 use crate::output::{self, Output};
 
@@ -15,14 +18,12 @@ pub fn run(
     read_data: bool,
     subset: Option<Sample>,
     output: Output,
+    runtime: &Runtime,
     cancel: &Cancel,
 ) -> Result<ExitCode> {
-    let engine = Engine::new(config, cancel);
-    let mut repositories = vec![("manual", engine.manual()?)];
-    repositories.extend(engine.daily()?.map(|daily| ("daily", daily)));
     let mut reports = Vec::new();
-    for (name, repository) in &repositories {
-        let failed = |e: Error| e.context(format!("the {name} repository could not be checked"));
+    let check = |name: RepositoryName, repository: &Arc<Repository>| {
+        let failed = |e: Error| e.context(format!("the {name} could not be checked"));
         let mut report = repository.check(read_data).map_err(failed)?;
         let sample = match subset {
             Some(subset) => {
@@ -35,24 +36,28 @@ pub fn run(
             None => None,
         };
         for error in &report.errors {
-            output::message(&format!("error: {name}: {error}"));
+            output::message(&format!("error: {}: {error}", super::shown(name)));
         }
         for warning in &report.warnings {
-            output::message(&format!("warning: {name}: {warning}"));
+            output::message(&format!("warning: {}: {warning}", super::shown(name)));
         }
-        reports.push((*name, report, sample));
-    }
-    let sound = reports
-        .iter()
-        .all(|(_, report, _)| report.errors.is_empty());
+        reports.push((name, report, sample));
+        Ok(())
+    };
+    let are_all_checked = super::on_each_repository(config, runtime, cancel, check)?;
+    let sound = are_all_checked
+        && reports
+            .iter()
+            .all(|(_, report, _)| report.errors.is_empty());
     let documents: Vec<_> = reports
         .iter()
-        .map(|(name, report, sample)| match sample {
-            None => json!({ "name": name, "report": report }),
-            Some(sample) => {
-                let read = json!({ "packs": sample.packs, "bytes": sample.bytes });
-                json!({ "name": name, "report": report, "read": read })
+        .map(|(name, report, sample)| {
+            let mut document = super::document_of(*name);
+            document["report"] = json!(report);
+            if let Some(sample) = sample {
+                document["read"] = json!({ "packs": sample.packs, "bytes": sample.bytes });
             }
+            document
         })
         .collect();
     output.result(
@@ -67,6 +72,7 @@ pub fn run(
                         0 => "no errors".to_owned(),
                         errors => format!("{errors} errors"),
                     };
+                    let name = super::shown(*name);
                     format!("{name}: {} snapshots{read}, {errors}\n", report.snapshots)
                 })
                 .collect()

@@ -24,14 +24,16 @@ pub mod worker;
 use std::sync::Arc;
 
 use backup_core::audit::Action;
-use backup_core::catalog::Missing;
+use backup_core::catalog::{Missing, RepositoryName};
 use backup_core::config::{Config, RepositoryConfig};
 use backup_core::customer::CustomerId;
 use backup_core::error::{Error, ErrorKind, Result};
 use backup_core::jobs::Job;
 use backup_core::operations::Engine;
 use backup_core::progress::{Cancel, Control};
+use backup_core::repository::Repository;
 use backup_core::service::{BackupService, RunHere};
+use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::output;
@@ -72,13 +74,23 @@ impl<'a> Parts<'a> {
     }
 
     /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.
-    fn refresh(&self) -> Result<()> {
+    ///
+    /// Where one customer alone is asked for, the other customers' own repositories are left as they are.
+    fn refresh(&self, customer: Option<CustomerId>) -> Result<()> {
         init::require(self.service.config())?;
-        let synced = self.service.sync(&self.engine, Missing::Remember);
-        match self.runtime.block_on(synced) {
+        let synced = self.runtime.block_on(async {
+            let (service, engine) = (&self.service, &self.engine);
+            match customer {
+                Some(customer) => service.sync_of(engine, customer, Missing::Remember).await,
+                None => service.sync(engine, Missing::Remember).await,
+            }
+        });
+        match synced {
             Ok(reports) => {
-                for warning in reports.iter().flat_map(|(_, report)| &report.warnings) {
-                    output::message(&format!("warning: {warning}"));
+                for (_, report) in &reports {
+                    for warning in report.failures.iter().chain(&report.warnings) {
+                        output::message(&format!("warning: {warning}"));
+                    }
                 }
                 Ok(())
             }
@@ -159,6 +171,63 @@ fn control(cancel: &Cancel) -> Control {
         cancel: cancel.clone(),
         ..Control::default()
     }
+}
+
+/// Do something to each of this server's repositories; false where one customer's own could not be had, which is nothing to the others.
+fn on_each_repository(
+    config: Config,
+    runtime: &Runtime,
+    cancel: &Cancel,
+    mut act: impl FnMut(RepositoryName, &Arc<Repository>) -> Result<()>,
+) -> Result<bool> {
+    if !config.repositories.manual.is_for_each_customer() {
+        // The database is not needed for it, and may be what is gone.
+        let engine = Engine::new(config, cancel);
+        let open = |name| Ok((name, engine.repository(name)?));
+        let names = engine.shared_repositories().into_iter();
+        for (name, repository) in names.map(open).collect::<Result<Vec<_>>>()? {
+            act(name, &repository)?;
+        }
+        return Ok(true);
+    }
+    let parts = Parts::connect(config, runtime, cancel)?;
+    let (service, engine) = (&parts.service, &parts.engine);
+    let (mut are_all_done, mut is_unreachable) = (true, false);
+    for name in runtime.block_on(service.repositories(engine))? {
+        let done = match runtime.block_on(service.open_repository(engine, name)) {
+            Ok(Some(repository)) => act(name, &repository),
+            Ok(None) => continue,
+            Err(error) => Err(error),
+        };
+        let was_unreachable = std::mem::replace(&mut is_unreachable, false);
+        if let Err(error) = done {
+            is_unreachable = error.kind() == ErrorKind::Unreachable;
+            if was_unreachable && is_unreachable {
+                // Two in a row: it is the server, and each of the others would be waited for.
+                return Err(error);
+            }
+            output::message(&format!("error: the {name}: {}", error.chain()));
+            are_all_done = false;
+        }
+    }
+    Ok(are_all_done)
+}
+
+/// A repository as the output names it: `manual`, `manual of customer 7` or `daily`.
+fn shown(name: RepositoryName) -> String {
+    match name.customer() {
+        Some(customer) => format!("{} of customer {customer}", name.as_str()),
+        None => name.as_str().to_owned(),
+    }
+}
+
+/// The same for programs, as a document to which the rest is added.
+fn document_of(name: RepositoryName) -> Value {
+    let mut document = json!({ "name": name.as_str() });
+    if let Some(customer) = name.customer() {
+        document["customer"] = json!(customer);
+    }
+    document
 }
 
 /// The configured repositories by their names in the configuration.

@@ -30,7 +30,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
     runtime.block_on(parts.service.customers().get(args.customer))?;
-    parts.refresh()?;
+    parts.refresh(Some(args.customer))?;
     let source = args.source.into();
     let resolved = parts.service.resolve(args.customer, source, &args.snapshot);
     let request = RestoreRequest {

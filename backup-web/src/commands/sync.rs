@@ -22,6 +22,9 @@ pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -
         for warning in &report.warnings {
             output::message(&format!("warning: {name}: {warning}"));
         }
+        for failure in &report.failures {
+            output::message(&format!("error: {failure}"));
+        }
     }
     let document: Map<String, Value> = reports
         .iter()
@@ -36,5 +39,9 @@ pub fn run(config: Config, output: Output, runtime: &Runtime, cancel: &Cancel) -
         };
         reports.iter().map(line).collect()
     });
-    Ok(ExitCode::SUCCESS)
+    let is_whole = reports.iter().all(|(_, report)| report.failures.is_empty());
+    Ok(match is_whole {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
 }

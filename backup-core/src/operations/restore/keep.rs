@@ -30,7 +30,7 @@ impl Restore<'_> {
             cancel: self.engine.stop.child(),
             ..self.control.clone()
         };
-        let repository = self.engine.manual_for(&control.cancel)?;
+        let repository = self.engine.manual_for(self.customer.id, &control.cancel)?;
         let lock = repository.lock_shared()?;
         // Read the index before the dump starts: a server gives up on a dump that nobody reads.
         drop(repository.view()?);

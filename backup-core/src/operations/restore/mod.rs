@@ -242,7 +242,7 @@ impl Engine {
     ) -> Result<Located> {
         let not_found = || no_such_backup(customer.id, &id.to_string());
         let repository = match source {
-            Source::Manual | Source::PreRestore => self.manual_for(&control.cancel)?,
+            Source::Manual | Source::PreRestore => self.manual_for(customer.id, &control.cancel)?,
             Source::Daily => self.daily_for(&control.cancel)?.ok_or_else(|| {
                 Error::new(
                     ErrorKind::Configuration,

@@ -69,7 +69,7 @@ pub fn run(
     nginx::check(config, &customers, cancel, &mut report);
     cancel.check()?;
     databases::check(&examined, &mut report)?;
-    repositories::check(config, cancel, &mut report)?;
+    repositories::check(config, &customers, cancel, &mut report)?;
 
     let good = !report.any_failed();
     output.result(

@@ -10,6 +10,7 @@ use backup_core::repository::Repository;
 use backup_core::storage::Trial;
 use jiff::{SignedDuration, Timestamp};
 
+use super::customers::Customers;
 use super::report::Report;
 use super::{LITTLE_SPACE, check_clock};
 use crate::commands::repositories;
@@ -23,8 +24,13 @@ const FORMAT_VERSION: u32 = 2;
 /// The newest daily backup of a platform that makes one each night is not older.
 const DAILY_AGE: SignedDuration = SignedDuration::from_hours(26);
 
-pub(super) fn check(config: &Config, cancel: &Cancel, report: &mut Report) -> Result<()> {
-    let mut ids = Vec::new();
+pub(super) fn check(
+    config: &Config,
+    customers: &Customers,
+    cancel: &Cancel,
+    report: &mut Report,
+) -> Result<()> {
+    let (mut manual, mut daily) = (Vec::new(), None);
     for (name, repository) in repositories(config) {
         cancel.check()?;
         let section = format!("repositories.{name}");
@@ -32,11 +38,27 @@ pub(super) fn check(config: &Config, cancel: &Cancel, report: &mut Report) -> Re
         // Somebody waits for the answer.
         repository.retry_for = repository.retry_for.min(PATIENCE);
         let ours = name == "manual" || config.origin == Origin::Embedded || config.daily.is_some();
-        ids.extend(check_one(&section, &repository, ours, cancel, report));
+        if repository.is_for_each_customer() {
+            // Most of it is the same for all of them.
+            for customer in customers.tried(config) {
+                cancel.check()?;
+                let name = format!("{section} of customer {}", customer.id);
+                let own = repository.of_customer(customer.id);
+                manual.extend(check_one(&name, &own, Whose::OfCustomer, cancel, report));
+            }
+            continue;
+        }
+        let whose = match ours {
+            true => Whose::Ours,
+            false => Whose::Platforms,
+        };
+        let id = check_one(&section, &repository, whose, cancel, report);
+        match name {
+            "manual" => manual.extend(id),
+            _ => daily = id,
+        }
     }
-    if let [manual, daily] = ids.as_slice()
-        && manual == daily
-    {
+    if daily.is_some_and(|daily| manual.contains(&daily)) {
         report.failed(
             "repositories.daily",
             "it is the same repository as repositories.manual: pruning the one by our rules would remove backups of the other",
@@ -46,24 +68,38 @@ pub(super) fn check(config: &Config, cancel: &Cancel, report: &mut Report) -> Re
     Ok(())
 }
 
+/// Who makes a repository.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    Ours,
+    /// One of a customer's own.
+    OfCustomer,
+    Platforms,
+}
+
 /// Gives the repository's id, where it can be opened.
 fn check_one(
     name: &str,
     config: &RepositoryConfig,
-    ours: bool,
+    whose: Whose,
     cancel: &Cancel,
     report: &mut Report,
 ) -> Option<String> {
+    let ours = whose != Whose::Platforms;
     let opened = match open(config, cancel) {
         Ok(Some(opened)) => opened,
         Ok(None) => {
             report.warning(
                 name,
                 format!("there is no repository at {} yet", config.location),
-                if ours {
-                    "create it: shophosting-backup init"
-                } else {
-                    "the platform's own script makes it; remove the section if there are no daily backups"
+                match whose {
+                    Whose::Ours => "create it: shophosting-backup init",
+                    Whose::OfCustomer => {
+                        "the customer's first backup makes it, or shophosting-backup init; if he has backups, it is gone: bring it back"
+                    }
+                    Whose::Platforms => {
+                        "the platform's own script makes it; remove the section if there are no daily backups"
+                    }
                 },
             );
             return None;

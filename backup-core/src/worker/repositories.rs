@@ -1,0 +1,197 @@
+//! Which repositories the upkeep of a hosting server is for: the ones of the configuration, or one for each of its customers.
+//!
+//! Opening one of many costs a third of a second and a connection, so the catalogue is asked first which ones have anything to be done. Never: a
+//! repository that was lost made anew by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use jiff::Timestamp;
+
+use super::upkeep::blocking;
+use crate::catalog::{Catalog, InUse, RepositoryName};
+use crate::customer::{CustomerId, CustomerStore};
+use crate::error::{ErrorKind, Result};
+use crate::operations::Engine;
+use crate::progress::Cancel;
+use crate::repository::Repository;
+
+/// Whether the server is away on which customers' own repositories are. Two of them in a row that cannot be reached say so: each takes as long as
+/// faults are retried, and one alone may be that one's.
+#[derive(Debug, Default)]
+pub(super) struct Away {
+    in_a_row: u32,
+}
+
+impl Away {
+    pub(super) fn concerns(&self, name: RepositoryName) -> bool {
+        self.in_a_row > 1 && name.customer().is_some()
+    }
+
+    pub(super) fn note<T>(&mut self, name: RepositoryName, outcome: &Result<T>) {
+        if name.customer().is_none() {
+            return;
+        }
+        self.in_a_row = match outcome {
+            Err(error) if error.kind() == ErrorKind::Unreachable => self.in_a_row + 1,
+            _ => 0,
+        };
+    }
+}
+
+/// The repositories of the engine's hosting server.
+#[derive(Debug, Clone)]
+pub(crate) struct Repositories {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) catalog: Catalog,
+    pub(crate) customers: CustomerStore,
+}
+
+impl Repositories {
+    /// All of them. Of customers' own also those that are not made yet.
+    pub(crate) async fn all(&self) -> Result<Vec<RepositoryName>> {
+        let mut all = self.of_customers().await?;
+        all.extend(self.engine.shared_repositories());
+        Ok(all)
+    }
+
+    /// Those of customers of their own; none where all share one.
+    pub(crate) async fn of_customers(&self) -> Result<Vec<RepositoryName>> {
+        if !self.engine.each_has_own() {
+            return Ok(Vec::new());
+        }
+        let customers = self.customers.of_server(self.server()).await?;
+        let name = |(customer, _)| RepositoryName::ManualOf(customer);
+        Ok(customers.into_iter().map(name).collect())
+    }
+
+    /// Of these, the ones to which something was last done before a moment, as far as can be told without opening them: first those that have waited
+    /// the longest, so that whoever does not come to the end begins with the others the next time.
+    pub(crate) async fn due(
+        &self,
+        names: Vec<RepositoryName>,
+        since: Timestamp,
+        last_done: impl Fn(&InUse) -> Option<Timestamp>,
+    ) -> Result<Vec<RepositoryName>> {
+        let in_use = self.catalog.in_use(self.server()).await?;
+        let last_done: BTreeMap<RepositoryName, Option<Timestamp>> = in_use
+            .iter()
+            .map(|one| (one.name, last_done(one)))
+            .collect();
+        let is_due = |name: &RepositoryName| match last_done.get(name) {
+            Some(at) => at.is_none_or(|at| at < since) || name.customer().is_none(),
+            // A customer's own that is not known was never made.
+            None => name.customer().is_none(),
+        };
+        let mut due: Vec<RepositoryName> = names.into_iter().filter(is_due).collect();
+        due.sort_by_key(|name| last_done.get(name).copied().flatten());
+        Ok(due)
+    }
+
+    /// None: it is a customer's own, and was never made. One that was, and is gone, is [`ErrorKind::NotFound`].
+    pub(crate) async fn open(&self, name: RepositoryName) -> Result<Option<Arc<Repository>>> {
+        self.open_for(name, &Cancel::new()).await
+    }
+
+    /// As [`Self::open`], for one operation: once `cancel` is set, it waits out no outage.
+    async fn open_for(
+        &self,
+        name: RepositoryName,
+        cancel: &Cancel,
+    ) -> Result<Option<Arc<Repository>>> {
+        let (engine, cancel) = (Arc::clone(&self.engine), cancel.clone());
+        let opened = blocking(move || engine.repository_for(name, &cancel)).await;
+        let (Some(customer), Err(error)) = (name.customer(), &opened) else {
+            return opened.map(Some);
+        };
+        if error.kind() != ErrorKind::NotFound {
+            return opened.map(Some);
+        }
+        match self.catalog.has_used(self.server(), name).await? {
+            true => Err(self.engine.lost(customer)),
+            false => Ok(None),
+        }
+    }
+
+    /// Make the repository of a customer's own, where he has none. One that was lost is made anew only if it `may_be_lost`.
+    ///
+    /// False where there is one. The commit point is that of [`Repository::init`].
+    pub(crate) async fn make(
+        &self,
+        customer: CustomerId,
+        may_be_lost: bool,
+        cancel: &Cancel,
+    ) -> Result<bool> {
+        let name = RepositoryName::ManualOf(customer);
+        match self.open_for(name, cancel).await {
+            Ok(Some(_)) => return Ok(false),
+            Ok(None) => {}
+            Err(error) if may_be_lost && error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        cancel.check()?;
+        let engine = Arc::clone(&self.engine);
+        let made = blocking(move || engine.create_manual_of(customer)).await;
+        let made = match made {
+            // Somebody else was faster.
+            Err(error) if error.kind() == ErrorKind::Busy => false,
+            other => other?,
+        };
+        let engine = Arc::clone(&self.engine);
+        let id = blocking(move || Ok(engine.manual_of(customer)?.id())).await?;
+        // Before anything is in it: from here on it is known to have been there.
+        self.catalog.note_use(self.server(), name, &id).await?;
+        Ok(made)
+    }
+
+    /// The repositories of customers who are none of these any more are not looked after here.
+    pub(crate) async fn forget_all_but(&self, names: &[RepositoryName]) -> Result<()> {
+        let stay: BTreeSet<&RepositoryName> = names.iter().collect();
+        for one in self.catalog.in_use(self.server()).await? {
+            let Some(customer) = one.name.customer().filter(|_| !stay.contains(&one.name)) else {
+                continue;
+            };
+            let is_nowhere = match self.customers.get(customer).await {
+                Err(error) if error.kind() == ErrorKind::NotFound => true,
+                Err(error) if error.kind() != ErrorKind::Configuration => return Err(error),
+                _ => false,
+            };
+            self.catalog
+                .note_left(self.server(), customer, is_nowhere)
+                .await?;
+        }
+        Ok(())
+    }
+
+    fn server(&self) -> &str {
+        &self.engine.config().worker.server
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn one_that_cannot_be_reached_is_not_the_server_and_two_in_a_row_are() {
+        let name = |number| RepositoryName::ManualOf(CustomerId::new(number).unwrap());
+        let unreachable = || Err::<(), _>(Error::new(ErrorKind::Unreachable, "away"));
+        let mut away = Away::default();
+        away.note(name(1), &unreachable());
+        assert!(!away.concerns(name(2)));
+        away.note(
+            name(2),
+            &Err::<(), _>(Error::new(ErrorKind::Damaged, "his")),
+        );
+        away.note(name(3), &unreachable());
+        assert!(!away.concerns(name(4)));
+        away.note(RepositoryName::Daily, &Ok(()));
+        away.note(name(4), &unreachable());
+        assert!(away.concerns(name(5)));
+        // It is elsewhere, as a rule.
+        assert!(!away.concerns(RepositoryName::Daily));
+        away.note(name(5), &Ok(()));
+        assert!(!away.concerns(name(6)));
+    }
+}
