@@ -7,12 +7,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant, SystemTime};
 
+use backup_core::config::{Config, Environment, Origin};
 use backup_core::error::{Error, ErrorKind};
+use backup_core::operations::init_repository;
 use backup_core::progress::Cancel;
+use backup_core::repository::Repository;
 use backup_core::storage::{self, AccessKey, FileId, FileKind, Location, Storage, StorageOptions};
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -333,7 +336,7 @@ mod promises {
     }
 
     pub(super) fn a_file_that_is_there_is_replaced(bed: &Bed) {
-        for kind in KINDS.into_iter().chain([FileKind::Config]) {
+        for kind in KINDS {
             for n in [1, 2, 2] {
                 bed.storage
                     .write(kind, &id(1), &[content(n, 70_000)])
@@ -356,6 +359,49 @@ mod promises {
             assert_eq!(error.kind(), ErrorKind::NotFound);
         }
         assert_eq!(files_below(&bed.root()), [] as [PathBuf; 0]);
+    }
+
+    pub(super) fn a_config_is_made_once_by_whoever_comes_first(bed: &Bed) {
+        let make = |n| {
+            bed.storage
+                .write(FileKind::Config, &id(0), &[content(n, 155)])
+        };
+        make(1).unwrap();
+        let error = make(2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        let config = bed.storage.read(FileKind::Config, &id(0)).unwrap();
+        assert_same(&config, &content(1, 155));
+        // Whoever made it and did not hear so has made it.
+        make(1).unwrap();
+        assert_eq!(files_below(&bed.root()), [bed.root().join("config")]);
+        bed.storage.remove(FileKind::Config, &id(0)).unwrap();
+        make(2).unwrap();
+    }
+
+    pub(super) fn of_many_inits_at_once_one_makes_a_repository_that_can_be_opened(bed: &Bed) {
+        const INITS: usize = 6;
+        let password = "correct horse".to_owned().into();
+        let together = Barrier::new(INITS);
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let init = || {
+                together.wait();
+                Repository::init(Arc::clone(&bed.storage), &password)
+            };
+            let threads: Vec<_> = (0..INITS).map(|_| scope.spawn(init)).collect();
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+            ended.collect()
+        });
+        let mut told = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                Ok(repository) => told.push(repository.id()),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}"),
+            }
+        }
+        let opened = Repository::open(Arc::clone(&bed.storage), &password).unwrap();
+        assert_eq!(told, [opened.id()]);
+        // Whichever program tries its keys in whatever order.
+        assert_eq!(bed.storage.list(FileKind::Key).unwrap().len(), 1);
     }
 
     pub(super) fn creating_is_safe_to_repeat_and_private(bed: &Bed) {
@@ -466,6 +512,7 @@ mod s3 {
         what_is_not_there_is_not_found,
         a_range_beyond_the_end_is_damage_not_less,
         a_file_that_is_there_is_replaced,
+        of_many_inits_at_once_one_makes_a_repository_that_can_be_opened,
         twenty_threads_at_once_get_what_they_asked_for,
     );
 }
@@ -477,11 +524,170 @@ keeps!(
     what_is_not_there_is_not_found,
     a_range_beyond_the_end_is_damage_not_less,
     a_file_that_is_there_is_replaced,
+    a_config_is_made_once_by_whoever_comes_first,
+    of_many_inits_at_once_one_makes_a_repository_that_can_be_opened,
     creating_is_safe_to_repeat_and_private,
     a_pack_directory_that_is_missing_is_made,
     abandoned_temporary_files_are_removed_and_fresh_ones_kept,
     twenty_threads_at_once_get_what_they_asked_for,
 );
+
+/// A call that something happens beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BeforeWrite(FileKind),
+    AfterWrite(FileKind),
+    BeforeRemove(FileKind),
+}
+
+/// A directory in which somebody else does something at a moment of his choice.
+#[derive(Clone)]
+struct Meddled {
+    inner: Arc<dyn Storage>,
+    meddle: Arc<dyn Fn(Moment) + Send + Sync>,
+}
+
+impl Meddled {
+    fn at(root: &Path, meddle: impl Fn(Moment) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            inner: open_local(root),
+            meddle: Arc::new(meddle),
+        })
+    }
+}
+
+impl std::fmt::Debug for Meddled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Storage for Meddled {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn create(&self) -> Result<(), Error> {
+        self.inner.create()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>, Error> {
+        self.inner.list(kind)
+    }
+
+    fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes, Error> {
+        self.inner.read(kind, id)
+    }
+
+    fn read_range(
+        &self,
+        kind: FileKind,
+        id: &FileId,
+        at: u64,
+        length: u64,
+    ) -> Result<Bytes, Error> {
+        self.inner.read_range(kind, id, at, length)
+    }
+
+    fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<(), Error> {
+        (self.meddle)(Moment::BeforeWrite(kind));
+        self.inner.write(kind, id, content)?;
+        (self.meddle)(Moment::AfterWrite(kind));
+        Ok(())
+    }
+
+    fn remove(&self, kind: FileKind, id: &FileId) -> Result<(), Error> {
+        (self.meddle)(Moment::BeforeRemove(kind));
+        self.inner.remove(kind, id)
+    }
+
+    fn with_stop(&self, _stop: &Cancel) -> Arc<dyn Storage> {
+        Arc::new(self.clone())
+    }
+}
+
+#[test]
+fn an_init_gives_back_the_key_of_one_that_was_slow_and_not_dead() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let slow = Repository::init(open_local(&root), &password).unwrap().id();
+    let (config, aside) = (root.join("config"), root.join("not yet"));
+    fs::rename(&config, &aside).unwrap();
+    // It comes between the last look for it and the removal of its key.
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::BeforeRemove(FileKind::Key) && aside.exists() {
+            fs::rename(&aside, &config).unwrap();
+        }
+    });
+    let error = Repository::init(meddled, &password).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    assert_eq!(files_below(&root.join("keys")).len(), 1);
+    let opened = Repository::open(open_local(&root), &password).unwrap();
+    assert_eq!(opened.id(), slow);
+}
+
+#[test]
+fn an_init_that_was_taken_for_dead_brings_its_key_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let keys = root.join("keys");
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::BeforeWrite(FileKind::Config) {
+            for key in files_below(&keys) {
+                fs::remove_file(key).unwrap();
+            }
+        }
+    });
+    let told = Repository::init(meddled, &password).unwrap().id();
+    let opened = Repository::open(open_local(&root), &password).unwrap();
+    assert_eq!(opened.id(), told);
+}
+
+#[test]
+fn a_repository_that_cannot_be_opened_is_not_told_as_made_and_bars_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let keys = root.join("keys");
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::AfterWrite(FileKind::Key) {
+            for key in files_below(&keys) {
+                fs::write(key, "{}").unwrap();
+            }
+        }
+    });
+    let error = Repository::init(meddled, &password).unwrap_err();
+    assert!(error.to_string().contains("run `init` again"), "{error:?}");
+    assert_eq!(files_below(&root), [] as [PathBuf; 0]);
+    Repository::init(open_local(&root), &password).unwrap();
+}
+
+#[test]
+fn whoever_is_late_to_init_a_repository_finds_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let password_file = directory.path().join("password");
+    fs::write(&password_file, "correct horse").unwrap();
+    fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "[repositories.manual]\nlocation = {:?}\npassword_file = {password_file:?}",
+        root_of(&directory)
+    );
+    let origin = Origin::File(directory.path().join("backup.toml"));
+    let config = Config::read(origin, &text, &Environment::default()).unwrap();
+    let together = Barrier::new(3);
+    let created: Vec<_> = std::thread::scope(|scope| {
+        let init = || {
+            together.wait();
+            init_repository(&config.repositories.manual, &Cancel::new()).unwrap()
+        };
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(init)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+        ended.collect()
+    });
+    assert_eq!(created.iter().filter(|created| **created).count(), 1);
+}
 
 fn a_full_disk_is_no_space_and_leaves_nothing(storage: &dyn Storage, root: &Path) {
     storage.create().unwrap();

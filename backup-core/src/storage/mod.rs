@@ -131,6 +131,14 @@ fn describe(kind: FileKind, id: &FileId) -> String {
     }
 }
 
+/// Where a `config` was to be written, and one of somebody else's is.
+fn made_by_another(name: impl fmt::Display) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!("somebody else has just made {name}"),
+    )
+}
+
 /// That `length` bytes from `offset` are in a file of `size` bytes.
 fn check_range(kind: FileKind, id: &FileId, offset: u64, length: u64, size: u64) -> Result<()> {
     if offset.checked_add(length).is_none_or(|end| end > size) {
@@ -206,8 +214,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     fn read_range(&self, kind: FileKind, id: &FileId, offset: u64, length: u64) -> Result<Bytes>;
 
     /// Publish a file: after Ok it is whole and durable under its name (as far as the other side offers that); before,
-    /// nothing is visible under it. A file that is already there is replaced, but for the `config` in an object store that knows conditional writes: of
-    /// several who make a repository there at once one does, and the others get [`ErrorKind::Busy`].
+    /// nothing is visible under it. A file that is already there is replaced, but for the `config`: of several who make a repository there at once one
+    /// does, as far as the other side can tell, and the others get [`ErrorKind::Busy`].
     fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()>;
 
     /// Remove a file. One that is already gone is fine.

@@ -17,8 +17,8 @@ use self::client::{Client, Put};
 use self::fault::Fault;
 use super::location::S3Place;
 use super::{
-    FileId, FileKind, Location, Storage, StorageOptions, Trial, check_range, describe, temporary,
-    trial,
+    FileId, FileKind, Location, Storage, StorageOptions, Trial, check_range, describe,
+    made_by_another, temporary, trial,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
@@ -259,10 +259,7 @@ impl Storage for S3Storage {
                 (Put::Done, _) => Ok(()),
                 // By an attempt whose answer was lost, or by somebody else.
                 (Put::IsThere, _) if client.get(&key)? == content.concat() => Ok(()),
-                (Put::IsThere, _) => Err(Fault::Permanent(Error::new(
-                    ErrorKind::Busy,
-                    "somebody else has just made it",
-                ))),
+                (Put::IsThere, _) => Err(Fault::Permanent(made_by_another(describe(kind, id)))),
             },
         )
     }
