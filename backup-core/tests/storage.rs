@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use backup_core::config::{Config, Environment, Origin};
@@ -1754,6 +1756,156 @@ fn an_object_store_that_is_not_there_is_unreachable_after_the_deadline() {
     let error = open_bucket(&s3, port, Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
     assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+/// A server that knows just enough of HTTP to lie, one request a connection.
+struct Liar {
+    port: u16,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+struct Request {
+    /// `GET /backups/…?…`
+    line: String,
+    body: Vec<u8>,
+}
+
+impl Liar {
+    fn start(
+        answer: impl Fn(&Request, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (lines, answer) = (Arc::clone(&asked), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (lines, answer) = (Arc::clone(&lines), Arc::clone(&answer));
+                std::thread::spawn(move || -> io::Result<()> {
+                    let mut stream = stream?;
+                    let request = Request::read(&mut stream)?;
+                    lines.lock().unwrap().push(request.line.clone());
+                    // Whoever hangs up has heard enough.
+                    answer(&request, &mut stream)
+                });
+            }
+        });
+        Self { port, asked }
+    }
+
+    fn open(&self, retry_for: Duration) -> Arc<dyn Storage> {
+        let location = format!("s3:http://127.0.0.1:{}/{BUCKET}/{PREFIX}", self.port);
+        let options = StorageOptions {
+            access_key: Some(access_key("id", "secret")),
+            retry_for,
+            ..StorageOptions::default()
+        };
+        storage::open(&location.parse().unwrap(), &options).unwrap()
+    }
+}
+
+impl Request {
+    fn read(stream: &mut TcpStream) -> io::Result<Self> {
+        let mut reader = BufReader::new(stream);
+        let (mut line, mut length) = (String::new(), 0);
+        reader.read_line(&mut line)?;
+        let mut header = String::new();
+        while reader.read_line(&mut header)? > 2 {
+            if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            header.clear();
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        Ok(Self { line, body })
+    }
+
+    fn is(&self, method: &str, part: &str) -> bool {
+        self.line.starts_with(method) && self.line.contains(part)
+    }
+}
+
+const EMPTY_LISTING: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
+     <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><IsTruncated>false</IsTruncated></ListBucketResult>";
+
+#[test]
+fn an_answer_without_an_end_is_refused_and_fills_no_memory() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let liar = Liar::start(move |request, stream| {
+        let head = match &request.line {
+            line if line.contains("prefix=") && !line.contains("snapshots") => {
+                return stream.write_all(EMPTY_LISTING.as_bytes());
+            }
+            line if line.contains("/keys/") => "HTTP/1.1 400 Bad Request\r\n\r\n",
+            line if line.contains("/data/") => {
+                "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 10-1009/5000\r\n\r\n"
+            }
+            _ => "HTTP/1.1 200 OK\r\n\r\n",
+        };
+        stream.write_all(head.as_bytes())?;
+        loop {
+            stream.write_all(&[b'x'; 4096])?;
+            count.fetch_add(4096, Ordering::Relaxed);
+        }
+    });
+    let storage = liar.open(FOR_EVER);
+    for (outcome, says) in [
+        (
+            storage.read(FileKind::Config, &id(1)).map(drop),
+            "sends more than",
+        ),
+        (
+            storage.list(FileKind::Snapshot).map(drop),
+            "sends more than",
+        ),
+        (
+            storage
+                .read_range(FileKind::Pack, &id(1), 10, 1000)
+                .map(drop),
+            "another part",
+        ),
+        (storage.read(FileKind::Key, &id(1)).map(drop), "(400)"),
+    ] {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Failed, "{error:?}");
+        assert!(error.chain().contains(says), "{error:?}");
+    }
+    // A listing is the largest of what was read, and some is on its way.
+    assert!(sent.load(Ordering::Relaxed) < 64 << 20);
+}
+
+#[test]
+fn a_store_that_drips_is_given_up_and_at_once_by_whoever_is_told_to_stop() {
+    let liar = Liar::start(|request, stream| {
+        if request.line.contains("prefix=") {
+            return stream.write_all(EMPTY_LISTING.as_bytes());
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")?;
+        loop {
+            stream.write_all(b"x")?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let storage = liar.open(Duration::from_millis(1));
+    let stop = Cancel::new();
+    stop.cancel();
+    let stopped = storage.with_stop(&stop);
+    std::thread::scope(|scope| {
+        for (storage, kind) in [
+            (&storage, ErrorKind::Unreachable),
+            (&stopped, ErrorKind::Cancelled),
+        ] {
+            scope.spawn(move || {
+                let begun = Instant::now();
+                let error = storage.read(FileKind::Config, &id(1)).unwrap_err();
+                assert_eq!(error.kind(), kind, "{error:?}");
+                assert!(error.chain().contains("took more than"), "{error:?}");
+                assert!(begun.elapsed() < Duration::from_secs(60), "{error:?}");
+            });
+        }
+    });
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Single requests to the store, and what their answers mean.
 //!
-//! Requests are signed in their address, for a few minutes. Never: a body that is shorter than was announced taken for whole.
+//! Requests are signed in their address, for a few minutes. Never: a body that is shorter than was announced taken for whole; more read of an answer than
+//! was asked for; an answer waited for that comes drop by drop.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -21,6 +22,7 @@ use url::Host;
 
 use super::fault::{Fault, Refusal, date_of, header};
 use crate::error::{Error, ErrorKind, Result};
+use crate::progress::Cancel;
 use crate::storage::location::S3Place;
 use crate::storage::{AccessKey, StorageOptions};
 
@@ -36,8 +38,15 @@ const STALL_LIMIT_MIN: Duration = Duration::from_secs(3);
 /// Connections that are kept for the next request: as many as there are calls at once.
 const IDLE_CONNECTIONS_MAX: usize = 16;
 
-/// The most that a listing of a thousand objects, or the description of an error, may take.
-const DOCUMENT_BYTES_MAX: u64 = 16 << 20;
+/// What is sent or received is to be faster than this, but for a while at its beginning: the time that a body may take grows with its size.
+const BYTES_PER_SECOND_MIN: u64 = 32 << 10;
+
+/// The most that a listing of a thousand objects may take, and the description of an error.
+const LISTING_BYTES_MAX: u64 = 16 << 20;
+const ERROR_BYTES_MAX: u64 = 64 << 10;
+
+/// How much of a body is read at once.
+const PIECE_BYTES: usize = 64 << 10;
 
 /// Where systems keep the certificate authorities that they trust.
 const SYSTEM_CA_FILES: [&str; 3] = [
@@ -48,12 +57,17 @@ const SYSTEM_CA_FILES: [&str; 3] = [
 
 type Outcome<T> = std::result::Result<T, Fault>;
 
-/// One bucket, and who we are there.
+/// One bucket, and who we are there. Clones share their connections.
+#[derive(Clone)]
 pub(super) struct Client {
     agent: Agent,
     bucket: Bucket,
     credentials: Credentials,
     store: String,
+    /// How long nothing may move.
+    stall: Duration,
+    /// Once any of them is set, a body gets no longer than that.
+    stops: Vec<Cancel>,
 }
 
 /// What became of an upload.
@@ -107,12 +121,27 @@ impl Client {
                     error,
                 )
             })?;
+        let stall = options.retry_for.clamp(STALL_LIMIT_MIN, STALL_LIMIT);
         Ok(Self {
-            agent: agent(place, options)?,
+            agent: agent(place, options, stall)?,
             bucket,
             credentials: credentials(key),
             store,
+            stall,
+            stops: vec![options.stop.clone()],
         })
+    }
+
+    /// The same, for one operation.
+    pub(super) fn with_stop(&self, stop: &Cancel) -> Self {
+        let mut client = self.clone();
+        client.stops.push(stop.clone());
+        client
+    }
+
+    /// Whether somebody asked to stop.
+    pub(super) fn is_stopped(&self) -> bool {
+        self.stops.iter().any(Cancel::is_cancelled)
     }
 
     /// What messages call the store.
@@ -128,7 +157,7 @@ impl Client {
             action.with_continuation_token(token);
         }
         let mut answer = self.accept(self.agent.get(sign(&action)).call())?;
-        let text = self.document(answer.body_mut())?;
+        let text = self.document(answer.body_mut(), LISTING_BYTES_MAX)?;
         let unreadable = |error| {
             Fault::Permanent(Error::caused(
                 ErrorKind::Failed,
@@ -152,11 +181,11 @@ impl Client {
         })
     }
 
-    /// A whole object.
-    pub(super) fn get(&self, key: &str) -> Outcome<Bytes> {
+    /// A whole object, of not more than `limit` bytes.
+    pub(super) fn get(&self, key: &str, limit: u64) -> Outcome<Bytes> {
         let action = self.bucket.get_object(Some(&self.credentials), key);
         let mut answer = self.accept(self.agent.get(sign(&action)).call())?;
-        self.content(answer.body_mut())
+        self.whole(answer.body_mut(), limit)
     }
 
     /// What there is of a part of an object.
@@ -176,24 +205,30 @@ impl Client {
             outcome => self.or_fault(outcome)?,
         };
         // By this header, for some stores call a part a success like any other; some know no ranges and send everything.
-        let begin = match (header(&answer, "content-range"), answer.status()) {
+        let range = header(&answer, "content-range");
+        let is_a_part = range.is_some();
+        let begin = match (range, answer.status()) {
             (Some(range), _) => begin_of(range),
             (None, StatusCode::PARTIAL_CONTENT) => None,
             (None, _) => Some(0),
         };
-        let content = self.content(answer.body_mut())?;
-        let Some(begin) = begin.filter(|begin| *begin <= offset) else {
-            return Err(Fault::Permanent(Error::new(
+        let other_part = || {
+            Fault::Permanent(Error::new(
                 ErrorKind::Failed,
                 format!("{} sends another part than was asked for", self.store),
-            )));
+            ))
         };
-        let end = begin.saturating_add(content.len() as u64);
-        let at =
-            |position: u64| usize::try_from(position.min(end) - begin).unwrap_or(content.len());
+        let before = begin.and_then(|begin| offset.checked_sub(begin));
+        let (Some(begin), Some(before)) = (begin, before) else {
+            return Err(other_part());
+        };
+        let body = self.read(answer.body_mut(), before, length)?;
+        if body.goes_on && is_a_part {
+            return Err(other_part());
+        }
         Ok(Part {
-            content: content.slice(at(offset)..at(last.saturating_add(1))),
-            end,
+            content: body.content,
+            end: begin.saturating_add(body.read),
         })
     }
 
@@ -231,7 +266,9 @@ impl Client {
         if only_new {
             request = request.header("if-none-match", "*");
         }
-        let mut pieces = Pieces::of(content);
+        let mut pieces = Pieces::of(content, self.pace());
+        let limit = self.limit_for(size);
+        let request = request.config().timeout_send_body(Some(limit)).build();
         let answer = self.ask(request.send(SendBody::from_reader(&mut pieces)))?;
         let answer = match answer {
             Err(refusal) if only_new && refusal.is_of_an_object_that_is_there() => {
@@ -294,7 +331,8 @@ impl Client {
             return Ok(Ok(answer));
         }
         // What cannot be read of it is told by the status alone.
-        let document = self.document(answer.body_mut()).unwrap_or_default();
+        let document = self.document(answer.body_mut(), ERROR_BYTES_MAX);
+        let document = document.unwrap_or_default();
         Ok(Err(Refusal::new(&answer, &document)))
     }
 
@@ -302,24 +340,112 @@ impl Client {
         answer.map_err(|refusal| refusal.fault(&self.store, self.bucket.name()))
     }
 
-    fn document(&self, body: &mut Body) -> Outcome<String> {
-        let text = body
-            .with_config()
-            .limit(DOCUMENT_BYTES_MAX)
-            .read_to_string();
-        text.map_err(|error| Fault::network(&self.store, error))
+    fn document(&self, body: &mut Body, limit: u64) -> Outcome<String> {
+        let bytes = self.whole(body, limit)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
     /// A body to its end, which is where it was announced.
-    fn content(&self, body: &mut Body) -> Outcome<Bytes> {
-        let announced = body.content_length();
-        let content = body.with_config().limit(u64::MAX).read_to_vec();
-        let content = content.map_err(|error| Fault::network(&self.store, error))?;
-        if announced.is_some_and(|announced| announced != content.len() as u64) {
-            let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
-            return Err(Fault::network(&self.store, cut.into()));
+    fn whole(&self, body: &mut Body, limit: u64) -> Outcome<Bytes> {
+        let body = self.read(body, 0, limit)?;
+        if body.goes_on {
+            return Err(Fault::Permanent(Error::new(
+                ErrorKind::Failed,
+                format!(
+                    "{} sends more than the {limit} bytes that this can be",
+                    self.store
+                ),
+            )));
         }
-        Ok(content.into())
+        Ok(body.content)
+    }
+
+    /// `length` bytes of a body after the first `skip`, or what there is of them.
+    fn read(&self, body: &mut Body, skip: u64, length: u64) -> Outcome<Excerpt> {
+        let announced = body.content_length();
+        let mut reader = body.with_config().limit(u64::MAX).reader();
+        let mut pace = self.pace();
+        let mut piece = vec![0; PIECE_BYTES];
+        let (mut content, mut read) = (Vec::new(), 0);
+        let end = skip.saturating_add(length);
+        loop {
+            let outcome = reader.read(&mut piece).and_then(|bytes| {
+                pace.moved(bytes)?;
+                Ok(bytes)
+            });
+            let bytes = outcome.map_err(|error| Fault::network(&self.store, error.into()))?;
+            let at = |position: u64| {
+                let at = position.saturating_sub(read);
+                usize::try_from(at).unwrap_or(bytes).min(bytes)
+            };
+            content.extend_from_slice(&piece[at(skip)..at(end)]);
+            read += bytes as u64;
+            let goes_on = read > end;
+            if bytes == 0 && announced.is_some_and(|announced| announced != read) {
+                let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
+                return Err(Fault::network(&self.store, cut.into()));
+            }
+            if bytes == 0 || goes_on {
+                return Ok(Excerpt {
+                    content: content.into(),
+                    read,
+                    goes_on,
+                });
+            }
+        }
+    }
+
+    /// How long a body of this size may take.
+    fn limit_for(&self, bytes: u64) -> Duration {
+        // To be sure that a connection stands still takes as long already.
+        self.stall * 2 + Duration::from_secs(bytes / BYTES_PER_SECOND_MIN)
+    }
+
+    fn pace(&self) -> Pace<'_> {
+        Pace {
+            client: self,
+            begun: None,
+            moved: 0,
+        }
+    }
+}
+
+/// What was read of a body.
+struct Excerpt {
+    content: Bytes,
+    /// With what was skipped.
+    read: u64,
+    /// There is more than was wanted.
+    goes_on: bool,
+}
+
+/// Whether a body moves as it must.
+struct Pace<'a> {
+    client: &'a Client,
+    begun: Option<Instant>,
+    moved: u64,
+}
+
+impl Pace<'_> {
+    /// So many bytes more have come, or gone.
+    fn moved(&mut self, bytes: usize) -> io::Result<()> {
+        self.moved += bytes as u64;
+        let took = self.begun.get_or_insert_with(Instant::now).elapsed();
+        let limit = match self.client.is_stopped() {
+            true => self.client.stall,
+            false => self.client.limit_for(self.moved),
+        };
+        if took <= limit {
+            return Ok(());
+        }
+        Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "{} bytes took more than {} seconds",
+                self.moved,
+                limit.as_secs()
+            ),
+        ))
     }
 }
 
@@ -337,8 +463,7 @@ fn sign<'a>(action: &impl S3Action<'a>) -> String {
     action.sign(SIGNED_FOR).into()
 }
 
-fn agent(place: &S3Place, options: &StorageOptions) -> Result<Agent> {
-    let stall = options.retry_for.clamp(STALL_LIMIT_MIN, STALL_LIMIT);
+fn agent(place: &S3Place, options: &StorageOptions, stall: Duration) -> Result<Agent> {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
         // A signature is for one address. What a redirection says is told.
@@ -427,13 +552,15 @@ struct Pieces<'a> {
     left: &'a [Bytes],
     /// How much of the first of them was read.
     read: usize,
+    pace: Pace<'a>,
 }
 
 impl<'a> Pieces<'a> {
-    fn of(content: &'a [Bytes]) -> Self {
+    fn of(content: &'a [Bytes], pace: Pace<'a>) -> Self {
         Self {
             left: content,
             read: 0,
+            pace,
         }
     }
 }
@@ -444,11 +571,12 @@ impl Read for Pieces<'_> {
             let unread = &first[self.read..];
             if !unread.is_empty() {
                 let length = unread.len().min(buffer.len());
+                self.pace.moved(length)?;
                 buffer[..length].copy_from_slice(&unread[..length]);
                 self.read += length;
                 return Ok(length);
             }
-            *self = Self::of(rest);
+            (self.left, self.read) = (rest, 0);
         }
         Ok(0)
     }
@@ -460,9 +588,22 @@ mod tests {
 
     #[test]
     fn pieces_are_read_in_their_order_and_to_their_end() {
+        let location: crate::storage::Location = "s3:http://127.0.0.1:9/b/r".parse().unwrap();
+        let crate::storage::location::Place::S3(place) = location.place() else {
+            panic!("{location}");
+        };
+        let options = StorageOptions {
+            access_key: Some(AccessKey {
+                id: "id".to_owned(),
+                secret: "secret".into(),
+                session_token: None,
+            }),
+            ..StorageOptions::default()
+        };
+        let client = Client::new(place, &options).unwrap();
         let pieces = ["", "abc", "", "d", "efghij", ""].map(Bytes::from);
         for step in 1..12 {
-            let mut reader = Pieces::of(&pieces);
+            let mut reader = Pieces::of(&pieces, client.pace());
             let mut read = Vec::new();
             let mut buffer = vec![0; step];
             while let Ok(length @ 1..) = reader.read(&mut buffer) {
@@ -470,7 +611,8 @@ mod tests {
             }
             assert_eq!(read, b"abcdefghij");
         }
-        assert_eq!(Pieces::of(&[]).read(&mut [0]).unwrap(), 0);
+        let mut nothing = Pieces::of(&[], client.pace());
+        assert_eq!(nothing.read(&mut [0]).unwrap(), 0);
     }
 
     #[test]

@@ -30,15 +30,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a pause looks whether it is to end.
 const STOP_POLL: Duration = Duration::from_millis(100);
 
+/// The most that a file that is read whole may be: a `config`, a key and a lock are a few hundred bytes, index files some millions, and the largest
+/// packs that restic makes 128 MiB.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+const BYTES_MAX: u64 = 512 << 20;
+
+/// The most parts, of a thousand objects each, that a listing may have: ten million packs are 160 TB.
+const PAGES_MAX: usize = 10_000;
+
+fn bytes_max(kind: FileKind) -> u64 {
+    match kind {
+        FileKind::Config | FileKind::Key | FileKind::Lock => SMALL_BYTES_MAX,
+        FileKind::Snapshot | FileKind::Index | FileKind::Pack => BYTES_MAX,
+    }
+}
+
 /// A repository in a bucket.
 #[derive(Clone)]
 pub(super) struct S3Storage {
     location: Location,
     prefix: String,
-    client: Arc<Client>,
+    /// Whoever may stop it ends the waiting, too.
+    client: Client,
     retry_for: Duration,
-    /// Any of them ends the waiting.
-    stops: Vec<Cancel>,
 }
 
 impl S3Storage {
@@ -51,9 +65,8 @@ impl S3Storage {
         let storage = Self {
             location: location.clone(),
             prefix: place.prefix.clone(),
-            client: Arc::new(Client::new(place, options)?),
+            client: Client::new(place, options)?,
             retry_for: options.retry_for,
-            stops: vec![options.stop.clone()],
         };
         let opening = storage.stoppable(&options.stop_opening);
         let config = storage.key(FileKind::Config, &FileId::default());
@@ -72,7 +85,7 @@ impl S3Storage {
                 let before = SystemTime::now();
                 let (_, stamp) = client.put(&key, &content, false)?;
                 let after = SystemTime::now();
-                let read = client.get(&key);
+                let read = client.get(&key, SMALL_BYTES_MAX);
                 client.delete(&key)?;
                 if read? != content[0] {
                     return Err(Fault::Permanent(Error::new(
@@ -91,9 +104,10 @@ impl S3Storage {
     }
 
     fn stoppable(&self, stop: &Cancel) -> Self {
-        let mut storage = self.clone();
-        storage.stops.push(stop.clone());
-        storage
+        Self {
+            client: self.client.with_stop(stop),
+            ..self.clone()
+        }
     }
 
     /// The name of an object in a directory of the repository.
@@ -126,7 +140,7 @@ impl S3Storage {
                 Err(Fault::Permanent(error)) => return Err(error),
                 Err(Fault::Passing(error)) => error,
             };
-            if self.is_stopped() {
+            if self.client.is_stopped() {
                 return Err(Error::caused(
                     ErrorKind::Cancelled,
                     format!("cancelled while {store} was away"),
@@ -155,14 +169,10 @@ impl S3Storage {
         }
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stops.iter().any(Cancel::is_cancelled)
-    }
-
     /// A pause that ends when somebody asks to stop.
     fn wait(&self, pause: Duration) {
         let end = Instant::now() + pause;
-        while !self.is_stopped() {
+        while !self.client.is_stopped() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -175,7 +185,7 @@ impl S3Storage {
     fn list_all(&self, purpose: &str, prefix: &str) -> Result<Vec<(String, u64)>> {
         let mut found = Vec::new();
         let mut token = None;
-        loop {
+        for _ in 0..PAGES_MAX {
             // Page by page: an outage costs a page, not all that was listed before.
             let page = self.run(purpose.to_owned(), |client| {
                 client.list(prefix, token.as_deref())
@@ -185,7 +195,17 @@ impl S3Storage {
             if token.is_none() {
                 return Ok(found);
             }
+            if self.client.is_stopped() {
+                return Err(Error::new(
+                    ErrorKind::Cancelled,
+                    format!("{purpose}: cancelled in the middle of it"),
+                ));
+            }
         }
+        Err(Error::new(
+            ErrorKind::Failed,
+            format!("{purpose}: the listing has no end"),
+        ))
     }
 
     /// The `config` is the commit point of a new repository, and the one object whose name does not say what is in it.
@@ -235,7 +255,7 @@ impl Storage for S3Storage {
         let key = self.key(kind, id);
         self.run(
             format!("cannot read {} from {}", describe(kind, id), self.location),
-            |client| client.get(&key),
+            |client| client.get(&key, bytes_max(kind)),
         )
     }
 
@@ -258,7 +278,9 @@ impl Storage for S3Storage {
             |client| match client.put(&key, content, Self::is_made_once(kind))? {
                 (Put::Done, _) => Ok(()),
                 // By an attempt whose answer was lost, or by somebody else.
-                (Put::IsThere, _) if client.get(&key)? == content.concat() => Ok(()),
+                (Put::IsThere, _) if client.get(&key, bytes_max(kind))? == content.concat() => {
+                    Ok(())
+                }
                 (Put::IsThere, _) => Err(Fault::Permanent(made_by_another(describe(kind, id)))),
             },
         )
