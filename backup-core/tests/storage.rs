@@ -1758,6 +1758,57 @@ fn an_object_store_that_is_not_there_is_unreachable_after_the_deadline() {
     assert!(begun.elapsed() >= Duration::from_secs(1));
 }
 
+#[test]
+fn a_proxy_of_the_environment_is_for_stores_elsewhere_and_for_none_on_this_machine() {
+    // The environment is that of a whole process: of another run of this test.
+    const LOCATION: &str = "STORAGE_TEST_LOCATION";
+    const SECRET: &str = "STORAGE_TEST_SECRET";
+    if let (Ok(location), Ok(secret)) = (std::env::var(LOCATION), std::env::var(SECRET)) {
+        let options = StorageOptions {
+            access_key: Some(access_key("private", &secret)),
+            retry_for: Duration::ZERO,
+            ..StorageOptions::default()
+        };
+        storage::open(&location.parse().unwrap(), &options).unwrap();
+        return;
+    }
+    let s3 = S3::start().unwrap();
+    assert_eq!(s3.key_id(), "private");
+    let proxy = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    let name = "a_proxy_of_the_environment_is_for_stores_elsewhere_and_for_none_on_this_machine";
+    let open = |location: &str| {
+        let mut run = Command::new(std::env::current_exe().unwrap());
+        run.args(["--exact", name])
+            .env(LOCATION, location)
+            .env(SECRET, s3.secret())
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy");
+        for variable in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
+            run.env(variable, &address);
+        }
+        run.stdout(Stdio::null()).stderr(Stdio::null());
+        run.spawn().unwrap()
+    };
+    assert!(open(&s3.location(PREFIX)).wait().unwrap().success());
+    let unasked = proxy.accept().unwrap_err();
+    assert_eq!(unasked.kind(), io::ErrorKind::WouldBlock);
+
+    let mut elsewhere = open("s3:https://s3.example.com/backups/r");
+    let mut asked = None;
+    wait_until("the proxy is asked", || {
+        asked = proxy.accept().ok();
+        asked.is_some()
+    });
+    let (stream, _) = asked.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.starts_with("CONNECT s3.example.com:443 "), "{line}");
+    assert!(!elsewhere.wait().unwrap().success());
+}
+
 /// A server that knows just enough of HTTP to lie, one request a connection.
 struct Liar {
     port: u16,

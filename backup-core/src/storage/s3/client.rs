@@ -17,7 +17,7 @@ use rusty_s3::{Bucket, Credentials, UrlStyle};
 use secrecy::ExposeSecret;
 use ureq::http::{Response, StatusCode};
 use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
-use ureq::{Agent, Body, SendBody};
+use ureq::{Agent, Body, Proxy, ProxyProtocol, SendBody};
 use url::Host;
 
 use super::fault::{Fault, Refusal, date_of, header};
@@ -466,6 +466,7 @@ fn sign<'a>(action: &impl S3Action<'a>) -> String {
 fn agent(place: &S3Place, options: &StorageOptions, stall: Duration) -> Result<Agent> {
     let mut config = Agent::config_builder()
         .http_status_as_error(false)
+        .proxy(proxy(place)?)
         // A signature is for one address. What a redirection says is told.
         .max_redirects(0)
         .max_redirects_will_error(false)
@@ -484,6 +485,24 @@ fn agent(place: &S3Place, options: &StorageOptions, stall: Duration) -> Result<A
         config = config.tls_config(tls.build());
     }
     Ok(config.build().new_agent())
+}
+
+/// The proxy of the environment, as operators know it of other programs: it is for what is reached by https, and not for this machine.
+fn proxy(place: &S3Place) -> Result<Option<Proxy>> {
+    let named = ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy"]
+        .into_iter()
+        .find(|name| std::env::var_os(name).is_some_and(|value| !value.is_empty()));
+    let Some(named) = named.filter(|_| !place.is_on_this_machine()) else {
+        return Ok(None);
+    };
+    let proxy = Proxy::try_from_env()
+        .filter(|proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https));
+    // Its text may hold a password.
+    proxy.map(Some).ok_or_else(|| {
+        configuration(format!(
+            "{named} names no proxy that can be used: write `http://host:port`, or unset it"
+        ))
+    })
 }
 
 /// Whom to believe that a store is what it says: who is in this file, or whom the system believes.
