@@ -514,6 +514,7 @@ mod s3 {
         what_is_not_there_is_not_found,
         a_range_beyond_the_end_is_damage_not_less,
         a_file_that_is_there_is_replaced,
+        a_config_is_made_once_by_whoever_comes_first,
         of_many_inits_at_once_one_makes_a_repository_that_can_be_opened,
         twenty_threads_at_once_get_what_they_asked_for,
     );
@@ -839,8 +840,7 @@ fn a_server_that_comes_back_in_time_is_waited_for() {
 #[test]
 fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
     let network = Network::start(Duration::from_secs(5 * 60));
-    let stop = Cancel::new();
-    let stoppable = network.storage.with_stop(&stop);
+    let stoppable = network.storage.with_stop(&Cancel::new());
     // It is the same storage, by the same connections.
     let connections = network.proxy.connections_accepted();
     stoppable
@@ -853,13 +853,23 @@ fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
     let proxy = &network.proxy;
     assert!(proxy.connections_accepted() <= connections + 1);
 
+    one_waits_for_it_and_one_that_is_told_to_stop_does_not(&network.storage, proxy);
+}
+
+/// Neither SFTP nor a store is waited for by an operation that is told to stop; `storage` has the file of an index.
+fn one_waits_for_it_and_one_that_is_told_to_stop_does_not(
+    storage: &Arc<dyn Storage>,
+    proxy: &Proxy,
+) {
+    let stop = Cancel::new();
+    let stoppable = storage.with_stop(&stop);
     let read = |storage: &Arc<dyn Storage>| storage.read(FileKind::Index, &id(1));
     std::thread::scope(|scope| {
         proxy.refuse(true);
         proxy.cut();
         let tried = proxy.connections_accepted();
         let stopped = scope.spawn(|| read(&stoppable));
-        let waiting = scope.spawn(|| read(&network.storage));
+        let waiting = scope.spawn(|| read(storage));
         wait_until("they have tried", || {
             proxy.connections_accepted() > tried + 2
         });
@@ -872,7 +882,7 @@ fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
     });
     // What meets no outage is done all the same: a lock can be removed.
     stoppable.remove(FileKind::Index, &id(1)).unwrap();
-    assert!(network.storage.list(FileKind::Index).unwrap().is_empty());
+    assert!(storage.list(FileKind::Index).unwrap().is_empty());
 }
 
 #[test]
@@ -1559,6 +1569,28 @@ fn an_object_store_is_believed_by_its_certificate_and_a_repository_is_made_in_it
 }
 
 #[test]
+fn a_store_that_knows_no_conditional_writes_gets_one_repository_all_the_same() {
+    let s3 = S3::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let port = xtask::sshd::free_port().unwrap();
+    let rules = format!(
+        "server {{ listen 127.0.0.1:{port}; client_max_body_size 0; if ($http_if_none_match = '*') {{ return 501; }}\n\
+         location / {{ proxy_pass http://127.0.0.1:{}; proxy_set_header Host $http_host; }} }}\n",
+        s3.port()
+    );
+    let _nginx = Nginx::start(directory.path(), &rules, &[port]).unwrap();
+    let storage = open_bucket(&s3, port, PATIENCE).unwrap();
+    let password = "correct horse".to_owned().into();
+    let made = Repository::init(Arc::clone(&storage), &password).unwrap();
+    let error = Repository::init(Arc::clone(&storage), &password).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    let late = storage.write(FileKind::Config, &id(0), &[content(2, 155)]);
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::Busy);
+    let opened = Repository::open(storage, &password).unwrap();
+    assert_eq!(opened.id(), made.id());
+}
+
+#[test]
 fn a_cut_on_the_way_to_a_bucket_loses_nothing_and_leaves_nothing() {
     let bucket = Bucket::start(PATIENCE);
     let (storage, proxy) = (&bucket.storage, &bucket.proxy);
@@ -1657,32 +1689,11 @@ fn an_object_store_that_stalls_is_tried_again_and_one_that_stays_away_is_unreach
 #[test]
 fn one_that_is_told_to_stop_waits_for_no_object_store_and_the_others_do() {
     let bucket = Bucket::start(Duration::from_secs(5 * 60));
-    let proxy = &bucket.proxy;
-    let stop = Cancel::new();
-    let stoppable = bucket.storage.with_stop(&stop);
-    stoppable
+    let storage = &bucket.storage;
+    storage
         .write(FileKind::Index, &id(1), &[content(1, 1000)])
         .unwrap();
-    let read = |storage: &Arc<dyn Storage>| storage.read(FileKind::Index, &id(1));
-    std::thread::scope(|scope| {
-        proxy.refuse(true);
-        proxy.cut();
-        let tried = proxy.connections_accepted();
-        let stopped = scope.spawn(|| read(&stoppable));
-        let waiting = scope.spawn(|| read(&bucket.storage));
-        wait_until("they have tried", || {
-            proxy.connections_accepted() > tried + 2
-        });
-        stop.cancel();
-        let error = stopped.join().unwrap().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
-        assert!(!waiting.is_finished());
-        proxy.refuse(false);
-        waiting.join().unwrap().unwrap();
-    });
-    // What meets no outage is done all the same: a lock can be removed.
-    stoppable.remove(FileKind::Index, &id(1)).unwrap();
-    assert!(bucket.storage.list(FileKind::Index).unwrap().is_empty());
+    one_waits_for_it_and_one_that_is_told_to_stop_does_not(storage, &bucket.proxy);
 }
 
 #[test]

@@ -294,7 +294,8 @@ impl Unfinished {
             match only_new {
                 true => match rename_to_new(path, target) {
                     Err(error) if error.kind() == IoKind::AlreadyExists => {
-                        return match fs::read(target).map_err(failed)? == content.concat() {
+                        return match super::is_made_of(&fs::read(target).map_err(failed)?, content)
+                        {
                             true => Ok(()),
                             false => Err(super::made_by_another(target.display())),
                         };

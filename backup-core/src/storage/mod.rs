@@ -139,6 +139,20 @@ fn made_by_another(name: impl fmt::Display) -> Error {
     )
 }
 
+/// Whether a file is just these pieces.
+fn is_made_of(mut file: &[u8], pieces: &[Bytes]) -> bool {
+    let all = pieces
+        .iter()
+        .all(|piece| match file.strip_prefix(&piece[..]) {
+            Some(rest) => {
+                file = rest;
+                true
+            }
+            None => false,
+        });
+    all && file.is_empty()
+}
+
 /// That `length` bytes from `offset` are in a file of `size` bytes.
 fn check_range(kind: FileKind, id: &FileId, offset: u64, length: u64, size: u64) -> Result<()> {
     if offset.checked_add(length).is_none_or(|end| end > size) {
@@ -264,6 +278,17 @@ mod tests {
         fn nothing_else_is_an_id(text in "[0-9a-fA-Fg./-]{0,66}") {
             let valid = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
             prop_assert_eq!(text.parse::<FileId>().is_ok(), valid);
+        }
+
+        #[test]
+        fn a_file_is_made_of_its_pieces_and_of_no_others(bytes: Vec<u8>, at: prop::sample::Index, more: u8) {
+            let at = at.index(bytes.len() + 1);
+            let file = Bytes::from(bytes);
+            let pieces = [file.slice(..at), Bytes::new(), file.slice(at..)];
+            prop_assert!(is_made_of(&file, &pieces));
+            let longer = [&file[..], &[more]].concat();
+            prop_assert!(!is_made_of(&longer, &pieces));
+            prop_assert!(!is_made_of(&file, &[longer.into()]));
         }
 
         #[test]

@@ -6,6 +6,7 @@
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine;
@@ -68,14 +69,8 @@ pub(super) struct Client {
     stall: Duration,
     /// Once any of them is set, a body gets no longer than that.
     stops: Vec<Cancel>,
-}
-
-/// What became of an upload.
-pub(super) enum Put {
-    /// The object is there, with this content.
-    Done,
-    /// There was one before, and it was left alone.
-    IsThere,
+    /// The store has said so.
+    knows_no_conditions: Arc<AtomicBool>,
 }
 
 /// A part of a listing.
@@ -129,6 +124,7 @@ impl Client {
             store,
             stall,
             stops: vec![options.stop.clone()],
+            knows_no_conditions: Arc::default(),
         })
     }
 
@@ -239,13 +235,15 @@ impl Client {
         })
     }
 
-    /// Make an object of these pieces; with `only_new`, unless there is one of that name. Tells also the time of the store.
+    /// Make an object of these pieces; with `only_new`, unless there is one of that name, as far as the store knows how to: whoever wants to be sure looks
+    /// what is there. Tells the time of the store.
     pub(super) fn put(
         &self,
         key: &str,
         content: &[Bytes],
         only_new: bool,
-    ) -> Outcome<(Put, Option<SystemTime>)> {
+    ) -> Outcome<Option<SystemTime>> {
+        let on_condition = only_new && !self.knows_no_conditions.load(Ordering::Relaxed);
         let mut digest = Md5::new();
         content.iter().for_each(|piece| digest.update(piece));
         let digest = digest.finalize();
@@ -255,7 +253,7 @@ impl Client {
 
         let mut action = self.bucket.put_object(Some(&self.credentials), key);
         action.headers_mut().insert("content-md5", checksum.clone());
-        if only_new {
+        if on_condition {
             action.headers_mut().insert("if-none-match", "*");
         }
         let mut request = self
@@ -263,7 +261,7 @@ impl Client {
             .put(sign(&action))
             .header("content-md5", checksum)
             .header("content-length", size.to_string());
-        if only_new {
+        if on_condition {
             request = request.header("if-none-match", "*");
         }
         let mut pieces = Pieces::of(content, self.pace());
@@ -271,8 +269,17 @@ impl Client {
         let request = request.config().timeout_send_body(Some(limit)).build();
         let answer = self.ask(request.send(SendBody::from_reader(&mut pieces)))?;
         let answer = match answer {
-            Err(refusal) if only_new && refusal.is_of_an_object_that_is_there() => {
-                return Ok((Put::IsThere, None));
+            Err(refusal) if on_condition && refusal.is_of_an_object_that_is_there() => {
+                return Ok(None);
+            }
+            Err(refusal) if on_condition && refusal.is_of_a_condition() => {
+                if !self.knows_no_conditions.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "{} does not know how to write an object only if there is none: do not make one repository from two machines at the same time",
+                        self.store
+                    );
+                }
+                return self.put(key, content, only_new);
             }
             outcome => self.or_fault(outcome)?,
         };
@@ -288,7 +295,7 @@ impl Client {
                 )));
             }
         }
-        Ok((Put::Done, date_of(&answer)))
+        Ok(date_of(&answer))
     }
 
     /// Remove an object. One that is not there is fine.

@@ -2,7 +2,7 @@
 //!
 //! An object is there whole or not at all, so there are no temporary names: one request publishes a file, and its commit point is the answer. A call
 //! that fails for a passing reason is done again from the start, until one deadline. Never: an object whose content the store did not confirm taken for
-//! published; a listing that ends early without an error; an access key, or a signed address, in a message.
+//! published; a `config` that is there written over; a listing that ends early without an error; an access key, or a signed address, in a message.
 
 mod client;
 mod fault;
@@ -13,11 +13,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
-use self::client::{Client, Put};
+use self::client::Client;
 use self::fault::Fault;
 use super::location::S3Place;
 use super::{
-    FileId, FileKind, Location, Storage, StorageOptions, Trial, check_range, describe,
+    FileId, FileKind, Location, Storage, StorageOptions, Trial, check_range, describe, is_made_of,
     made_by_another, temporary, trial,
 };
 use crate::error::{Error, ErrorKind, Result};
@@ -83,7 +83,7 @@ impl S3Storage {
         let (before, after, stamp) =
             self.run(format!("cannot try out {}", self.location), |client| {
                 let before = SystemTime::now();
-                let (_, stamp) = client.put(&key, &content, false)?;
+                let stamp = client.put(&key, &content, false)?;
                 let after = SystemTime::now();
                 let read = client.get(&key, SMALL_BYTES_MAX);
                 client.delete(&key)?;
@@ -195,6 +195,7 @@ impl S3Storage {
             if token.is_none() {
                 return Ok(found);
             }
+            // Whoever tidies up needs no long listing.
             if self.client.is_stopped() {
                 return Err(Error::new(
                     ErrorKind::Cancelled,
@@ -207,11 +208,34 @@ impl S3Storage {
             format!("{purpose}: the listing has no end"),
         ))
     }
+}
 
-    /// The `config` is the commit point of a new repository, and the one object whose name does not say what is in it.
-    fn is_made_once(kind: FileKind) -> bool {
-        kind == FileKind::Config
+/// Write the `config`, where there is none: it is the commit point of a new repository, and the one object whose name does not say what is in it. Some
+/// stores do not know how to write on a condition, and some take the condition and do not heed it: so there is a look before, and another afterwards.
+fn make_once(client: &Client, key: &str, content: &[Bytes]) -> std::result::Result<(), Fault> {
+    let is_ours = |found: &Bytes| is_made_of(found, content);
+    let made_by_another = || Fault::Permanent(made_by_another("config"));
+    match client.get(key, SMALL_BYTES_MAX) {
+        // By an attempt whose answer was lost.
+        Ok(found) if is_ours(&found) => return Ok(()),
+        Ok(_) => return Err(made_by_another()),
+        Err(Fault::Permanent(error)) if error.kind() == ErrorKind::NotFound => {}
+        Err(fault) => return Err(fault),
     }
+    client.put(key, content, true)?;
+    let found = client.get(key, SMALL_BYTES_MAX)?;
+    if is_ours(&found) {
+        return Ok(());
+    }
+    if !found.is_empty() && content.concat().starts_with(&found) {
+        // Nobody else's begins like ours, and half of it would be in everybody's way.
+        client.delete(key)?;
+        return Err(Fault::Permanent(Error::new(
+            ErrorKind::Damaged,
+            "it came out cut short; it was not kept",
+        )));
+    }
+    Err(made_by_another())
 }
 
 impl Storage for S3Storage {
@@ -275,13 +299,9 @@ impl Storage for S3Storage {
         let key = self.key(kind, id);
         self.run(
             format!("cannot write {} to {}", describe(kind, id), self.location),
-            |client| match client.put(&key, content, Self::is_made_once(kind))? {
-                (Put::Done, _) => Ok(()),
-                // By an attempt whose answer was lost, or by somebody else.
-                (Put::IsThere, _) if client.get(&key, bytes_max(kind))? == content.concat() => {
-                    Ok(())
-                }
-                (Put::IsThere, _) => Err(Fault::Permanent(made_by_another(describe(kind, id)))),
+            |client| match kind {
+                FileKind::Config => make_once(client, &key, content),
+                _ => client.put(&key, content, false).map(drop),
             },
         )
     }

@@ -15,7 +15,7 @@ use super::fault::{Fault, is_status};
 use super::handles::RemoteHandle;
 use super::session::Session;
 use crate::error::{Error, ErrorKind};
-use crate::storage::{Trial, made_by_another, temporary, trial};
+use crate::storage::{Trial, is_made_of, made_by_another, temporary, trial};
 
 /// How much one request carries: every server takes as much.
 const REQUEST_BYTES: usize = 32 << 10;
@@ -237,11 +237,7 @@ impl Session {
         if self.size_of(path).await? != Some(size) {
             return Ok(false);
         }
-        let mut rest = self.download(path).await?;
-        Ok(rest.len() as u64 == size
-            && content
-                .iter()
-                .all(|piece| rest.split_to(piece.len()) == *piece))
+        Ok(is_made_of(&self.download(path).await?, content))
     }
 
     async fn posix_rename(&self, from: &str, to: &str) -> Result<(), SftpError> {
