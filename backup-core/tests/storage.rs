@@ -1970,6 +1970,65 @@ fn a_store_that_drips_is_given_up_and_at_once_by_whoever_is_told_to_stop() {
     });
 }
 
+/// A store that tells no checksum of what it has, and has what `keep` makes of what it was given.
+fn keeps_of_it(keep: fn(Vec<u8>) -> Vec<u8>) -> Liar {
+    let kept = Mutex::new(None::<Vec<u8>>);
+    Liar::start(move |request, stream| {
+        if request.line.contains("prefix=") {
+            return stream.write_all(EMPTY_LISTING.as_bytes());
+        }
+        let mut kept = kept.lock().unwrap();
+        let nothing = "content-length: 0\r\nconnection: close\r\n\r\n";
+        if request.is("PUT", "/data/") {
+            *kept = Some(keep(request.body.clone()));
+            return write!(stream, "HTTP/1.1 200 OK\r\n{nothing}");
+        }
+        if request.is("DELETE", "/data/") {
+            *kept = None;
+            return write!(stream, "HTTP/1.1 204 No Content\r\n{nothing}");
+        }
+        let Some(content) = &*kept else {
+            return write!(stream, "HTTP/1.1 404 Not Found\r\n{nothing}");
+        };
+        let length = content.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+        )?;
+        match request.is("HEAD", "/data/") {
+            true => Ok(()),
+            false => stream.write_all(content),
+        }
+    })
+}
+
+#[test]
+fn an_object_that_comes_out_wrong_does_not_keep_its_name() {
+    let whole = content(1, 100_000);
+    let good = keeps_of_it(|content| content);
+    let storage = good.open(FOR_EVER);
+    let write = |storage: &Arc<dyn Storage>| {
+        storage.write(FileKind::Pack, &id(1), std::slice::from_ref(&whole))
+    };
+    write(&storage).unwrap();
+    assert_same(&storage.read(FileKind::Pack, &id(1)).unwrap(), &whole);
+
+    let other: fn(Vec<u8>) -> Vec<u8> = |mut content| {
+        content[50_000] ^= 1;
+        content
+    };
+    let shorter: fn(Vec<u8>) -> Vec<u8> = |content| content[..5].to_vec();
+    for (keep, says) in [(other, "something else in it"), (shorter, "5 bytes")] {
+        let liar = keeps_of_it(keep);
+        let storage = liar.open(FOR_EVER);
+        let error = write(&storage).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+        assert!(error.chain().contains(says), "{error:?}");
+        let left = storage.read(FileKind::Pack, &id(1)).unwrap_err();
+        assert_eq!(left.kind(), ErrorKind::NotFound, "{:?}", liar.asked);
+    }
+}
+
 #[test]
 fn what_trying_out_a_bucket_shows_leaves_nothing_in_it() {
     let bed = Bed::s3();

@@ -25,7 +25,7 @@ use super::fault::{Fault, Refusal, date_of, header};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 use crate::storage::location::S3Place;
-use crate::storage::{AccessKey, StorageOptions};
+use crate::storage::{AccessKey, StorageOptions, is_made_of};
 
 /// How long a signature is good: as long as a request may wait for its turn, and no longer.
 const SIGNED_FOR: Duration = Duration::from_secs(10 * 60);
@@ -283,19 +283,33 @@ impl Client {
             }
             outcome => self.or_fault(outcome)?,
         };
-        // The checksum again, where the store does not encrypt by itself.
-        let confirmed = header(&answer, "etag")
+        // The checksum again.
+        let is_confirmed = header(&answer, "etag")
             .is_some_and(|tag| tag.trim_matches('"') == hex::encode(&digest[..]));
-        if !confirmed {
-            let found = self.size_of(key)?;
-            if found != size {
-                return Err(Fault::Permanent(Error::new(
-                    ErrorKind::Damaged,
-                    format!("it came out with {found} bytes instead of {size}"),
-                )));
-            }
+        // What is written only where none is may be somebody else's, and is looked at by whoever writes it.
+        if !is_confirmed && !only_new {
+            self.confirm(key, content, size, has_other_tags(&answer))?;
         }
         Ok(date_of(&answer))
+    }
+
+    /// That an object is what was sent, where the answer did not say so. Its name says what is in it: one that is anything else helps nobody, and goes.
+    fn confirm(&self, key: &str, content: &[Bytes], size: u64, by_size: bool) -> Outcome<()> {
+        let found = self.size_of(key)?;
+        let is_right = found == size && (by_size || is_made_of(&self.get(key, size)?, content));
+        if is_right {
+            return Ok(());
+        }
+        self.delete(key)?;
+        Err(Fault::Permanent(Error::new(
+            ErrorKind::Damaged,
+            match found == size {
+                true => "it came out with something else in it; it was not kept".to_owned(),
+                false => {
+                    format!("it came out with {found} bytes instead of {size}; it was not kept")
+                }
+            },
+        )))
     }
 
     /// Remove an object. One that is not there is fine.
@@ -464,6 +478,14 @@ fn begin_of(range: &str) -> Option<u64> {
         .0
         .parse()
         .ok()
+}
+
+/// Whether the store encrypts with a key that it is given or that a service keeps: the tag of an object is then no checksum of what was sent. It has compared
+/// that with the one in the request, and to read everything back would double the traffic for nothing.
+fn has_other_tags(answer: &Response<Body>) -> bool {
+    let by_service = header(answer, "x-amz-server-side-encryption")
+        .is_some_and(|how| how.starts_with("aws:kms"));
+    by_service || header(answer, "x-amz-server-side-encryption-customer-algorithm").is_some()
 }
 
 fn sign<'a>(action: &impl S3Action<'a>) -> String {
