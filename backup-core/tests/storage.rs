@@ -3,16 +3,21 @@
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use backup_core::config::{Config, Environment, Origin};
 use backup_core::error::{Error, ErrorKind};
+use backup_core::operations::init_repository;
 use backup_core::progress::Cancel;
+use backup_core::repository::Repository;
 use backup_core::storage::{self, AccessKey, FileId, FileKind, Location, Storage, StorageOptions};
 use bytes::Bytes;
 use tempfile::TempDir;
@@ -334,7 +339,7 @@ mod promises {
     }
 
     pub(super) fn a_file_that_is_there_is_replaced(bed: &Bed) {
-        for kind in KINDS.into_iter().chain([FileKind::Config]) {
+        for kind in KINDS {
             for n in [1, 2, 2] {
                 bed.storage
                     .write(kind, &id(1), &[content(n, 70_000)])
@@ -357,6 +362,49 @@ mod promises {
             assert_eq!(error.kind(), ErrorKind::NotFound);
         }
         assert_eq!(files_below(&bed.root()), [] as [PathBuf; 0]);
+    }
+
+    pub(super) fn a_config_is_made_once_by_whoever_comes_first(bed: &Bed) {
+        let make = |n| {
+            bed.storage
+                .write(FileKind::Config, &id(0), &[content(n, 155)])
+        };
+        make(1).unwrap();
+        let error = make(2).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+        let config = bed.storage.read(FileKind::Config, &id(0)).unwrap();
+        assert_same(&config, &content(1, 155));
+        // Whoever made it and did not hear so has made it.
+        make(1).unwrap();
+        assert_eq!(files_below(&bed.root()), [bed.root().join("config")]);
+        bed.storage.remove(FileKind::Config, &id(0)).unwrap();
+        make(2).unwrap();
+    }
+
+    pub(super) fn of_many_inits_at_once_one_makes_a_repository_that_can_be_opened(bed: &Bed) {
+        const INITS: usize = 6;
+        let password = "correct horse".to_owned().into();
+        let together = Barrier::new(INITS);
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let init = || {
+                together.wait();
+                Repository::init(Arc::clone(&bed.storage), &password)
+            };
+            let threads: Vec<_> = (0..INITS).map(|_| scope.spawn(init)).collect();
+            let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+            ended.collect()
+        });
+        let mut told = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                Ok(repository) => told.push(repository.id()),
+                Err(error) => assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}"),
+            }
+        }
+        let opened = Repository::open(Arc::clone(&bed.storage), &password).unwrap();
+        assert_eq!(told, [opened.id()]);
+        // Whichever program tries its keys in whatever order.
+        assert_eq!(bed.storage.list(FileKind::Key).unwrap().len(), 1);
     }
 
     pub(super) fn creating_is_safe_to_repeat_and_private(bed: &Bed) {
@@ -467,6 +515,8 @@ mod s3 {
         what_is_not_there_is_not_found,
         a_range_beyond_the_end_is_damage_not_less,
         a_file_that_is_there_is_replaced,
+        a_config_is_made_once_by_whoever_comes_first,
+        of_many_inits_at_once_one_makes_a_repository_that_can_be_opened,
         twenty_threads_at_once_get_what_they_asked_for,
     );
 }
@@ -478,11 +528,170 @@ keeps!(
     what_is_not_there_is_not_found,
     a_range_beyond_the_end_is_damage_not_less,
     a_file_that_is_there_is_replaced,
+    a_config_is_made_once_by_whoever_comes_first,
+    of_many_inits_at_once_one_makes_a_repository_that_can_be_opened,
     creating_is_safe_to_repeat_and_private,
     a_pack_directory_that_is_missing_is_made,
     abandoned_temporary_files_are_removed_and_fresh_ones_kept,
     twenty_threads_at_once_get_what_they_asked_for,
 );
+
+/// A call that something happens beside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Moment {
+    BeforeWrite(FileKind),
+    AfterWrite(FileKind),
+    BeforeRemove(FileKind),
+}
+
+/// A directory in which somebody else does something at a moment of his choice.
+#[derive(Clone)]
+struct Meddled {
+    inner: Arc<dyn Storage>,
+    meddle: Arc<dyn Fn(Moment) + Send + Sync>,
+}
+
+impl Meddled {
+    fn at(root: &Path, meddle: impl Fn(Moment) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self {
+            inner: open_local(root),
+            meddle: Arc::new(meddle),
+        })
+    }
+}
+
+impl std::fmt::Debug for Meddled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Storage for Meddled {
+    fn location(&self) -> &str {
+        self.inner.location()
+    }
+
+    fn create(&self) -> Result<(), Error> {
+        self.inner.create()
+    }
+
+    fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>, Error> {
+        self.inner.list(kind)
+    }
+
+    fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes, Error> {
+        self.inner.read(kind, id)
+    }
+
+    fn read_range(
+        &self,
+        kind: FileKind,
+        id: &FileId,
+        at: u64,
+        length: u64,
+    ) -> Result<Bytes, Error> {
+        self.inner.read_range(kind, id, at, length)
+    }
+
+    fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<(), Error> {
+        (self.meddle)(Moment::BeforeWrite(kind));
+        self.inner.write(kind, id, content)?;
+        (self.meddle)(Moment::AfterWrite(kind));
+        Ok(())
+    }
+
+    fn remove(&self, kind: FileKind, id: &FileId) -> Result<(), Error> {
+        (self.meddle)(Moment::BeforeRemove(kind));
+        self.inner.remove(kind, id)
+    }
+
+    fn with_stop(&self, _stop: &Cancel) -> Arc<dyn Storage> {
+        Arc::new(self.clone())
+    }
+}
+
+#[test]
+fn an_init_gives_back_the_key_of_one_that_was_slow_and_not_dead() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let slow = Repository::init(open_local(&root), &password).unwrap().id();
+    let (config, aside) = (root.join("config"), root.join("not yet"));
+    fs::rename(&config, &aside).unwrap();
+    // It comes between the last look for it and the removal of its key.
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::BeforeRemove(FileKind::Key) && aside.exists() {
+            fs::rename(&aside, &config).unwrap();
+        }
+    });
+    let error = Repository::init(meddled, &password).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    assert_eq!(files_below(&root.join("keys")).len(), 1);
+    let opened = Repository::open(open_local(&root), &password).unwrap();
+    assert_eq!(opened.id(), slow);
+}
+
+#[test]
+fn an_init_that_was_taken_for_dead_brings_its_key_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let keys = root.join("keys");
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::BeforeWrite(FileKind::Config) {
+            for key in files_below(&keys) {
+                fs::remove_file(key).unwrap();
+            }
+        }
+    });
+    let told = Repository::init(meddled, &password).unwrap().id();
+    let opened = Repository::open(open_local(&root), &password).unwrap();
+    assert_eq!(opened.id(), told);
+}
+
+#[test]
+fn a_repository_that_cannot_be_opened_is_not_told_as_made_and_bars_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let keys = root.join("keys");
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::AfterWrite(FileKind::Key) {
+            for key in files_below(&keys) {
+                fs::write(key, "{}").unwrap();
+            }
+        }
+    });
+    let error = Repository::init(meddled, &password).unwrap_err();
+    assert!(error.to_string().contains("run `init` again"), "{error:?}");
+    assert_eq!(files_below(&root), [] as [PathBuf; 0]);
+    Repository::init(open_local(&root), &password).unwrap();
+}
+
+#[test]
+fn whoever_is_late_to_init_a_repository_finds_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let password_file = directory.path().join("password");
+    fs::write(&password_file, "correct horse").unwrap();
+    fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).unwrap();
+    let text = format!(
+        "[repositories.manual]\nlocation = {:?}\npassword_file = {password_file:?}",
+        root_of(&directory)
+    );
+    let origin = Origin::File(directory.path().join("backup.toml"));
+    let config = Config::read(origin, &text, &Environment::default()).unwrap();
+    let together = Barrier::new(3);
+    let created: Vec<_> = std::thread::scope(|scope| {
+        let init = || {
+            together.wait();
+            init_repository(&config.repositories.manual, &Cancel::new()).unwrap()
+        };
+        let threads: Vec<_> = (0..3).map(|_| scope.spawn(init)).collect();
+        let ended = threads.into_iter().map(|thread| thread.join().unwrap());
+        ended.collect()
+    });
+    assert_eq!(created.iter().filter(|created| **created).count(), 1);
+}
 
 fn a_full_disk_is_no_space_and_leaves_nothing(storage: &dyn Storage, root: &Path) {
     storage.create().unwrap();
@@ -632,8 +841,7 @@ fn a_server_that_comes_back_in_time_is_waited_for() {
 #[test]
 fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
     let network = Network::start(Duration::from_secs(5 * 60));
-    let stop = Cancel::new();
-    let stoppable = network.storage.with_stop(&stop);
+    let stoppable = network.storage.with_stop(&Cancel::new());
     // It is the same storage, by the same connections.
     let connections = network.proxy.connections_accepted();
     stoppable
@@ -646,13 +854,23 @@ fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
     let proxy = &network.proxy;
     assert!(proxy.connections_accepted() <= connections + 1);
 
+    one_waits_for_it_and_one_that_is_told_to_stop_does_not(&network.storage, proxy);
+}
+
+/// Neither SFTP nor a store is waited for by an operation that is told to stop; `storage` has the file of an index.
+fn one_waits_for_it_and_one_that_is_told_to_stop_does_not(
+    storage: &Arc<dyn Storage>,
+    proxy: &Proxy,
+) {
+    let stop = Cancel::new();
+    let stoppable = storage.with_stop(&stop);
     let read = |storage: &Arc<dyn Storage>| storage.read(FileKind::Index, &id(1));
     std::thread::scope(|scope| {
         proxy.refuse(true);
         proxy.cut();
         let tried = proxy.connections_accepted();
         let stopped = scope.spawn(|| read(&stoppable));
-        let waiting = scope.spawn(|| read(&network.storage));
+        let waiting = scope.spawn(|| read(storage));
         wait_until("they have tried", || {
             proxy.connections_accepted() > tried + 2
         });
@@ -665,7 +883,7 @@ fn one_that_is_told_to_stop_waits_out_no_outage_and_the_others_do() {
     });
     // What meets no outage is done all the same: a lock can be removed.
     stoppable.remove(FileKind::Index, &id(1)).unwrap();
-    assert!(network.storage.list(FileKind::Index).unwrap().is_empty());
+    assert!(storage.list(FileKind::Index).unwrap().is_empty());
 }
 
 #[test]
@@ -1327,6 +1545,28 @@ fn an_object_store_is_believed_by_its_certificate_and_a_repository_is_made_in_it
 }
 
 #[test]
+fn a_store_that_knows_no_conditional_writes_gets_one_repository_all_the_same() {
+    let s3 = S3::start().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let port = xtask::sshd::free_port().unwrap();
+    let rules = format!(
+        "server {{ listen 127.0.0.1:{port}; client_max_body_size 0; if ($http_if_none_match = '*') {{ return 501; }}\n\
+         location / {{ proxy_pass http://127.0.0.1:{}; proxy_set_header Host $http_host; }} }}\n",
+        s3.port()
+    );
+    let _nginx = Nginx::start(directory.path(), &rules, &[port]).unwrap();
+    let storage = open_bucket(&s3, port, PATIENCE).unwrap();
+    let password = "correct horse".to_owned().into();
+    let made = Repository::init(Arc::clone(&storage), &password).unwrap();
+    let error = Repository::init(Arc::clone(&storage), &password).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
+    let late = storage.write(FileKind::Config, &id(0), &[content(2, 155)]);
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::Busy);
+    let opened = Repository::open(storage, &password).unwrap();
+    assert_eq!(opened.id(), made.id());
+}
+
+#[test]
 fn a_cut_on_the_way_to_a_bucket_loses_nothing_and_leaves_nothing() {
     let bucket = Bucket::start(PATIENCE);
     let (storage, proxy) = (&bucket.storage, &bucket.proxy);
@@ -1425,32 +1665,11 @@ fn an_object_store_that_stalls_is_tried_again_and_one_that_stays_away_is_unreach
 #[test]
 fn one_that_is_told_to_stop_waits_for_no_object_store_and_the_others_do() {
     let bucket = Bucket::start(Duration::from_secs(5 * 60));
-    let proxy = &bucket.proxy;
-    let stop = Cancel::new();
-    let stoppable = bucket.storage.with_stop(&stop);
-    stoppable
+    let storage = &bucket.storage;
+    storage
         .write(FileKind::Index, &id(1), &[content(1, 1000)])
         .unwrap();
-    let read = |storage: &Arc<dyn Storage>| storage.read(FileKind::Index, &id(1));
-    std::thread::scope(|scope| {
-        proxy.refuse(true);
-        proxy.cut();
-        let tried = proxy.connections_accepted();
-        let stopped = scope.spawn(|| read(&stoppable));
-        let waiting = scope.spawn(|| read(&bucket.storage));
-        wait_until("they have tried", || {
-            proxy.connections_accepted() > tried + 2
-        });
-        stop.cancel();
-        let error = stopped.join().unwrap().unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Cancelled, "{error:?}");
-        assert!(!waiting.is_finished());
-        proxy.refuse(false);
-        waiting.join().unwrap().unwrap();
-    });
-    // What meets no outage is done all the same: a lock can be removed.
-    stoppable.remove(FileKind::Index, &id(1)).unwrap();
-    assert!(bucket.storage.list(FileKind::Index).unwrap().is_empty());
+    one_waits_for_it_and_one_that_is_told_to_stop_does_not(storage, &bucket.proxy);
 }
 
 #[test]
@@ -1524,6 +1743,266 @@ fn an_object_store_that_is_not_there_is_unreachable_after_the_deadline() {
     let error = open_bucket(&s3, port, Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
     assert!(begun.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn a_proxy_of_the_environment_is_for_stores_elsewhere_and_for_none_on_this_machine() {
+    // The environment is that of a whole process: of another run of this test.
+    const LOCATION: &str = "STORAGE_TEST_LOCATION";
+    const SECRET: &str = "STORAGE_TEST_SECRET";
+    if let (Ok(location), Ok(secret)) = (std::env::var(LOCATION), std::env::var(SECRET)) {
+        let options = StorageOptions {
+            access_key: Some(access_key("private", &secret)),
+            retry_for: Duration::ZERO,
+            ..StorageOptions::default()
+        };
+        storage::open(&location.parse().unwrap(), &options).unwrap();
+        return;
+    }
+    let s3 = S3::start().unwrap();
+    assert_eq!(s3.key_id(), "private");
+    let proxy = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let address = format!("http://{}", proxy.local_addr().unwrap());
+    let name = "a_proxy_of_the_environment_is_for_stores_elsewhere_and_for_none_on_this_machine";
+    let open = |location: &str| {
+        let mut run = Command::new(std::env::current_exe().unwrap());
+        run.args(["--exact", name])
+            .env(LOCATION, location)
+            .env(SECRET, s3.secret())
+            .env_remove("NO_PROXY")
+            .env_remove("no_proxy");
+        for variable in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
+            run.env(variable, &address);
+        }
+        run.stdout(Stdio::null()).stderr(Stdio::null());
+        run.spawn().unwrap()
+    };
+    assert!(open(&s3.location(PREFIX)).wait().unwrap().success());
+    let unasked = proxy.accept().unwrap_err();
+    assert_eq!(unasked.kind(), io::ErrorKind::WouldBlock);
+
+    let mut elsewhere = open("s3:https://s3.example.com/backups/r");
+    let mut asked = None;
+    wait_until("the proxy is asked", || {
+        asked = proxy.accept().ok();
+        asked.is_some()
+    });
+    let (stream, _) = asked.unwrap();
+    stream.set_nonblocking(false).unwrap();
+    let mut line = String::new();
+    BufReader::new(stream).read_line(&mut line).unwrap();
+    assert!(line.starts_with("CONNECT s3.example.com:443 "), "{line}");
+    assert!(!elsewhere.wait().unwrap().success());
+}
+
+/// A server that knows just enough of HTTP to lie, one request a connection.
+struct Liar {
+    port: u16,
+    asked: Arc<Mutex<Vec<String>>>,
+}
+
+struct Request {
+    /// `GET /backups/…?…`
+    line: String,
+    body: Vec<u8>,
+}
+
+impl Liar {
+    fn start(
+        answer: impl Fn(&Request, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let (lines, answer) = (Arc::clone(&asked), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (lines, answer) = (Arc::clone(&lines), Arc::clone(&answer));
+                std::thread::spawn(move || -> io::Result<()> {
+                    let mut stream = stream?;
+                    let request = Request::read(&mut stream)?;
+                    lines.lock().unwrap().push(request.line.clone());
+                    // Whoever hangs up has heard enough.
+                    answer(&request, &mut stream)
+                });
+            }
+        });
+        Self { port, asked }
+    }
+
+    fn open(&self, retry_for: Duration) -> Arc<dyn Storage> {
+        let location = format!("s3:http://127.0.0.1:{}/{BUCKET}/{PREFIX}", self.port);
+        let options = StorageOptions {
+            access_key: Some(access_key("id", "secret")),
+            retry_for,
+            ..StorageOptions::default()
+        };
+        storage::open(&location.parse().unwrap(), &options).unwrap()
+    }
+}
+
+impl Request {
+    fn read(stream: &mut TcpStream) -> io::Result<Self> {
+        let mut reader = BufReader::new(stream);
+        let (mut line, mut length) = (String::new(), 0);
+        reader.read_line(&mut line)?;
+        let mut header = String::new();
+        while reader.read_line(&mut header)? > 2 {
+            if let Some(value) = header.to_ascii_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+            header.clear();
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body)?;
+        Ok(Self { line, body })
+    }
+
+    fn is(&self, method: &str, part: &str) -> bool {
+        self.line.starts_with(method) && self.line.contains(part)
+    }
+}
+
+const EMPTY_LISTING: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
+     <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><IsTruncated>false</IsTruncated></ListBucketResult>";
+
+#[test]
+fn an_answer_without_an_end_is_refused_and_fills_no_memory() {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&sent);
+    let liar = Liar::start(move |request, stream| {
+        let head = match &request.line {
+            line if line.contains("prefix=") && !line.contains("snapshots") => {
+                return stream.write_all(EMPTY_LISTING.as_bytes());
+            }
+            line if line.contains("/keys/") => "HTTP/1.1 400 Bad Request\r\n\r\n",
+            line if line.contains("/data/") => {
+                "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes 10-1009/5000\r\n\r\n"
+            }
+            _ => "HTTP/1.1 200 OK\r\n\r\n",
+        };
+        stream.write_all(head.as_bytes())?;
+        loop {
+            stream.write_all(&[b'x'; 4096])?;
+            count.fetch_add(4096, Ordering::Relaxed);
+        }
+    });
+    let storage = liar.open(FOR_EVER);
+    for (outcome, says) in [
+        (
+            storage.read(FileKind::Config, &id(1)).map(drop),
+            "sends more than",
+        ),
+        (
+            storage.list(FileKind::Snapshot).map(drop),
+            "sends more than",
+        ),
+        (
+            storage
+                .read_range(FileKind::Pack, &id(1), 10, 1000)
+                .map(drop),
+            "another part",
+        ),
+        (storage.read(FileKind::Key, &id(1)).map(drop), "(400)"),
+    ] {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Failed, "{error:?}");
+        assert!(error.chain().contains(says), "{error:?}");
+    }
+    // A listing is the largest of what was read, and some is on its way.
+    assert!(sent.load(Ordering::Relaxed) < 64 << 20);
+}
+
+#[test]
+fn a_store_that_drips_is_given_up_and_at_once_by_whoever_is_told_to_stop() {
+    let liar = Liar::start(|request, stream| {
+        if request.line.contains("prefix=") {
+            return stream.write_all(EMPTY_LISTING.as_bytes());
+        }
+        stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")?;
+        loop {
+            stream.write_all(b"x")?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    });
+    let storage = liar.open(Duration::from_millis(1));
+    let stop = Cancel::new();
+    stop.cancel();
+    let stopped = storage.with_stop(&stop);
+    std::thread::scope(|scope| {
+        for (storage, kind) in [
+            (&storage, ErrorKind::Unreachable),
+            (&stopped, ErrorKind::Cancelled),
+        ] {
+            scope.spawn(move || {
+                let begun = Instant::now();
+                let error = storage.read(FileKind::Config, &id(1)).unwrap_err();
+                assert_eq!(error.kind(), kind, "{error:?}");
+                assert!(error.chain().contains("took more than"), "{error:?}");
+                assert!(begun.elapsed() < Duration::from_secs(60), "{error:?}");
+            });
+        }
+    });
+}
+
+/// A store that tells no checksum of what it has, and has what `keep` makes of what it was given.
+fn keeps_of_it(keep: fn(Vec<u8>) -> Vec<u8>) -> Liar {
+    let kept = Mutex::new(None::<Vec<u8>>);
+    Liar::start(move |request, stream| {
+        if request.line.contains("prefix=") {
+            return stream.write_all(EMPTY_LISTING.as_bytes());
+        }
+        let mut kept = kept.lock().unwrap();
+        let nothing = "content-length: 0\r\nconnection: close\r\n\r\n";
+        if request.is("PUT", "/data/") {
+            *kept = Some(keep(request.body.clone()));
+            return write!(stream, "HTTP/1.1 200 OK\r\n{nothing}");
+        }
+        if request.is("DELETE", "/data/") {
+            *kept = None;
+            return write!(stream, "HTTP/1.1 204 No Content\r\n{nothing}");
+        }
+        let Some(content) = &*kept else {
+            return write!(stream, "HTTP/1.1 404 Not Found\r\n{nothing}");
+        };
+        let length = content.len();
+        write!(
+            stream,
+            "HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n"
+        )?;
+        match request.is("HEAD", "/data/") {
+            true => Ok(()),
+            false => stream.write_all(content),
+        }
+    })
+}
+
+#[test]
+fn an_object_that_comes_out_wrong_does_not_keep_its_name() {
+    let whole = content(1, 100_000);
+    let good = keeps_of_it(|content| content);
+    let storage = good.open(FOR_EVER);
+    let write = |storage: &Arc<dyn Storage>| {
+        storage.write(FileKind::Pack, &id(1), std::slice::from_ref(&whole))
+    };
+    write(&storage).unwrap();
+    assert_same(&storage.read(FileKind::Pack, &id(1)).unwrap(), &whole);
+
+    let other: fn(Vec<u8>) -> Vec<u8> = |mut content| {
+        content[50_000] ^= 1;
+        content
+    };
+    let shorter: fn(Vec<u8>) -> Vec<u8> = |content| content[..5].to_vec();
+    for (keep, says) in [(other, "something else in it"), (shorter, "5 bytes")] {
+        let liar = keeps_of_it(keep);
+        let storage = liar.open(FOR_EVER);
+        let error = write(&storage).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Damaged, "{error:?}");
+        assert!(error.chain().contains(says), "{error:?}");
+        let left = storage.read(FileKind::Pack, &id(1)).unwrap_err();
+        assert_eq!(left.kind(), ErrorKind::NotFound, "{:?}", liar.asked);
+    }
 }
 
 #[test]

@@ -149,13 +149,17 @@ pub fn try_storage(config: &RepositoryConfig, stop: &Cancel) -> Result<Trial> {
 pub fn init_repository(config: &RepositoryConfig, stop: &Cancel) -> Result<bool> {
     let password = config.read_password()?;
     let storage = open_storage(config, stop)?;
-    if Repository::exists(&*storage)? {
-        // A wrong password shows now rather than at two in the morning.
-        Repository::open(storage, &password)?;
-        return Ok(false);
+    if !Repository::exists(&*storage)? {
+        match Repository::init(Arc::clone(&storage), &password) {
+            Ok(_) => return Ok(true),
+            // Somebody else was faster.
+            Err(error) if error.kind() == ErrorKind::Busy => {}
+            Err(error) => return Err(error),
+        }
     }
-    Repository::init(storage, &password)?;
-    Ok(true)
+    // A wrong password shows now rather than at two in the morning.
+    Repository::open(storage, &password)?;
+    Ok(false)
 }
 
 /// Passes everything on and remembers the warnings, so that the report has them whoever noticed.

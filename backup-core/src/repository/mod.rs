@@ -8,6 +8,7 @@ mod archive;
 mod blobs;
 mod bridge;
 mod index;
+mod init;
 mod locks;
 mod maintenance;
 mod mode;
@@ -27,9 +28,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustic_core::repofile::{ConfigFile, SnapshotFile};
-use rustic_core::{
-    ConfigOptions, Credentials, KeyOptions, OpenStatus, RepositoryBackends, RepositoryOptions,
-};
+use rustic_core::{Credentials, OpenStatus, RepositoryBackends, RepositoryOptions};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use archive::{ArchiveRequest, Archived, Uncommitted};
@@ -110,34 +109,12 @@ impl fmt::Debug for Repository {
 }
 
 impl Repository {
-    /// Create a repository of format version 2 where none is. The commit point is its `config` file.
+    /// Create a repository of format version 2 where none is. The commit point is its `config` file; what is returned was opened from what is stored.
     ///
-    /// Fails with [`ErrorKind::Busy`] where one exists already.
+    /// Fails with [`ErrorKind::Busy`] where one exists already, or where somebody else makes one at the same time. Takes some seconds longer where
+    /// an `init` was interrupted.
     pub fn init(storage: Arc<dyn Storage>, password: &SecretString) -> Result<Self> {
-        if Self::exists(&*storage)? {
-            return Err(Error::new(
-                ErrorKind::Busy,
-                format!("there is a repository at {} already", storage.location()),
-            ));
-        }
-        remove_keys_of_an_interrupted_init(&*storage)?;
-        let pack_size = bytesize::ByteSize(PACK_BYTES);
-        let config = ConfigOptions::default()
-            .set_version(2u32)
-            .set_datapack_size(pack_size)
-            .set_datapack_growfactor(0u32)
-            .set_treepack_growfactor(0u32);
-        let rustic = connect(&Arc::new(Bridge::new(Arc::clone(&storage))))?;
-        let failed = |error| {
-            from_rustic(
-                format!("cannot create a repository at {}", storage.location()),
-                error,
-            )
-        };
-        let opened =
-            guarded(|| rustic.init(&credentials(password), &KeyOptions::default(), &config))?
-                .map_err(failed)?;
-        Self::assemble(storage, opened)
+        init::init(storage, password)
     }
 
     /// Whether there is a repository at this storage.
@@ -449,31 +426,6 @@ impl Drop for Shared {
     fn drop(&mut self) {
         self.stragglers.join();
     }
-}
-
-/// A key without a config is what an `init` leaves that was interrupted. It would open the new repository with a key that does not
-/// fit. But where there is anything else, the config was lost, and the key is all there is to get the rest back.
-fn remove_keys_of_an_interrupted_init(storage: &dyn Storage) -> Result<()> {
-    let list = |kind| match storage.list(kind) {
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        other => other,
-    };
-    let keys = list(FileKind::Key)?;
-    for kind in [FileKind::Snapshot, FileKind::Index, FileKind::Pack] {
-        if !list(kind)?.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Damaged,
-                format!(
-                    "there are backups at {} but the file `config` is missing: bring it back from a copy",
-                    storage.location()
-                ),
-            ));
-        }
-    }
-    for (id, _) in keys {
-        storage.remove(FileKind::Key, &id)?;
-    }
-    Ok(())
 }
 
 fn connect(bridge: &Arc<Bridge>) -> Result<rustic_core::Repository<()>> {

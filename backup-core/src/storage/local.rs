@@ -4,13 +4,15 @@
 //! empty one.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind as IoKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind as IoKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
 
 use super::{
     FileId, FileKind, Location, Storage, Trial, all_directories, describe, temporary, trial,
@@ -196,7 +198,7 @@ impl Storage for LocalStorage {
             }
             outcome => outcome?,
         };
-        unfinished.publish(content, &target)?;
+        unfinished.publish(content, &target, kind == FileKind::Config)?;
         sync_directory(&directory)
     }
 
@@ -228,7 +230,7 @@ pub(super) fn try_out(root: &Path) -> Result<Trial> {
     let before = SystemTime::now();
     let unfinished = Unfinished::create(&directory)?;
     let target = directory.join(temporary::new_name());
-    unfinished.publish(&[Bytes::from_static(b"a trial\n")], &target)?;
+    unfinished.publish(&[Bytes::from_static(b"a trial\n")], &target, false)?;
     let stamped = fs::metadata(&target).and_then(|metadata| metadata.modified());
     let after = SystemTime::now();
     let synced = sync_directory(&directory);
@@ -269,7 +271,8 @@ impl Unfinished {
         })
     }
 
-    fn publish(mut self, content: &[Bytes], target: &Path) -> Result<()> {
+    /// With `only_new`, unless there is a file of that name with something else in it.
+    fn publish(mut self, content: &[Bytes], target: &Path, only_new: bool) -> Result<()> {
         let failed = |error| Error::io(format!("cannot write {}", target.display()), error);
         let mut expected = 0;
         for piece in content {
@@ -288,10 +291,41 @@ impl Unfinished {
         }
         self.file.sync_all().map_err(failed)?;
         if let Some(path) = &self.path {
-            fs::rename(path, target).map_err(failed)?;
+            match only_new {
+                true => match rename_to_new(path, target) {
+                    Err(error) if error.kind() == IoKind::AlreadyExists => {
+                        return match super::is_made_of(&fs::read(target).map_err(failed)?, content)
+                        {
+                            true => Ok(()),
+                            false => Err(super::made_by_another(target.display())),
+                        };
+                    }
+                    renamed => renamed.map_err(failed)?,
+                },
+                false => fs::rename(path, target).map_err(failed)?,
+            }
         }
         self.path = None;
         Ok(())
+    }
+}
+
+/// Rename a file; [`IoKind::AlreadyExists`] where there is one of the new name.
+fn rename_to_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+        Err(Errno::INVAL | Errno::NOSYS | Errno::OPNOTSUPP) => {}
+        outcome => return Ok(outcome?),
+    }
+    // Over NFS, for one.
+    match fs::hard_link(from, to) {
+        Err(error) if matches!(error.kind(), IoKind::PermissionDenied | IoKind::Unsupported) => {}
+        linked => return linked.and_then(|()| fs::remove_file(from)),
+    }
+    // Some file systems of programs know neither.
+    match fs::symlink_metadata(to) {
+        Ok(_) => Err(IoKind::AlreadyExists.into()),
+        Err(error) if error.kind() == IoKind::NotFound => fs::rename(from, to),
+        Err(error) => Err(error),
     }
 }
 

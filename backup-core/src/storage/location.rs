@@ -42,6 +42,23 @@ pub(crate) struct S3Place {
     pub(crate) prefix: String,
 }
 
+impl S3Place {
+    /// Whether the store is reached without a network.
+    #[cfg(feature = "object-storage")]
+    pub(crate) fn is_on_this_machine(&self) -> bool {
+        is_on_this_machine(&self.endpoint)
+    }
+}
+
+fn is_on_this_machine(endpoint: &Url) -> bool {
+    match endpoint.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
 /// A directory on an SFTP server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SftpPlace {
@@ -240,13 +257,7 @@ fn parse_s3(text: &str) -> Result<S3Place> {
         .ok_or_else(|| {
             bad("an object storage location needs a host: `s3:https://host/bucket/prefix`")
         })?;
-    let is_loopback = match endpoint.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
-    if scheme == "http" && !is_loopback {
+    if scheme == "http" && !is_on_this_machine(&endpoint) {
         return Err(bad(
             "an object store is reached by `s3:http://` on this machine alone: use `s3:https://host/bucket/prefix`",
         ));

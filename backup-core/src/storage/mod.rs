@@ -131,6 +131,28 @@ fn describe(kind: FileKind, id: &FileId) -> String {
     }
 }
 
+/// Where a `config` was to be written, and one of somebody else's is.
+fn made_by_another(name: impl fmt::Display) -> Error {
+    Error::new(
+        ErrorKind::Busy,
+        format!("somebody else has just made {name}"),
+    )
+}
+
+/// Whether a file is just these pieces.
+fn is_made_of(mut file: &[u8], pieces: &[Bytes]) -> bool {
+    let all = pieces
+        .iter()
+        .all(|piece| match file.strip_prefix(&piece[..]) {
+            Some(rest) => {
+                file = rest;
+                true
+            }
+            None => false,
+        });
+    all && file.is_empty()
+}
+
 /// That `length` bytes from `offset` are in a file of `size` bytes.
 fn check_range(kind: FileKind, id: &FileId, offset: u64, length: u64, size: u64) -> Result<()> {
     if offset.checked_add(length).is_none_or(|end| end > size) {
@@ -206,8 +228,8 @@ pub trait Storage: fmt::Debug + Send + Sync + 'static {
     fn read_range(&self, kind: FileKind, id: &FileId, offset: u64, length: u64) -> Result<Bytes>;
 
     /// Publish a file: after Ok it is whole and durable under its name (as far as the other side offers that); before,
-    /// nothing is visible under it. A file that is already there is replaced, but for the `config` in an object store that knows conditional writes: of
-    /// several who make a repository there at once one does, and the others get [`ErrorKind::Busy`].
+    /// nothing is visible under it. A file that is already there is replaced, but for the `config`: of several who make a repository there at once one
+    /// does, as far as the other side can tell, and the others get [`ErrorKind::Busy`].
     fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()>;
 
     /// Remove a file. One that is already gone is fine.
@@ -256,6 +278,17 @@ mod tests {
         fn nothing_else_is_an_id(text in "[0-9a-fA-Fg./-]{0,66}") {
             let valid = text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
             prop_assert_eq!(text.parse::<FileId>().is_ok(), valid);
+        }
+
+        #[test]
+        fn a_file_is_made_of_its_pieces_and_of_no_others(bytes: Vec<u8>, at: prop::sample::Index, more: u8) {
+            let at = at.index(bytes.len() + 1);
+            let file = Bytes::from(bytes);
+            let pieces = [file.slice(..at), Bytes::new(), file.slice(at..)];
+            prop_assert!(is_made_of(&file, &pieces));
+            let longer = [&file[..], &[more]].concat();
+            prop_assert!(!is_made_of(&longer, &pieces));
+            prop_assert!(!is_made_of(&file, &[longer.into()]));
         }
 
         #[test]

@@ -101,6 +101,11 @@ impl Refusal {
         self.code == "PreconditionFailed" || self.status == StatusCode::PRECONDITION_FAILED
     }
 
+    /// The store does not know how to write on a condition.
+    pub(super) fn is_of_a_condition(&self) -> bool {
+        self.code == "NotImplemented" || self.status == StatusCode::NOT_IMPLEMENTED
+    }
+
     /// The object ends before the part that was asked for.
     pub(super) fn is_of_a_range(&self) -> bool {
         self.code == "InvalidRange" || self.status == StatusCode::RANGE_NOT_SATISFIABLE
@@ -265,38 +270,19 @@ mod tests {
 
     #[test]
     fn what_a_store_says_for_good_is_one_sentence_that_says_what_to_do() {
+        use ErrorKind::{Failed, NoSpace, NotFound, Refused};
         for (status, code, kind, says) in [
-            (404, "NoSuchBucket", ErrorKind::Refused, "create it there"),
-            (404, "NoSuchKey", ErrorKind::NotFound, "not in the bucket"),
-            (404, "", ErrorKind::NotFound, "not in the bucket"),
-            (
-                403,
-                "InvalidAccessKeyId",
-                ErrorKind::Refused,
-                "does not know the access key",
-            ),
-            (
-                403,
-                "SignatureDoesNotMatch",
-                ErrorKind::Refused,
-                "secret of the access key",
-            ),
-            (403, "AccessDenied", ErrorKind::Refused, "allow it to list"),
-            (
-                403,
-                "RequestTimeTooSkewed",
-                ErrorKind::Refused,
-                "clock of this machine",
-            ),
-            (301, "PermanentRedirect", ErrorKind::Refused, "s3_region"),
-            (507, "", ErrorKind::NoSpace, "is full"),
-            (
-                501,
-                "NotImplemented",
-                ErrorKind::Failed,
-                "501 NotImplemented",
-            ),
-            (400, "<script>", ErrorKind::Failed, "(400)"),
+            (404, "NoSuchBucket", Refused, "create it there"),
+            (404, "NoSuchKey", NotFound, "not in the bucket"),
+            (404, "", NotFound, "not in the bucket"),
+            (403, "InvalidAccessKeyId", Refused, "know the access key"),
+            (403, "SignatureDoesNotMatch", Refused, "secret of the"),
+            (403, "AccessDenied", Refused, "allow it to list"),
+            (403, "RequestTimeTooSkewed", Refused, "clock of this"),
+            (301, "PermanentRedirect", Refused, "s3_region"),
+            (507, "", NoSpace, "is full"),
+            (501, "NotImplemented", Failed, "501 NotImplemented"),
+            (400, "<script>", Failed, "(400)"),
         ] {
             let error = refusal(status, &[], &named(code));
             assert_eq!(error.kind(), kind, "{code}: {error}");

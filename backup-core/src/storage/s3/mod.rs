@@ -2,7 +2,7 @@
 //!
 //! An object is there whole or not at all, so there are no temporary names: one request publishes a file, and its commit point is the answer. A call
 //! that fails for a passing reason is done again from the start, until one deadline. Never: an object whose content the store did not confirm taken for
-//! published; a listing that ends early without an error; an access key, or a signed address, in a message.
+//! published; a `config` that is there written over; a listing that ends early without an error; an access key, or a signed address, in a message.
 
 mod client;
 mod fault;
@@ -13,12 +13,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
-use self::client::{Client, Put};
+use self::client::Client;
 use self::fault::Fault;
 use super::location::S3Place;
 use super::{
-    FileId, FileKind, Location, Storage, StorageOptions, Trial, check_range, describe, temporary,
-    trial,
+    FileId, FileKind, Location, Storage, StorageOptions, Trial, check_range, describe, is_made_of,
+    made_by_another, temporary, trial,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
@@ -30,15 +30,29 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a pause looks whether it is to end.
 const STOP_POLL: Duration = Duration::from_millis(100);
 
+/// The most that a file that is read whole may be: a `config`, a key and a lock are a few hundred bytes, index files some millions, and the largest
+/// packs that restic makes 128 MiB.
+const SMALL_BYTES_MAX: u64 = 1 << 20;
+const BYTES_MAX: u64 = 512 << 20;
+
+/// The most parts, of a thousand objects each, that a listing may have: ten million packs are 160 TB.
+const PAGES_MAX: usize = 10_000;
+
+fn bytes_max(kind: FileKind) -> u64 {
+    match kind {
+        FileKind::Config | FileKind::Key | FileKind::Lock => SMALL_BYTES_MAX,
+        FileKind::Snapshot | FileKind::Index | FileKind::Pack => BYTES_MAX,
+    }
+}
+
 /// A repository in a bucket.
 #[derive(Clone)]
 pub(super) struct S3Storage {
     location: Location,
     prefix: String,
-    client: Arc<Client>,
+    /// Whoever may stop it ends the waiting, too.
+    client: Client,
     retry_for: Duration,
-    /// Any of them ends the waiting.
-    stops: Vec<Cancel>,
 }
 
 impl S3Storage {
@@ -51,9 +65,8 @@ impl S3Storage {
         let storage = Self {
             location: location.clone(),
             prefix: place.prefix.clone(),
-            client: Arc::new(Client::new(place, options)?),
+            client: Client::new(place, options)?,
             retry_for: options.retry_for,
-            stops: vec![options.stop.clone()],
         };
         let opening = storage.stoppable(&options.stop_opening);
         let config = storage.key(FileKind::Config, &FileId::default());
@@ -70,9 +83,9 @@ impl S3Storage {
         let (before, after, stamp) =
             self.run(format!("cannot try out {}", self.location), |client| {
                 let before = SystemTime::now();
-                let (_, stamp) = client.put(&key, &content, false)?;
+                let stamp = client.put(&key, &content, false)?;
                 let after = SystemTime::now();
-                let read = client.get(&key);
+                let read = client.get(&key, SMALL_BYTES_MAX);
                 client.delete(&key)?;
                 if read? != content[0] {
                     return Err(Fault::Permanent(Error::new(
@@ -91,9 +104,10 @@ impl S3Storage {
     }
 
     fn stoppable(&self, stop: &Cancel) -> Self {
-        let mut storage = self.clone();
-        storage.stops.push(stop.clone());
-        storage
+        Self {
+            client: self.client.with_stop(stop),
+            ..self.clone()
+        }
     }
 
     /// The name of an object in a directory of the repository.
@@ -126,7 +140,7 @@ impl S3Storage {
                 Err(Fault::Permanent(error)) => return Err(error),
                 Err(Fault::Passing(error)) => error,
             };
-            if self.is_stopped() {
+            if self.client.is_stopped() {
                 return Err(Error::caused(
                     ErrorKind::Cancelled,
                     format!("cancelled while {store} was away"),
@@ -155,14 +169,10 @@ impl S3Storage {
         }
     }
 
-    fn is_stopped(&self) -> bool {
-        self.stops.iter().any(Cancel::is_cancelled)
-    }
-
     /// A pause that ends when somebody asks to stop.
     fn wait(&self, pause: Duration) {
         let end = Instant::now() + pause;
-        while !self.is_stopped() {
+        while !self.client.is_stopped() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
@@ -175,7 +185,7 @@ impl S3Storage {
     fn list_all(&self, purpose: &str, prefix: &str) -> Result<Vec<(String, u64)>> {
         let mut found = Vec::new();
         let mut token = None;
-        loop {
+        for _ in 0..PAGES_MAX {
             // Page by page: an outage costs a page, not all that was listed before.
             let page = self.run(purpose.to_owned(), |client| {
                 client.list(prefix, token.as_deref())
@@ -185,13 +195,47 @@ impl S3Storage {
             if token.is_none() {
                 return Ok(found);
             }
+            // Whoever tidies up needs no long listing.
+            if self.client.is_stopped() {
+                return Err(Error::new(
+                    ErrorKind::Cancelled,
+                    format!("{purpose}: cancelled in the middle of it"),
+                ));
+            }
         }
+        Err(Error::new(
+            ErrorKind::Failed,
+            format!("{purpose}: the listing has no end"),
+        ))
     }
+}
 
-    /// The `config` is the commit point of a new repository, and the one object whose name does not say what is in it.
-    fn is_made_once(kind: FileKind) -> bool {
-        kind == FileKind::Config
+/// Write the `config`, where there is none: it is the commit point of a new repository, and the one object whose name does not say what is in it. Some
+/// stores do not know how to write on a condition, and some take the condition and do not heed it: so there is a look before, and another afterwards.
+fn make_once(client: &Client, key: &str, content: &[Bytes]) -> std::result::Result<(), Fault> {
+    let is_ours = |found: &Bytes| is_made_of(found, content);
+    let made_by_another = || Fault::Permanent(made_by_another("config"));
+    match client.get(key, SMALL_BYTES_MAX) {
+        // By an attempt whose answer was lost.
+        Ok(found) if is_ours(&found) => return Ok(()),
+        Ok(_) => return Err(made_by_another()),
+        Err(Fault::Permanent(error)) if error.kind() == ErrorKind::NotFound => {}
+        Err(fault) => return Err(fault),
     }
+    client.put(key, content, true)?;
+    let found = client.get(key, SMALL_BYTES_MAX)?;
+    if is_ours(&found) {
+        return Ok(());
+    }
+    if !found.is_empty() && content.concat().starts_with(&found) {
+        // Nobody else's begins like ours, and half of it would be in everybody's way.
+        client.delete(key)?;
+        return Err(Fault::Permanent(Error::new(
+            ErrorKind::Damaged,
+            "it came out cut short; it was not kept",
+        )));
+    }
+    Err(made_by_another())
 }
 
 impl Storage for S3Storage {
@@ -235,7 +279,7 @@ impl Storage for S3Storage {
         let key = self.key(kind, id);
         self.run(
             format!("cannot read {} from {}", describe(kind, id), self.location),
-            |client| client.get(&key),
+            |client| client.get(&key, bytes_max(kind)),
         )
     }
 
@@ -255,14 +299,9 @@ impl Storage for S3Storage {
         let key = self.key(kind, id);
         self.run(
             format!("cannot write {} to {}", describe(kind, id), self.location),
-            |client| match client.put(&key, content, Self::is_made_once(kind))? {
-                (Put::Done, _) => Ok(()),
-                // By an attempt whose answer was lost, or by somebody else.
-                (Put::IsThere, _) if client.get(&key)? == content.concat() => Ok(()),
-                (Put::IsThere, _) => Err(Fault::Permanent(Error::new(
-                    ErrorKind::Busy,
-                    "somebody else has just made it",
-                ))),
+            |client| match kind {
+                FileKind::Config => make_once(client, &key, content),
+                _ => client.put(&key, content, false).map(drop),
             },
         )
     }

@@ -15,7 +15,7 @@ use super::fault::{Fault, is_status};
 use super::handles::RemoteHandle;
 use super::session::Session;
 use crate::error::{Error, ErrorKind};
-use crate::storage::{Trial, temporary, trial};
+use crate::storage::{Trial, is_made_of, made_by_another, temporary, trial};
 
 /// How much one request carries: every server takes as much.
 const REQUEST_BYTES: usize = 32 << 10;
@@ -48,6 +48,8 @@ pub(super) struct Upload {
     pub(super) temporary: String,
     /// Make the directory if it does not exist.
     pub(super) make_directory: bool,
+    /// Unless there is a file of that name with something else in it.
+    pub(super) only_new: bool,
 }
 
 impl Upload {
@@ -106,6 +108,7 @@ impl Session {
             name: temporary::new_name(),
             temporary: temporary::new_name(),
             make_directory: false,
+            only_new: false,
         };
         let target = upload.target();
         self.upload(&upload, &[Bytes::from_static(b"a trial\n")])
@@ -194,7 +197,7 @@ impl Session {
     async fn publish(&self, upload: &Upload, content: &[Bytes]) -> Result<(), Fault> {
         let (temporary, target) = (upload.temporary_path(), upload.target());
         let failed = |error| Fault::sftp(format!("cannot publish {target}"), error);
-        if self.extensions.posix_rename {
+        if self.extensions.posix_rename && !upload.only_new {
             return self.posix_rename(&temporary, &target).await.map_err(failed);
         }
         // A plain rename does not replace anything.
@@ -208,6 +211,9 @@ impl Session {
             // It was published before, perhaps by an attempt whose answer was lost.
             self.remove_quietly(&temporary).await;
             return Ok(());
+        }
+        if upload.only_new {
+            return Err(Fault::Permanent(made_by_another(target)));
         }
         // What is there is not what it must be. It steps aside, and back again if its successor does not come.
         let aside = join(&upload.directory, &temporary::new_name());
@@ -231,11 +237,7 @@ impl Session {
         if self.size_of(path).await? != Some(size) {
             return Ok(false);
         }
-        let mut rest = self.download(path).await?;
-        Ok(rest.len() as u64 == size
-            && content
-                .iter()
-                .all(|piece| rest.split_to(piece.len()) == *piece))
+        Ok(is_made_of(&self.download(path).await?, content))
     }
 
     async fn posix_rename(&self, from: &str, to: &str) -> Result<(), SftpError> {

@@ -345,6 +345,7 @@ impl Storage for SftpStorage {
                     name: name.clone(),
                     temporary: temporary::new_name(),
                     make_directory: kind == FileKind::Pack,
+                    only_new: kind == FileKind::Config,
                 };
                 let (content, left_over) = (content.clone(), left_over.clone());
                 async move {
