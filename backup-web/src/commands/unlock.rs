@@ -1,4 +1,4 @@
-//! `unlock`: removes the locks whose owners are gone, in every configured repository. It needs no database.
+//! `unlock`: removes the locks whose owners are gone, in every configured repository. It needs no database but where each customer has one of his own.
 
 use std::process::ExitCode;
 use std::sync::Arc;
