@@ -675,7 +675,8 @@ fn whoever_is_late_to_init_a_repository_finds_it() {
     fs::write(&password_file, "correct horse").unwrap();
     fs::set_permissions(&password_file, fs::Permissions::from_mode(0o600)).unwrap();
     let text = format!(
-        "[repositories.manual]\nlocation = {:?}\npassword_file = {password_file:?}",
+        "[database]\nurl = 'sqlite:///nowhere'\n\
+         [repositories.manual]\nlocation = {:?}\npassword_file = {password_file:?}",
         root_of(&directory)
     );
     let origin = Origin::File(directory.path().join("backup.toml"));

@@ -13,6 +13,7 @@ mod trial;
 mod verify;
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use secrecy::SecretString;
 
@@ -153,13 +154,36 @@ pub fn init_repository(config: &RepositoryConfig, stop: &Cancel) -> Result<bool>
         match Repository::init(Arc::clone(&storage), &password) {
             Ok(_) => return Ok(true),
             // Somebody else was faster.
-            Err(error) if error.kind() == ErrorKind::Busy => {}
+            Err(error) if error.kind() == ErrorKind::Busy => {
+                return open_what_another_made(&storage, &password).map(|_| false);
+            }
             Err(error) => return Err(error),
         }
     }
     // A wrong password shows now rather than at two in the morning.
     Repository::open(storage, &password)?;
     Ok(false)
+}
+
+/// Those who were too late like us may not have taken back their keys yet, which open nothing.
+fn open_what_another_made(
+    storage: &Arc<dyn Storage>,
+    password: &SecretString,
+) -> Result<Repository> {
+    const PATIENCE: Duration = Duration::from_secs(5);
+    const POLL: Duration = Duration::from_millis(50);
+    let begun = Instant::now();
+    loop {
+        match Repository::open(Arc::clone(storage), password) {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::Failed | ErrorKind::NotFound)
+                    && begun.elapsed() < PATIENCE =>
+            {
+                std::thread::sleep(POLL);
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Passes everything on and remembers the warnings, so that the report has them whoever noticed.

@@ -40,6 +40,9 @@ const STALE_AFTER: Duration = Duration::from_secs(5);
 /// How often whoever waits for others looks again.
 const POLL: Duration = Duration::from_millis(50);
 
+/// How often it is tried to open what was made.
+const TRIES: u32 = 3;
+
 /// See [`Repository::init`].
 pub(super) fn init(storage: Arc<dyn Storage>, password: &SecretString) -> Result<Repository> {
     refuse_beside_a_config(&*storage)?;
@@ -81,6 +84,10 @@ fn refuse_beside_backups(storage: &dyn Storage) -> Result<()> {
     Ok(())
 }
 
+fn is_away(error: &Error) -> bool {
+    matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Cancelled)
+}
+
 fn list(storage: &dyn Storage, kind: FileKind) -> Result<BTreeSet<FileId>> {
     match storage.list(kind) {
         Ok(files) => Ok(files.into_iter().map(|(id, _)| id).collect()),
@@ -113,7 +120,7 @@ impl Founder {
             guarded(|| rustic.init(&credentials(password), &KeyOptions::default(), &config))?
                 .map_err(|error| from_rustic(failed(), error))?;
         let written = draft.written();
-        let find = |wanted| {
+        let find = |wanted: FileKind| {
             let mut files = written.iter().filter(|(kind, ..)| *kind == wanted);
             match (files.next(), files.next()) {
                 (Some((_, id, content)), None) => Ok((*id, content.clone())),
@@ -172,43 +179,49 @@ impl Founder {
     /// Open what is stored. Ours is the `config`, and nobody was told of it: so other keys than ours are of those who come late, or of the dead.
     fn prove(&self, password: &SecretString) -> Result<Repository> {
         let mut strangers = Strangers::default();
+        let mut tries = 0;
         loop {
             let (is_ours_there, others) = self.keys()?;
             if !self.is_config_ours()? {
                 self.take_key_back()?;
                 return Err(there_is_one(&*self.storage));
             }
-            match (is_ours_there, others.is_empty()) {
-                (true, true) => break,
-                (false, _) => {
-                    self.write_key()?;
-                    continue;
-                }
-                (true, false) => {}
+            if !is_ours_there {
+                self.write_key()?;
+                continue;
             }
             for stale in strangers.stale(&others) {
                 self.storage.remove(FileKind::Key, &stale)?;
             }
+            if others.is_empty() {
+                tries += 1;
+                match Repository::open(Arc::clone(&self.storage), password) {
+                    Ok(repository) if repository.id() == self.id => return Ok(repository),
+                    // Somebody else's: it shows above.
+                    Ok(_) => {}
+                    // The key of one who is late may have come since.
+                    Err(error) if tries < TRIES && !is_away(&error) => {}
+                    Err(error) => return Err(self.failed(error)),
+                }
+            }
             thread::sleep(POLL);
         }
-        match Repository::open(Arc::clone(&self.storage), password) {
-            Ok(repository) if repository.id() == self.id => Ok(repository),
-            Ok(_) => {
-                self.take_key_back()?;
-                Err(there_is_one(&*self.storage))
-            }
-            Err(error) => {
-                // What is merely away will be there again.
-                let is_away = matches!(error.kind(), ErrorKind::Unreachable | ErrorKind::Cancelled);
-                if !is_away {
-                    self.take_all_back()?;
-                }
-                Err(error.context(format!(
-                    "the new repository at {} cannot be opened: run `init` again",
-                    self.storage.location()
-                )))
-            }
+    }
+
+    /// What is merely away will be there again; what is wrong is taken back, as far as that can be done.
+    fn failed(&self, error: Error) -> Error {
+        if !is_away(&error)
+            && let Err(error) = self.take_all_back()
+        {
+            tracing::warn!(
+                "what was made of a repository stays behind: {}",
+                error.chain()
+            );
         }
+        error.context(format!(
+            "the new repository at {} cannot be opened: run `init` again",
+            self.storage.location()
+        ))
     }
 
     /// The config first: without its key it would be in the way.
