@@ -134,6 +134,9 @@ impl ReplacedState {
     }
 }
 
+/// What something in a schema is, and its name.
+type Named = (Kind, String);
+
 /// What has to be known to finish a swap or to undo it.
 #[derive(Clone, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -146,7 +149,7 @@ pub(super) struct Record {
     new: Vec<Definition>,
     /// What is in the live schema and could not be taken down: it is not dropped while anything may fail.
     #[serde(default)]
-    left: Vec<(Kind, String)>,
+    left: Vec<Named>,
 }
 
 impl Record {
@@ -362,7 +365,7 @@ impl Swap<'_> {
 
     /// What whoever finds the swap committed does not know of: what can be taken down, and what cannot. What is recorded may be the old one or made anew
     /// already, nobody knows.
-    fn latecomers_to_one_found(&self) -> Result<(Vec<Definition>, Vec<(Kind, String)>)> {
+    fn latecomers_to_one_found(&self) -> Result<(Vec<Definition>, Vec<Named>)> {
         let record = self.record;
         let is_late = |kind, name: &str| {
             kind != Kind::Trigger && !record.has(kind, name) && !record.has_left(kind, name)
@@ -375,7 +378,7 @@ impl Swap<'_> {
     }
 
     /// Their names, for the record; somebody should know that they stay.
-    fn leave(&self, unread: Vec<Unread>) -> Vec<(Kind, String)> {
+    fn leave(&self, unread: Vec<Unread>) -> Vec<Named> {
         let named = unread.into_iter().map(|Unread { kind, name, error }| {
             tracing::warn!("{}", error.chain());
             if !self.record.has_old(kind, &name) {
@@ -391,7 +394,7 @@ impl Swap<'_> {
     }
 
     /// The record with these in it, also where it is kept.
-    fn take_in(&self, latecomers: Vec<Definition>, left: Vec<(Kind, String)>) -> Result<Record> {
+    fn take_in(&self, latecomers: Vec<Definition>, left: Vec<Named>) -> Result<Record> {
         let mut record = self.record.clone();
         if latecomers.is_empty() && left.is_empty() {
             return Ok(record);
