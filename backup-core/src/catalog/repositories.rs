@@ -267,8 +267,9 @@ impl Catalog {
     /// Write down how many packs of a sample were damaged; None: it was not read to its end, and is claimed by nobody any more.
     pub(crate) async fn note_sample(&self, repository_id: &str, errors: Option<u64>) -> Result<()> {
         const DONE: &str = "UPDATE backup_repositories SET sampled_at = {now}, sample_errors = ? WHERE repository_id = ?";
-        const RELEASE: &str =
-            "UPDATE backup_repositories SET sampled_at = NULL WHERE repository_id = ?";
+        // What an earlier one found stays said.
+        const RELEASE: &str = "UPDATE backup_repositories
+            SET sampled_at = CASE WHEN sample_errors IS NULL THEN NULL ELSE 0 END WHERE repository_id = ?";
         match errors {
             Some(errors) => {
                 self.store

@@ -647,6 +647,11 @@ async fn a_repository_for_each_customer_is_known_by_him() {
         }
         let samples = catalog.samples().await.unwrap();
         assert_eq!((samples.len(), samples[0].errors), (1, 5));
+        // One that is begun and not read to its end takes nothing of that back.
+        let since = Timestamp::MAX;
+        assert!(catalog.claim_sample(&id("1"), since).await.unwrap());
+        catalog.note_sample(&id("1"), None).await.unwrap();
+        assert_eq!(catalog.samples().await.unwrap()[0].errors, 5);
 
         let backup = entry("ab", 1);
         record(&store, &id("1"), 1, Source::Manual, &backup).await;

@@ -830,7 +830,7 @@ pub fn find_replaced(
 
 /// Bring a swap that a crash interrupted to an end: undo it if it had not come to its commit or was being reversed, complete it if it had, and leave it
 /// alone if it was complete. Can be repeated, and for a swap that was never begun. Gives the state that it was found in; that of one that was undone
-/// is [`Pending`](ReplacedState::Pending) for ever.
+/// is [`Pending`](ReplacedState::Pending) for ever. Views, routines and events that the swap does not know of stay where one is completed.
 ///
 /// # Errors
 /// As [`swap`].
@@ -977,7 +977,8 @@ fn with_record<T>(
         warn: &warn,
     };
     let taken_in;
-    if state == ReplacedState::Committed {
+    // Who completes it for want of a journal may do so long after: what he does not know of may be the customer's work of weeks, and stays.
+    if state == ReplacedState::Committed && goes_back {
         let (latecomers, left) = swap.latecomers_to_one_found()?;
         taken_in = swap.take_in(latecomers, left)?;
         swap.record = &taken_in;
@@ -1310,8 +1311,9 @@ mod tests {
                  CREATE TRIGGER r_{name} BEFORE DELETE ON a FOR EACH ROW SET @a = 1; CREATE EVENT e_{name} {daily};"
             )
         };
+        let before = bed.dump();
         bed.mariadb.sql(of_the_old).unwrap();
-        let expected = bed.dump();
+        let with_late = bed.dump();
         bed.mariadb
             .sql("USE customer_7; DROP VIEW late; DROP PROCEDURE late;")
             .unwrap();
@@ -1330,13 +1332,21 @@ mod tests {
             for is_completed in [true, false] {
                 let (replaced, state) = bed.interrupted(&backup, |swap| {
                     swap.up_to_commit(&cancel).unwrap();
-                    bed.mariadb.sql(of_the_old).unwrap();
+                    match is_completed {
+                        true => swap.complete().unwrap(),
+                        false => drop(bed.mariadb.sql(of_the_old).unwrap()),
+                    }
                 });
-                assert_eq!(state, ReplacedState::Committed);
+                let expected = match is_completed {
+                    true => &before,
+                    false => &with_late,
+                };
                 if is_completed {
-                    bed.resume(&replaced);
+                    assert_eq!(state, ReplacedState::Completed);
                     bed.assert_live(&backup);
                     bed.mariadb.sql(&of_the_new("since")).unwrap();
+                } else {
+                    assert_eq!(state, ReplacedState::Committed);
                 }
                 with_record(
                     &bed.server,
@@ -1360,12 +1370,14 @@ mod tests {
                     true => bed.resume(&replaced),
                     false => bed.resume_or_reverse(&replaced),
                 }
-                bed.assert_live(&expected);
+                bed.assert_live(expected);
                 bed.assert_nothing_left();
                 // As it was when it began.
-                bed.mariadb
-                    .sql("USE customer_7; DROP VIEW late; DROP PROCEDURE late;")
-                    .unwrap();
+                if !is_completed {
+                    bed.mariadb
+                        .sql("USE customer_7; DROP VIEW late; DROP PROCEDURE late;")
+                        .unwrap();
+                }
             }
         }
     }
@@ -1768,26 +1780,34 @@ mod tests {
     }
 
     #[test]
-    fn what_was_created_just_before_a_commit_after_which_all_died_belongs_to_what_was_replaced() {
+    fn what_was_created_just_before_a_commit_after_which_all_died_goes_back_with_the_rest_and_is_never_dropped()
+     {
         let (bed, backup) = Bed::new();
         let cancel = Cancel::new();
         let [[view, _], [procedure, _], [event, _], ..] = changes(10, 1);
         let late = format!("USE customer_7; {view}; {procedure}; {event};");
+        let drop_late =
+            "USE customer_7; DROP VIEW late_10; DROP PROCEDURE late_10; DROP EVENT late_10;";
         bed.mariadb.sql(&late).unwrap();
         let expected = bed.dump();
-        bed.mariadb
-            .sql("USE customer_7; DROP VIEW late_10; DROP PROCEDURE late_10; DROP EVENT late_10;")
-            .unwrap();
-        let (replaced, state) = bed.interrupted(&backup, |swap| {
-            swap.up_to_commit(&cancel).unwrap();
-            bed.mariadb.sql(&late).unwrap();
-        });
-        assert_eq!(state, ReplacedState::Committed);
-        bed.resume(&replaced);
-        bed.assert_live(&backup);
-        bed.resume_or_reverse(&replaced);
-        bed.assert_live(&expected);
-        bed.assert_nothing_left();
+        for goes_back in [true, false] {
+            bed.mariadb.sql(drop_late).unwrap();
+            let (replaced, state) = bed.interrupted(&backup, |swap| {
+                swap.up_to_commit(&cancel).unwrap();
+                bed.mariadb.sql(&late).unwrap();
+            });
+            assert_eq!(state, ReplacedState::Committed);
+            if goes_back {
+                bed.resume_or_reverse(&replaced);
+                bed.assert_live(&expected);
+                bed.assert_nothing_left();
+            } else {
+                bed.resume(&replaced);
+                // It is all there: what is not cannot be dropped.
+                bed.mariadb.sql(drop_late).unwrap();
+                bed.assert_live(&backup);
+            }
+        }
     }
 
     #[test]

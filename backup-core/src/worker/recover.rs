@@ -157,6 +157,9 @@ impl Runner {
             match self.end_if_lost(&job).await {
                 Ok(told) => ended.extend(told),
                 // It is looked at again.
+                Err(error) if is_asked_for => {
+                    tracing::warn!(job = %job.id, "still stuck: {}", error.chain());
+                }
                 Err(error) => tracing::debug!(job = %job.id, "{}", error.chain()),
             }
         }
@@ -170,15 +173,23 @@ impl Runner {
         }
         let _claim = self.claim_customer(job).await?;
         // As it is now that nobody else writes it.
-        if self.has_journal(job).await
-            || !self
-                .jobs
-                .fail_stuck(job.id, Failure::Error, sentence::LOST)
-                .await?
+        if self.has_journal(job).await {
+            return Ok(None);
+        }
+        // First, for nobody looks at an ended job again.
+        let tables: String = self
+            .end_exchanges_of_lost(job)
+            .await?
+            .iter()
+            .map(|said| format!("; {said}"))
+            .collect();
+        if !self
+            .jobs
+            .fail_stuck(job.id, Failure::Error, sentence::LOST)
+            .await?
         {
             return Ok(None);
         }
-        let tables = self.end_exchanges_of_lost(job).await;
         let error = Error::new(
             ErrorKind::Failed,
             format!(
@@ -191,21 +202,34 @@ impl Runner {
         Ok(Some(error))
     }
 
-    /// The tables at least can be brought to an end without a journal; what there is to say of that.
-    async fn end_exchanges_of_lost(&self, job: &Job) -> String {
+    /// The tables at least can be brought to an end without a journal; what there is to say of that. For whoever holds the customer.
+    ///
+    /// An error where it cannot be told now whether any were exchanged.
+    pub(super) async fn end_exchanges_of_lost(&self, job: &Job) -> Result<Vec<String>> {
         let customer = match self.customers.get(job.customer_id).await {
             Ok(customer) => customer,
-            // Then he has no database here either, or the next restore does it.
-            Err(_) => return String::new(),
+            // Then he has no database here.
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Configuration) =>
+            {
+                return Ok(Vec::new());
+            }
+            Err(error) => return Err(error),
         };
         let ended = self
             .blocking(move |engine| engine.end_exchanges_of_lost(&customer))
             .await;
-        let said = match ended {
-            Ok(left) => left,
-            Err(error) => vec![error.chain()],
-        };
-        said.iter().map(|said| format!("; {said}")).collect()
+        match ended {
+            Err(error)
+                if !matches!(
+                    error.kind(),
+                    ErrorKind::Unreachable | ErrorKind::Timeout | ErrorKind::Busy
+                ) =>
+            {
+                Ok(vec![error.chain()])
+            }
+            ended => ended,
+        }
     }
 
     /// Whether its job has no owner that lives, as far as the table tells.

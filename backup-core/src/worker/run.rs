@@ -317,11 +317,23 @@ impl Runner {
                 return Ok(());
             }
         }
+        if job.job_type == JobType::Restore {
+            let found = self.end_exchanges_of_lost(&claimed.job).await;
+            if !matches!(&found, Ok(left) if left.is_empty()) {
+                let said = found.map_or_else(|error| error.chain(), |left| left.join("; "));
+                tracing::error!(job = %job.id, "failed: its journal is gone: {said}");
+                let fail = || {
+                    self.jobs
+                        .fail(claimed.lease, Failure::Error, sentence::LOST)
+                };
+                return self.patiently(&claimed.job, fail).await.map(drop);
+            }
+        }
         let error = Error::new(
             ErrorKind::Interrupted,
             match job.job_type {
                 JobType::Backup => "the backup was interrupted: its process died",
-                // The journal is written before anything else is done.
+                // The journal is written before anything else is done, and no tables are found exchanged.
                 JobType::Restore => {
                     "the restore was interrupted before it had changed anything: its process died"
                 }

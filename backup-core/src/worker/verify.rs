@@ -536,12 +536,20 @@ impl Verification {
             let repository = match opened {
                 Ok(Some(repository)) => repository,
                 Ok(None) => continue,
-                Err(error) if name.customer().is_some() => {
-                    // Each sync says so.
-                    tracing::debug!("no packs of the {name} are read: {}", error.chain());
+                Err(error) if error.kind() == ErrorKind::Cancelled => return Err(error),
+                // The others are read all the same.
+                Err(error) => {
+                    match name.customer() {
+                        // Each sync says so.
+                        Some(_) => {
+                            tracing::debug!("no packs of the {name} are read: {}", error.chain());
+                        }
+                        None => {
+                            tracing::error!("no packs of the {name} are read: {}", error.chain());
+                        }
+                    }
                     continue;
                 }
-                Err(error) => return Err(error),
             };
             let id = repository.id();
             if !self.catalog.claim_sample(&id, since).await? {
@@ -560,6 +568,11 @@ impl Verification {
                     return Err(error);
                 }
             };
+            if report.packs == 0 && report.packs_left > 0 {
+                // That says nothing, above all not that what was damaged is whole again.
+                self.catalog.note_sample(&id, None).await?;
+                return Ok(false);
+            }
             let errors = Some(report.errors.len() as u64);
             self.catalog.note_sample(&id, errors).await?;
             for error in &report.errors {

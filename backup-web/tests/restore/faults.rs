@@ -696,6 +696,11 @@ fn an_exchange_of_tables_whose_journal_is_lost_is_completed_by_its_own_record() 
         let warnings = shop.restore("").good()["warnings"].to_string();
         assert!(warnings.contains("its journal is gone"), "{warnings}");
         assert_eq!(record(), "~shophosting backup: completed\n");
+        // Not that all is as it was before.
+        let sentence = shop.world.platform_sql(
+            "SELECT error_message FROM customer_backup_jobs WHERE failure = 'error' ORDER BY id DESC LIMIT 1",
+        );
+        assert!(sentence.contains("we cannot tell any more"), "{sentence}");
         for schema in shop.world.schemas_beside() {
             shop.world.sql(&format!("DROP DATABASE `{schema}`"));
         }
