@@ -669,6 +669,61 @@ fn a_repository_that_cannot_be_opened_is_not_told_as_made_and_bars_no_other() {
 }
 
 #[test]
+fn a_repository_that_cannot_be_opened_is_not_taken_back_from_whoever_uses_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let snapshot = path_of(&root, FileKind::Snapshot, &id(1));
+    let keys = root.join("keys");
+    let whole = directory.path().join("key");
+    let aside = whole.clone();
+    // Its key is spoilt once somebody has opened it.
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::AfterWrite(FileKind::Config) {
+            fs::write(&snapshot, "a backup").unwrap();
+            let key = files_below(&keys).remove(0);
+            fs::rename(&key, &aside).unwrap();
+            fs::write(&key, "{}").unwrap();
+        }
+    });
+    let error = Repository::init(meddled, &password).unwrap_err();
+    let said = error.to_string();
+    assert!(said.contains("nothing of it was removed"), "{error:?}");
+    assert!(said.contains("there are snapshots"), "{error:?}");
+    assert_eq!(files_below(&root).len(), 3);
+    let key = files_below(&root.join("keys")).remove(0);
+    fs::rename(whole, key).unwrap();
+    Repository::open(open_local(&root), &password).unwrap();
+}
+
+#[test]
+fn a_key_that_somebody_adds_to_a_new_repository_stays_and_one_that_bars_it_goes() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = root_of(&directory);
+    let password = "correct horse".to_owned().into();
+    let elsewhere = directory.path().join("elsewhere");
+    drop(Repository::init(open_local(&elsewhere), &password).unwrap());
+    let barring = files_below(&elsewhere.join("keys")).remove(0);
+    let restic = Restic::new(&root, "correct horse").unwrap();
+    let guest = Restic::new(&root, "battery staple").unwrap();
+    let (keys, word) = (root.join("keys"), guest.password_file());
+    let meddled = Meddled::at(&root, move |moment| {
+        if moment == Moment::AfterWrite(FileKind::Config) {
+            let word = word.to_str().unwrap();
+            restic
+                .run(["key", "add", "--new-password-file", word])
+                .unwrap();
+            fs::copy(&barring, keys.join(barring.file_name().unwrap())).unwrap();
+        }
+    });
+    let told = Repository::init(meddled, &password).unwrap().id();
+    assert_eq!(files_below(&root.join("keys")).len(), 2);
+    guest.run(["snapshots"]).unwrap();
+    let opened = Repository::open(open_local(&root), &password).unwrap();
+    assert_eq!(opened.id(), told);
+}
+
+#[test]
 fn whoever_is_late_to_init_a_repository_finds_it() {
     let directory = tempfile::tempdir().unwrap();
     let password_file = directory.path().join("password");

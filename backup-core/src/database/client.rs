@@ -333,6 +333,12 @@ pub(super) fn explain(server: &Server, account: &Account, error: Error) -> SqlEr
                 "the database server at {server} denies something to the account {user}; correct its password or grant it what the log names"
             ),
         )),
+        Some(1130 | 1820 | 1862 | 3118 | 4150 | 4151) => Some((
+            ErrorKind::Refused,
+            format!(
+                "the database server at {server} does not let the account {user} in: it is locked, its password has expired, or it may not come from this host; mend what the log names"
+            ),
+        )),
         Some(1049) => Some((
             ErrorKind::NotFound,
             format!("the database does not exist on the server at {server}"),

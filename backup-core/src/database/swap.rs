@@ -1486,15 +1486,26 @@ mod tests {
     fn an_account_of_the_customer_that_cannot_log_in_bars_no_way_back() {
         let (bed, backup) = Bed::new();
         let before = bed.dump();
-        let shadow = bed.staged(&backup);
-        let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
-        let nobody = ImportAccount::Customer {
+        let nobody = |password: &str| ImportAccount::Customer {
             user: LIVE.to_owned(),
-            password: SecretString::from("wrong"),
+            password: SecretString::from(password),
         };
-        swap_back(&bed.server, &replaced, &nobody, &bed.control).unwrap();
-        bed.assert_live(&before);
-        bed.assert_nothing_left();
+        let expired = "SET GLOBAL disconnect_on_expired_password = OFF; ALTER USER customer_7@'%' PASSWORD EXPIRE";
+        for (barring, password) in [
+            ("DO 0", "wrong"),
+            ("ALTER USER customer_7@'%' ACCOUNT LOCK", "x"),
+            (expired, "x"),
+        ] {
+            let shadow = bed.staged(&backup);
+            let replaced = swap(&bed.server, &shadow, &bed.control).unwrap();
+            bed.mariadb.sql(barring).unwrap();
+            swap_back(&bed.server, &replaced, &nobody(password), &bed.control).unwrap();
+            bed.assert_live(&before);
+            bed.assert_nothing_left();
+            bed.mariadb
+                .sql("ALTER USER customer_7@'%' IDENTIFIED BY 'x' ACCOUNT UNLOCK")
+                .unwrap();
+        }
     }
 
     #[test]

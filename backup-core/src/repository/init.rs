@@ -1,7 +1,7 @@
 //! Making a repository where none is.
 //!
 //! Several may do so at the same place at once, and each may stand still for any time between two steps. Never: success told of a repository that cannot
-//! be opened from what is stored; the key of a repository that is there removed.
+//! be opened from what is stored; the key of a repository that is there removed; a repository taken back that somebody uses.
 //!
 //! A repository is made in memory first: a key file, and a `config` that this key alone opens. Then:
 //!
@@ -14,6 +14,15 @@
 //! 3. *Commit.* The `config` is written where none is. The storage lets one do that, however late: a second one, whose key was taken for stale, gives way.
 //! 4. *Proof.* Whoever wrote the `config` writes his key again if it was taken for stale, waits until those who came late have taken theirs back, and
 //!    opens what is stored. Only then success is told.
+//!
+//! From the commit on others may open the repository, add keys of theirs and write backups, while its proof is still under way:
+//!
+//! - A key of another that stays for [`STALE_AFTER`] is tried with our `config`, in memory. It goes if our password opens it and the `config` does not open
+//!   with it, or if it is no key at all: that is what one left who came late and died, and it keeps everybody out. Any other stays: one that fits is of
+//!   somebody who opened the repository, and one of another password may be; neither is in the way.
+//! - What is stored and cannot be opened is taken back only where nobody can have opened it, as far as can be told: our key is not as it was written, no key
+//!   of another stays, and there is no snapshot, index, pack or lock. Otherwise nothing is removed, and the error says why. What is left is somebody who
+//!   opened the repository before our key was spoilt, and takes his first lock after that look.
 //!
 //! Where a storage cannot write a file only if there is none (some object stores), step 1 alone keeps two apart: it does, unless the commit of one
 //! takes longer than [`STALE_AFTER`]. And a late key whose owner dies before he takes it back stays.
@@ -176,12 +185,13 @@ impl Founder {
         }
     }
 
-    /// Open what is stored. Ours is the `config`, and nobody was told of it: so other keys than ours are of those who come late, or of the dead.
+    /// Open what is stored. Ours is the `config`: so other keys than ours are of those who come late, of the dead, or of those who use the repository already.
     fn prove(&self, password: &SecretString) -> Result<Repository> {
         let mut strangers = Strangers::default();
+        let mut harmless: BTreeSet<FileId> = BTreeSet::new();
         let mut tries = 0;
         loop {
-            let (is_ours_there, others) = self.keys()?;
+            let (is_ours_there, mut others) = self.keys()?;
             if !self.is_config_ours()? {
                 self.take_key_back()?;
                 return Err(there_is_one(&*self.storage));
@@ -190,8 +200,16 @@ impl Founder {
                 self.write_key()?;
                 continue;
             }
+            others.retain(|id| !harmless.contains(id));
             for stale in strangers.stale(&others) {
-                self.storage.remove(FileKind::Key, &stale)?;
+                let Some(key) = self.read_key(&stale)? else {
+                    continue;
+                };
+                if self.is_in_the_way(&stale, key, password) {
+                    self.storage.remove(FileKind::Key, &stale)?;
+                } else {
+                    harmless.insert(stale);
+                }
             }
             if others.is_empty() {
                 tries += 1;
@@ -201,35 +219,79 @@ impl Founder {
                     Ok(_) => {}
                     // The key of one who is late may have come since.
                     Err(error) if tries < TRIES && !is_away(&error) => {}
-                    Err(error) => return Err(self.failed(error)),
+                    Err(error) => return Err(self.failed(error, !harmless.is_empty())),
                 }
             }
             thread::sleep(POLL);
         }
     }
 
-    /// What is merely away will be there again; what is wrong is taken back, as far as that can be done.
-    fn failed(&self, error: Error) -> Error {
-        if !is_away(&error)
-            && let Err(error) = self.take_all_back()
-        {
-            tracing::warn!(
-                "what was made of a repository stays behind: {}",
-                error.chain()
-            );
+    /// Whether somebody who opens the repository with our password may come to this key, which does not open it.
+    fn is_in_the_way(&self, id: &FileId, key: Bytes, password: &SecretString) -> bool {
+        let config = (FileKind::Config, FileId::default(), self.config.clone());
+        let draft = Draft(Mutex::new(vec![config, (FileKind::Key, *id, key)]));
+        match Repository::open(Arc::new(draft), password) {
+            Ok(_) => false,
+            // It is of another password, so nobody with ours comes any further with it.
+            Err(error) => error.kind() != ErrorKind::Refused,
         }
-        error.context(format!(
-            "the new repository at {} cannot be opened: run `init` again",
-            self.storage.location()
-        ))
     }
 
-    /// The config first: without its key it would be in the way.
-    fn take_all_back(&self) -> Result<()> {
-        if self.is_config_ours()? {
-            self.storage.remove(FileKind::Config, &FileId::default())?;
+    /// What is merely away will be there again; what is wrong is taken back, unless it may be of use to somebody.
+    fn failed(&self, error: Error, has_guests: bool) -> Error {
+        let stays = match is_away(&error) {
+            true => Ok(None),
+            false => self.take_all_back(has_guests),
+        };
+        let stays = stays.unwrap_or_else(|problem| {
+            tracing::warn!(
+                "what was made of a repository stays behind: {}",
+                problem.chain()
+            );
+            None
+        });
+        let location = self.storage.location();
+        error.context(match stays {
+            None => format!("the new repository at {location} cannot be opened: run `init` again"),
+            Some(why) => format!(
+                "the new repository at {location} cannot be opened, and nothing of it was removed, for {why}: mend what is named, then run `init` again"
+            ),
+        })
+    }
+
+    /// The config first: without its key it would be in the way. Or why all of it stays.
+    fn take_all_back(&self, has_guests: bool) -> Result<Option<&'static str>> {
+        let why = self.why_it_stays(has_guests)?;
+        if why.is_none() {
+            if self.is_config_ours()? {
+                self.storage.remove(FileKind::Config, &FileId::default())?;
+            }
+            self.take_key_back()?;
         }
-        self.take_key_back()
+        Ok(why)
+    }
+
+    /// The lock is looked for last: whoever begins to use the repository meanwhile has it.
+    fn why_it_stays(&self, has_guests: bool) -> Result<Option<&'static str>> {
+        if has_guests {
+            return Ok(Some("others have keys there"));
+        }
+        if self.read_key(&self.key_id)?.as_ref() == Some(&self.key) {
+            return Ok(Some(
+                "its key is as it was written, so others may have opened it",
+            ));
+        }
+        for (kind, why) in [
+            (FileKind::Snapshot, "there are snapshots in it"),
+            (FileKind::Index, "there are index files in it"),
+            (FileKind::Pack, "there are packs in it"),
+            (FileKind::Lock, "somebody has locked it"),
+        ] {
+            if !list(&*self.storage, kind)?.is_empty() {
+                return Ok(Some(why));
+            }
+        }
+        Ok(None)
     }
 
     fn give_way_to_a_config(&self) -> Result<()> {
@@ -256,6 +318,14 @@ impl Founder {
         }
     }
 
+    /// None: it was taken back since it was listed.
+    fn read_key(&self, id: &FileId) -> Result<Option<Bytes>> {
+        match self.storage.read(FileKind::Key, id) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            read => read.map(Some),
+        }
+    }
+
     fn write_key(&self) -> Result<()> {
         let key = std::slice::from_ref(&self.key);
         self.storage.write(FileKind::Key, &self.key_id, key)
@@ -268,9 +338,8 @@ impl Founder {
 
     /// Remove the key of an interrupted `init`, unless its config comes at the last moment.
     fn remove_stale(&self, id: &FileId) -> Result<()> {
-        let key = match self.storage.read(FileKind::Key, id) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            read => read?,
+        let Some(key) = self.read_key(id)? else {
+            return Ok(());
         };
         self.give_way_to_a_config()?;
         self.storage.remove(FileKind::Key, id)?;
@@ -304,7 +373,7 @@ impl Strangers {
     }
 }
 
-/// Takes what rustic writes of a new repository, for us to write in our order.
+/// A repository in memory alone. Takes what rustic writes of a new one, for us to write in our order, or has a `config` and a key, to see whether they fit.
 #[derive(Default)]
 struct Draft(Mutex<Vec<(FileKind, FileId, Bytes)>>);
 
@@ -338,12 +407,16 @@ impl Storage for Draft {
             .collect())
     }
 
-    fn read(&self, _kind: FileKind, _id: &FileId) -> Result<Bytes> {
-        Err(nothing_to_read())
+    fn read(&self, wanted: FileKind, id: &FileId) -> Result<Bytes> {
+        let mut written = self.written().into_iter();
+        written
+            .find(|(kind, name, _)| *kind == wanted && name == id)
+            .map(|(.., content)| content)
+            .ok_or_else(nothing_there)
     }
 
     fn read_range(&self, _: FileKind, _: &FileId, _: u64, _: u64) -> Result<Bytes> {
-        Err(nothing_to_read())
+        Err(nothing_there())
     }
 
     fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()> {
@@ -353,7 +426,7 @@ impl Storage for Draft {
     }
 
     fn remove(&self, _kind: FileKind, _id: &FileId) -> Result<()> {
-        Err(nothing_to_read())
+        Err(nothing_there())
     }
 
     fn with_stop(&self, _stop: &Cancel) -> Arc<dyn Storage> {
@@ -361,9 +434,9 @@ impl Storage for Draft {
     }
 }
 
-fn nothing_to_read() -> Error {
+fn nothing_there() -> Error {
     Error::new(
         ErrorKind::NotFound,
-        "a repository that is being made has nothing to read or to remove",
+        "a repository in memory has no such file, and none to remove",
     )
 }

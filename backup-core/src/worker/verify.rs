@@ -136,7 +136,7 @@ impl Verification {
                 }
                 continue;
             }
-            for (id, outcome) in self.prove(&held, &target, expected, control).await? {
+            for (id, outcome) in self.prove(&held, &target, expected, None, control).await? {
                 match outcome {
                     Ok(restored) => report.proven.push(Verified {
                         customer: target.customer.id,
@@ -306,20 +306,28 @@ impl Verification {
     }
 
     /// Prove these backups of a target and write down what came of them. One that was forgotten meanwhile is left out; an error where somebody stopped it, or it could
-    /// not be written down.
+    /// not be written down. Where there is upkeep, no further one is begun once a prune is due; what is left then is no result.
     async fn prove(
         &self,
         held: &Held,
         target: &Target,
         backups: Vec<Expected>,
+        upkeep: Option<&Upkeep>,
         control: &Control,
     ) -> Result<Vec<(SnapshotId, Result<Proven>)>> {
         let (customer, source) = (target.customer.id, target.source);
         let mut outcomes = Vec::new();
         let mut tries = Vec::new();
-        for expected in backups {
+        for (nth, expected) in backups.into_iter().enumerate() {
             control.cancel.check()?;
             let id = expected.entry.id;
+            if let Some(upkeep) = upkeep
+                && nth > 0
+                && upkeep.is_prune_due().await
+            {
+                tries.push((id, None));
+                break;
+            }
             let outcome = self.prove_in_time(held, expected, control).await;
             let tried = match &outcome {
                 Ok(_) => Some(Tried::Proven),
@@ -499,7 +507,8 @@ impl Verification {
                 cancel: stop.child(),
                 ..Control::default()
             };
-            for (id, outcome) in self.prove(&held, &target, expected, &control).await? {
+            let proving = self.prove(&held, &target, expected, Some(upkeep), &control);
+            for (id, outcome) in proving.await? {
                 let whose = format!(
                     "the {} backup {id} of customer {}",
                     target.source, target.customer.id

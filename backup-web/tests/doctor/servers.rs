@@ -205,14 +205,21 @@ fn what_the_accounts_at_the_database_servers_lack_is_told_and_nothing_is_left() 
     world
         .doctor_with(&[("CUSTOMER_DATABASE__USER", "no_events")])
         .fails(database, &["denies something"]);
-    world.sql(
-        "CREATE DATABASE customer_9__proof_0123abcd; CREATE DATABASE customer_9__proof_of_work",
-    );
+    // The first is the database of a customer, whatever it is called.
+    let customers = format!("{PLATFORM_SCHEMA}.customers");
+    world.sql(&format!(
+        "CREATE DATABASE customer_9__proof_00000000; CREATE DATABASE customer_9__proof_0123abcd; CREATE DATABASE customer_9__proof_of_work;
+         INSERT INTO {customers} (id, email, password_hash, company_name, domain, platform, status, server_id, db_name)
+         VALUES (9, 'nine@example', '', '', '', 'magento', 'suspended', 1, 'customer_9__proof_00000000')"
+    ));
     world.doctor().warns(
         "customer_database scratch schemas",
         &["proofs: customer_9__proof_0123abcd"],
     );
-    world.sql("DROP DATABASE customer_9__proof_0123abcd; DROP DATABASE customer_9__proof_of_work");
+    world.sql(&format!(
+        "DELETE FROM {customers} WHERE id = 9; DROP DATABASE customer_9__proof_00000000;
+         DROP DATABASE customer_9__proof_0123abcd; DROP DATABASE customer_9__proof_of_work"
+    ));
     // Then a dump is imported as the customer himself.
     world
         .doctor_with(&[("CUSTOMER_DATABASE__USER", "no_accounts")])
@@ -221,7 +228,6 @@ fn what_the_accounts_at_the_database_servers_lack_is_told_and_nothing_is_left() 
     world
         .doctor_with(&[("CUSTOMER_DATABASE__USER", "stranger")])
         .fails(database, &["denies something"]);
-    let customers = format!("{PLATFORM_SCHEMA}.customers");
     world.sql(&format!("UPDATE {customers} SET db_password = 'x'"));
     world
         .doctor()

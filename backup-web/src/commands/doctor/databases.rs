@@ -24,6 +24,7 @@ pub(super) fn check(examined: &Examined<'_>, report: &mut Report) -> Result<()> 
         config,
         engine,
         customers,
+        databases,
         cancel,
     } = *examined;
     let in_containers = config.customer_database.is_in_container();
@@ -46,7 +47,7 @@ pub(super) fn check(examined: &Examined<'_>, report: &mut Report) -> Result<()> 
                     Ok(facts) => {
                         check_facts(&name, &facts, report);
                         check_import(&name, engine, customer, &facts, cancel, report);
-                        check_scratch_schemas(&name, engine, customer, cancel, report);
+                        check_scratch_schemas(&name, engine, customer, databases, cancel, report);
                         if !in_containers {
                             shared_server = Some(facts.clone());
                         }
@@ -225,15 +226,26 @@ fn check_import(
     }
 }
 
+/// What is a customer's is no scratch schema, whatever its name: some servers keep names in another case than the table.
 fn check_scratch_schemas(
     name: &str,
     engine: &Engine,
     customer: &Customer,
+    databases: &[DatabaseName],
     cancel: &Cancel,
     report: &mut Report,
 ) {
     let name = format!("{name} scratch schemas");
-    match engine.scratch_schemas(customer, cancel) {
+    let is_scratch = |schema: &String| {
+        !databases
+            .iter()
+            .any(|database| database.as_str().eq_ignore_ascii_case(schema))
+    };
+    let found = engine.scratch_schemas(customer, cancel).map(|mut found| {
+        found.retain(is_scratch);
+        found
+    });
+    match found {
         Ok(none) if none.is_empty() => report.ok(&name, "none"),
         Ok(found) => report.warning(
             &name,

@@ -15,7 +15,7 @@ mod sites;
 use std::process::ExitCode;
 
 use backup_core::config::Config;
-use backup_core::customer::CustomerId;
+use backup_core::customer::{CustomerId, DatabaseName};
 use backup_core::error::Result;
 use backup_core::operations::Engine;
 use backup_core::progress::Cancel;
@@ -36,6 +36,8 @@ struct Examined<'a> {
     config: &'a Config,
     engine: &'a Engine,
     customers: &'a Customers,
+    /// Of all customers, whosever server they are on.
+    databases: &'a [DatabaseName],
     cancel: &'a Cancel,
 }
 
@@ -63,6 +65,7 @@ pub fn run(
         config,
         engine: &engine,
         customers: &customers,
+        databases: &found.databases,
         cancel,
     };
     sites::check(&examined, &mut report)?;

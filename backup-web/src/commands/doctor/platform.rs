@@ -2,7 +2,7 @@
 
 use backup_core::catalog::Catalog;
 use backup_core::config::{Config, DatabaseUrl};
-use backup_core::customer::{Customer, CustomerId, CustomerStore};
+use backup_core::customer::{Customer, CustomerId, CustomerStore, DatabaseName};
 use backup_core::error::{Error, ErrorKind};
 use backup_core::jobs::Queue;
 use backup_core::store::Store;
@@ -17,6 +17,8 @@ const NAME: &str = "platform database";
 pub(super) struct Found {
     /// The customers that can be used, of all servers.
     pub(super) customers: Vec<Customer>,
+    /// The databases of all customers, also of those who cannot be used.
+    pub(super) databases: Vec<DatabaseName>,
     /// The bytes of each one's largest backup, the largest first.
     pub(super) largest: Vec<(CustomerId, u64)>,
 }
@@ -34,7 +36,7 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Found {
     }
     match Store::connect(config).await {
         Ok(store) => {
-            let customers = check_customers(config, &store, report).await;
+            let (customers, databases) = check_customers(config, &store, report).await;
             check_tables(&store, report).await;
             // Where it cannot be told, what is wrong with the tables is.
             let largest = Catalog::new(&store).largest().await.unwrap_or_default();
@@ -49,7 +51,11 @@ pub(super) async fn check(config: &Config, report: &mut Report) -> Found {
                 Err(e) => report.error(NAME, &e, remedy(&e)),
             }
             store.close().await;
-            Found { customers, largest }
+            Found {
+                customers,
+                databases,
+                largest,
+            }
         }
         Err(e) => {
             report.error(NAME, &e, remedy(&e));
@@ -69,13 +75,22 @@ fn remedy(error: &Error) -> &'static str {
     }
 }
 
-async fn check_customers(config: &Config, store: &Store, report: &mut Report) -> Vec<Customer> {
+/// Those who can be used, and the databases of all.
+async fn check_customers(
+    config: &Config,
+    store: &Store,
+    report: &mut Report,
+) -> (Vec<Customer>, Vec<DatabaseName>) {
     let customers = CustomerStore::new(store, config);
-    let listed = match customers.list().await {
-        Ok(listed) => listed,
+    let read = async {
+        let listed = customers.list().await?;
+        Ok::<_, Error>((listed, customers.database_names().await?))
+    };
+    let (listed, named) = match read.await {
+        Ok(read) => read,
         Err(e) => {
             report.error(NAME, &e, remedy(&e));
-            return Vec::new();
+            return Default::default();
         }
     };
     report.ok(
@@ -94,7 +109,8 @@ async fn check_customers(config: &Config, store: &Store, report: &mut Report) ->
             ),
         }
     }
-    usable
+    let databases = named.into_iter().map(|(_, name, _)| name).collect();
+    (usable, databases)
 }
 
 async fn check_tables(store: &Store, report: &mut Report) {
