@@ -286,7 +286,7 @@ fn of_scratch_schemas_just_what_was_made_is_removed_by_its_name_alone() {
     let server = Server::new(Endpoint::Socket(other.socket()), Vec::new(), "root", word);
     let name = database::proof_name("Proven_1");
     let mut scratch = database::prepare_proof(&server, "Proven_1", &name, &quiet()).unwrap();
-    let dump = format!("CREATE TABLE t (id INT);{TRAILER}");
+    let dump = format!("CREATE TABLE `t` (id INT);{TRAILER}");
     let dump = Box::new(std::io::Cursor::new(dump));
     let found = database::import_for_proof(&server, &mut scratch, dump, LIMIT, &quiet());
     assert_eq!(found.unwrap().len(), 1);

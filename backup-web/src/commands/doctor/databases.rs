@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backup_core::config::RepositoryConfig;
-use backup_core::customer::{Customer, CustomerId};
+use backup_core::customer::{Customer, CustomerId, DatabaseName};
 use backup_core::database::Facts;
 use backup_core::error::{ErrorKind, Result};
 use backup_core::operations::Engine;
