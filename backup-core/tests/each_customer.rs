@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use backup_core::catalog::{Missing, RepositoryName, SyncReport};
 use backup_core::config::{Config, Environment, Origin};
-use backup_core::customer::{CustomerId, NewCustomer};
+use backup_core::customer::{CustomerId, DEFAULT_SERVER, NewCustomer};
 use backup_core::error::{ErrorKind, Result};
 use backup_core::operations::{BackupRequest, Engine, RestoreRequest, Source, init_repository};
 use backup_core::progress::{Cancel, Control};
@@ -29,7 +29,8 @@ impl World {
     async fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         fs::write(scratch.path().join("password"), PASSWORD).unwrap();
-        let config = config(&scratch, "shops/{customer}");
+        fs::create_dir(scratch.path().join("shops")).unwrap();
+        let config = config(&scratch, DEFAULT_SERVER, "shops/{customer}");
         let world = Self {
             service: BackupService::connect(config.clone()).await.unwrap(),
             engine: Arc::new(Engine::new(config, &Cancel::new())),
@@ -49,7 +50,7 @@ impl World {
 
     /// The same hosting server with another location, and nothing open.
     async fn moved(self, location: &str) -> Self {
-        let config = config(&self.scratch, location);
+        let config = config(&self.scratch, DEFAULT_SERVER, location);
         self.service.close().await;
         Self {
             service: BackupService::connect(config.clone()).await.unwrap(),
@@ -138,11 +139,11 @@ impl World {
     }
 }
 
-fn config(scratch: &tempfile::TempDir, location: &str) -> Config {
+fn config(scratch: &tempfile::TempDir, server: &str, location: &str) -> Config {
     let place = scratch.path().display();
     let text = format!(
         "[database]\nurl = 'sqlite://{place}/backup.db'\n\
-         [worker]\nstate_dir = '{place}/state'\n\
+         [worker]\nserver = '{server}'\nstate_dir = '{place}/state'\n\
          [repositories.manual]\nlocation = '{place}/{location}'\npassword_file = '{place}/password'\n\
          [customers]\nroot = '{place}/customers'\n\
          [site]\nstop = []\nstart = []\nnginx = []\n"
@@ -256,6 +257,12 @@ async fn a_repository_that_is_gone_or_damaged_concerns_its_customer_alone() {
         assert!(error.chain().contains("customer 2"), "{}", error.chain());
     }
     let report = world.verify().await;
+    let of_twelfth = report.failed.iter().find(|one| one.customer.get() == 12);
+    let said = &of_twelfth.unwrap().error;
+    assert!(
+        said.contains("bring it back") && !said.contains("init"),
+        "{said}"
+    );
     let proven: Vec<u32> = report.proven.iter().map(|one| one.customer.get()).collect();
     let mut failed: Vec<u32> = report.failed.iter().map(|one| one.customer.get()).collect();
     failed.sort_unstable();
@@ -282,6 +289,48 @@ async fn a_repository_that_is_gone_or_damaged_concerns_its_customer_alone() {
     let new = world.back_up(12).await;
     assert_eq!(ids(&world.restic(12)), [new]);
     world.restic(12).check_read_data().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_makes_no_repository_on_another_disk_nor_beside_one_on_another_server() {
+    let world = World::new().await;
+    let service = &world.service;
+    let shops = world.scratch.path().join("shops");
+    let aside = world.scratch.path().join("aside");
+    let refused = async |id| {
+        let error = world.try_back_up(&world.engine, id).await.unwrap_err();
+        let said = error.chain();
+        let is_named = said.contains(&shops.display().to_string());
+        assert!(is_named && said.contains("mount it"), "{said}");
+    };
+    fs::remove_dir(&shops).unwrap();
+    refused(1).await;
+    assert!(!shops.exists());
+    let made = service.make_repository(&world.engine, customer(1), false);
+    assert!(made.await.unwrap());
+    let backup = world.back_up(1).await;
+    world.back_up(2).await;
+    // Of a disk that is not mounted the directory may be there.
+    fs::rename(&shops, &aside).unwrap();
+    fs::create_dir(&shops).unwrap();
+    refused(12).await;
+    assert_eq!(fs::read_dir(&shops).unwrap().count(), 0);
+    fs::remove_dir(&shops).unwrap();
+    fs::rename(&aside, &shops).unwrap();
+    world.back_up(12).await;
+
+    let south = config(&world.scratch, "south", "south/{customer}");
+    let south = Arc::new(Engine::new(south, &Cancel::new()));
+    let made = service.make_repository(&south, customer(1), false).await;
+    let said = made.unwrap_err().chain();
+    assert!(
+        said.contains("the server default") && said.contains("`init 1`"),
+        "{said}"
+    );
+    assert!(!world.scratch.path().join("south").exists());
+    let made = service.make_repository(&south, customer(1), true);
+    assert!(made.await.unwrap());
+    assert_eq!(world.shown(1).await, [backup]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -136,6 +136,18 @@ impl Catalog {
         Ok(row.is_some())
     }
 
+    /// Another hosting server that has had a repository of this name.
+    pub(crate) async fn other_user(
+        &self,
+        server: &str,
+        name: RepositoryName,
+    ) -> Result<Option<String>> {
+        const QUERY: &str = "SELECT server FROM backup_repository_users
+            WHERE server <> ? AND source = ? ORDER BY server";
+        let row: Option<(String,)> = self.store.row(QUERY, values![server, name.key()]).await?;
+        Ok(row.map(|(other,)| other))
+    }
+
     /// The repositories that a hosting server has.
     pub(crate) async fn in_use(&self, server: &str) -> Result<Vec<InUse>> {
         const QUERY: &str = "SELECT u.source, r.pruned_at, r.sampled_at FROM backup_repository_users u

@@ -30,7 +30,7 @@ use crate::store::Store;
 use notify::Notifier;
 
 pub use recover::Recovery;
-pub(crate) use repositories::Repositories;
+pub(crate) use repositories::{Repositories, Wish};
 pub(crate) use run::{Ended, Runner};
 pub(crate) use upkeep::Upkeep;
 pub(crate) use verify::Verification;
