@@ -188,6 +188,17 @@ async fn everybodys_backups_are_in_a_repository_of_his_own_which_restic_reads() 
     assert!(world.shown(12).await.contains(&made.parse().unwrap()));
     assert_eq!(world.shown(1).await, [first]);
 
+    // Not where another's backups would be: he could not restore it.
+    let tags = ["customer-1", "manual", "files", "2026-01-01-000001"];
+    world.restic(12).backup([world.site(12)], &tags).unwrap();
+    let report = world.sync().await;
+    assert_eq!((report.added, report.warnings.len()), (1, 1), "{report:?}");
+    let warning = &report.warnings[0];
+    assert!(warning.contains("customer 12: 1 new"), "{warning}");
+    assert_eq!(world.sync().await, SyncReport::default());
+    assert_eq!(world.shown(1).await, [first]);
+    assert_eq!(world.shown(12).await.len(), 2);
+
     fs::remove_file(world.site(1).join("index.php")).unwrap();
     world.restore(1, first).await;
     let index = fs::read_to_string(world.site(1).join("index.php")).unwrap();
@@ -203,7 +214,7 @@ async fn everybodys_backups_are_in_a_repository_of_his_own_which_restic_reads() 
     let deleted = world.service.delete_backup(customer(12), &twelfth).await;
     assert!(matches!(deleted, Ok(Deleted::Done)));
     world.sync().await;
-    assert_eq!(ids(&world.restic(12)).len(), 1);
+    assert_eq!(ids(&world.restic(12)).len(), 2);
     assert_eq!(world.pruned().await, [(1, true), (12, true)]);
     for id in [1, 12] {
         let repository = world.engine.manual_of(customer(id)).unwrap();

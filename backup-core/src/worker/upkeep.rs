@@ -186,7 +186,8 @@ impl Upkeep {
         };
         self.note_use(name, &repository).await?;
         let deleted = delete::carry_out(&self.engine, &self.catalog, Some(customer)).await;
-        let report = self.catalog.sync_manual(&repository, missing).await?;
+        let synced = self.catalog.sync_manual_of(&repository, customer, missing);
+        let report = synced.await?;
         deleted.map(|()| Some(report))
     }
 
