@@ -165,24 +165,29 @@ impl Catalog {
         rows.into_iter().map(read).collect()
     }
 
-    /// A customer is not on this hosting server any more, and his repository not its business. Where he is nowhere, his backups go;
-    /// where he has moved, they are what they are there.
+    /// A customer is not on this hosting server any more, and his repository not its business: his backups go, unless it is the same where he is now.
+    /// If he has had none there yet, it stays what it is until then; None: he is nowhere.
     pub(crate) async fn note_left(
         &self,
         server: &str,
         customer: CustomerId,
-        is_nowhere: bool,
+        now_on: Option<&str>,
     ) -> Result<()> {
         const FORMER: &str =
             "SELECT repository_id FROM backup_repository_users WHERE server = ? AND source = ?";
-        let key = RepositoryName::ManualOf(customer).key();
+        let name = RepositoryName::ManualOf(customer);
+        let key = name.key();
+        if let Some(now_on) = now_on
+            && !self.has_used(now_on, name).await?
+            && !self.has_used(now_on, RepositoryName::Manual).await?
+        {
+            return Ok(());
+        }
         let former: Option<(String,)> = self
             .store
             .row(FORMER, values![server, key.as_str()])
             .await?;
-        if let Some((former,)) = former
-            && is_nowhere
-        {
+        if let Some((former,)) = former {
             self.drop_unused(server, &key, &former).await?;
         }
         self.delete_user(server, &key).await

@@ -691,6 +691,7 @@ impl BackupService {
             requested: Arc::new(Notify::new()),
             woken: Arc::default(),
             running: Arc::default(),
+            not_pruned: Arc::default(),
             repositories: self.repositories_of(engine),
         }
     }

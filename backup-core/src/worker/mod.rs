@@ -105,6 +105,7 @@ impl Worker {
                 requested: Arc::clone(&after_job),
                 woken: Arc::default(),
                 running: Arc::clone(&running),
+                not_pruned: Arc::default(),
                 repositories: repositories.clone(),
             },
             verification: Verification {

@@ -182,20 +182,23 @@ impl Repositories {
         blocking(move || engine.require_place_of_customers(holds_some, &cancel)).await
     }
 
-    /// The repositories of customers who are none of these any more are not looked after here.
+    /// The repositories of customers who are none of these any more are not looked after here. Who has come since these were listed stays.
     pub(crate) async fn forget_all_but(&self, names: &[RepositoryName]) -> Result<()> {
         let stay: BTreeSet<&RepositoryName> = names.iter().collect();
         for one in self.catalog.in_use(self.server()).await? {
             let Some(customer) = one.name.customer().filter(|_| !stay.contains(&one.name)) else {
                 continue;
             };
-            let is_nowhere = match self.customers.get(customer).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => true,
-                Err(error) if error.kind() != ErrorKind::Configuration => return Err(error),
-                _ => false,
+            let now_on = match self.customers.get(customer).await {
+                Ok(found) if found.server == self.server() => continue,
+                Ok(found) => Some(found.server),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                // Nobody can tell where he is.
+                Err(error) if error.kind() == ErrorKind::Configuration => continue,
+                Err(error) => return Err(error),
             };
             self.catalog
-                .note_left(self.server(), customer, is_nowhere)
+                .note_left(self.server(), customer, now_on.as_deref())
                 .await?;
         }
         Ok(())

@@ -3,10 +3,10 @@
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
@@ -41,6 +41,8 @@ pub(crate) struct Upkeep {
     pub(crate) woken: Arc<Notify>,
     /// How many jobs run: a prune would have to wait for them, and they for it.
     pub(crate) running: Arc<AtomicUsize>,
+    /// The customers' own repositories that could not be pruned, and when the quiet hour began in which that was last tried.
+    pub(crate) not_pruned: Arc<Mutex<BTreeMap<RepositoryName, Timestamp>>>,
     pub(crate) repositories: Repositories,
 }
 
@@ -55,26 +57,44 @@ impl Upkeep {
 
     async fn run(self, mut stopping: watch::Receiver<Stopping>) {
         let every = self.engine.config().worker.sync_every;
+        let mut is_sync_due = true;
+        let mut synced = Instant::now();
         while *stopping.borrow_and_update() == Stopping::No {
-            match self.sync(Missing::Remember, None).await {
-                Ok(reports) => {
-                    for failure in reports.iter().flat_map(|(_, report)| &report.failures) {
-                        tracing::error!("{failure}");
-                    }
-                }
-                Err(error) => tracing::warn!(
-                    "the catalogue is not brought in step now: {}",
-                    error.chain()
-                ),
+            if is_sync_due {
+                self.sync_all().await;
+                synced = Instant::now();
+            } else {
+                self.delete().await;
             }
             self.forget_old_activity().await;
             self.prune_if_due().await;
-            tokio::select! {
-                () = self.delete_when_woken() => {}
-                () = tokio::time::sleep(every.min(self.until_prune())) => {}
-                () = self.requested.notified() => {}
-                asked = stopping.changed() => if asked.is_err() { return },
+            let until_sync = every.saturating_sub(synced.elapsed());
+            is_sync_due = tokio::select! {
+                () = self.delete_when_woken() => true,
+                () = tokio::time::sleep(until_sync.min(self.until_prune())) => true,
+                // Of many repositories a job that has ended concerns but one, and has left it in step.
+                () = self.requested.notified() => {
+                    !self.engine.each_has_own() || synced.elapsed() >= every
+                }
+                asked = stopping.changed() => match asked {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+            };
+        }
+    }
+
+    async fn sync_all(&self) {
+        match self.sync(Missing::Remember, None).await {
+            Ok(reports) => {
+                for failure in reports.iter().flat_map(|(_, report)| &report.failures) {
+                    tracing::error!("{failure}");
+                }
             }
+            Err(error) => tracing::warn!(
+                "the catalogue is not brought in step now: {}",
+                error.chain()
+            ),
         }
     }
 
@@ -89,9 +109,13 @@ impl Upkeep {
     async fn delete_when_woken(&self) {
         loop {
             self.woken.notified().await;
-            if let Err(error) = delete::carry_out(&self.engine, &self.catalog, None).await {
-                tracing::warn!("deleted backups are not forgotten now: {}", error.chain());
-            }
+            self.delete().await;
+        }
+    }
+
+    async fn delete(&self) {
+        if let Err(error) = delete::carry_out(&self.engine, &self.catalog, None).await {
+            tracing::warn!("deleted backups are not forgotten now: {}", error.chain());
         }
     }
 
@@ -348,7 +372,11 @@ impl Upkeep {
             }
         };
         let mut away = Away::default();
-        for name in due {
+        for (number, name) in due.into_iter().enumerate() {
+            // Of many the last would be pruned long after the hour.
+            if number > 0 && self.prune_window() != Some(since) {
+                return;
+            }
             if away.concerns(name) {
                 continue;
             }
@@ -357,6 +385,9 @@ impl Upkeep {
             }
             let pruned = self.try_prune(name, since).await;
             away.note(name, &pruned);
+            if pruned.is_err() && name.customer().is_some() {
+                self.not_pruned().insert(name, since);
+            }
             match pruned {
                 Ok(None) => {}
                 Ok(Some(report)) => tracing::info!(
@@ -400,14 +431,22 @@ impl Upkeep {
         self.prune_one(repository).await
     }
 
-    /// Whether a repository of ours waits to be pruned, in the quiet hour. What cannot be told is no reason to wait.
+    fn not_pruned(&self) -> MutexGuard<'_, BTreeMap<RepositoryName, Timestamp>> {
+        self.not_pruned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a repository of ours waits to be pruned, in the quiet hour. What cannot be told is no reason to wait, nor is a customer's own that could
+    /// not be pruned in this hour: others' proofs are not in its way.
     pub(super) async fn is_prune_due(&self) -> bool {
         let Some(since) = self.prune_window() else {
             return false;
         };
         let mut away = Away::default();
         for name in self.due(since).await.unwrap_or_default() {
-            if away.concerns(name) {
+            let has_failed = self.not_pruned().get(&name) == Some(&since);
+            if has_failed || away.concerns(name) {
                 continue;
             }
             let opened = self.repositories.open(name).await;
