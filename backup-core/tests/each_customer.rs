@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+#[cfg(feature = "object-storage")]
+use std::time::Duration;
 
 use backup_core::catalog::{Missing, RepositoryName, SyncReport};
 use backup_core::config::{Config, Environment, Origin};
@@ -12,6 +14,8 @@ use backup_core::error::{ErrorKind, Result};
 use backup_core::operations::{BackupRequest, Engine, RestoreRequest, Source, init_repository};
 use backup_core::progress::{Cancel, Control};
 use backup_core::repository::{BackupType, SnapshotId};
+#[cfg(feature = "object-storage")]
+use backup_core::service::Problem;
 use backup_core::service::{BackupService, Deleted, RunHere};
 use backup_core::worker::VerifyReport;
 use xtask::restic::Restic;
@@ -342,6 +346,33 @@ async fn a_backup_makes_no_repository_on_another_disk_nor_beside_one_on_another_
     let made = service.make_repository(&south, customer(1), true);
     assert!(made.await.unwrap());
     assert_eq!(world.shown(1).await, [backup]);
+}
+
+#[cfg(feature = "object-storage")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_is_no_result_of_any_proof() {
+    let world = World::new().await;
+    for id in [1, 2, 12] {
+        world.back_up(id).await;
+    }
+    let key = world.scratch.path().join("key");
+    fs::write(&key, "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n").unwrap();
+    let mut config = world.engine.config().clone();
+    let manual = &mut config.repositories.manual;
+    // Nobody listens there.
+    manual.location = "s3:http://127.0.0.1:1/shops/{customer}".to_owned();
+    manual.s3_key_file = Some(key);
+    manual.retry_for = Duration::from_millis(1);
+    let away = Arc::new(Engine::new(config, &Cancel::new()));
+    let control = Control::default();
+    let report = world.service.verify(&away, &[], &control).await.unwrap();
+    assert_eq!((report.proven.len(), report.failed.len()), (0, 3));
+    let status = world.service.status(None).await.unwrap();
+    for customer in &status.customers {
+        let problems = &customer.problems;
+        assert!(!problems.contains(&Problem::NotProven), "{problems:?}");
+    }
+    assert_eq!(world.verify().await.proven.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
