@@ -212,6 +212,44 @@ impl Repositories {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Environment, Origin};
+    use crate::customer::{DEFAULT_SERVER, NewCustomer};
+    use crate::store::Store;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_has_come_since_the_customers_were_listed_is_not_forgotten() {
+        let scratch = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[database]\nurl = 'sqlite://{}/backup.db'\n\
+             [repositories.manual]\nlocation = '/r/{{customer}}'\npassword_file = '/p'\n",
+            scratch.path().display()
+        );
+        let origin = Origin::File("test".into());
+        let config = Config::read(origin, &text, &Environment::default()).unwrap();
+        let store = Store::connect(&config).await.unwrap();
+        store.migrate().await.unwrap();
+        let repositories = Repositories {
+            catalog: Catalog::new(&store),
+            customers: CustomerStore::new(&store, &config),
+            engine: Arc::new(Engine::new(config, &Cancel::new())),
+        };
+        let name = |number| RepositoryName::ManualOf(CustomerId::new(number).unwrap());
+        let (here, nowhere) = (name(1), name(2));
+        let new = NewCustomer {
+            id: here.customer(),
+            ..NewCustomer::default()
+        };
+        repositories.customers.add(&new).await.unwrap();
+        let catalog = &repositories.catalog;
+        for (name, digit) in [(here, "1"), (nowhere, "2")] {
+            let id = digit.repeat(64);
+            let noted = catalog.note_use(DEFAULT_SERVER, name, &id).await;
+            noted.unwrap();
+        }
+        repositories.forget_all_but(&[]).await.unwrap();
+        assert!(catalog.has_used(DEFAULT_SERVER, here).await.unwrap());
+        assert!(!catalog.has_used(DEFAULT_SERVER, nowhere).await.unwrap());
+    }
 
     #[test]
     fn one_that_cannot_be_reached_is_not_the_server_and_two_in_a_row_are() {

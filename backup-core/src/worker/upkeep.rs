@@ -168,7 +168,28 @@ impl Upkeep {
             }
         }
         self.repositories.forget_all_but(&names).await?;
+        self.delete_of_who_moved(&names, &mut report).await?;
         Ok(report)
+    }
+
+    /// What was deleted of customers who are not among these any more and whose repositories are still looked after here.
+    async fn delete_of_who_moved(
+        &self,
+        names: &[RepositoryName],
+        report: &mut SyncReport,
+    ) -> Result<()> {
+        let server = &self.engine.config().worker.server;
+        for customer in self.catalog.with_deletions(server).await? {
+            let name = RepositoryName::ManualOf(customer);
+            if names.contains(&name) {
+                continue;
+            }
+            let deleted = delete::carry_out(&self.engine, &self.catalog, Some(customer)).await;
+            if let Err(error) = deleted {
+                report.failures.push(not_looked_at(name, &error));
+            }
+        }
+        Ok(())
     }
 
     /// What is wrong with a customer's repository goes into the report, unless it cannot be reached: that may be so of the others as well.
