@@ -4,14 +4,18 @@
 use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
+#[cfg(feature = "object-storage")]
+use std::time::Duration;
 
 use backup_core::catalog::{Missing, RepositoryName, SyncReport};
 use backup_core::config::{Config, Environment, Origin};
-use backup_core::customer::{CustomerId, NewCustomer};
+use backup_core::customer::{CustomerId, DEFAULT_SERVER, NewCustomer};
 use backup_core::error::{ErrorKind, Result};
 use backup_core::operations::{BackupRequest, Engine, RestoreRequest, Source, init_repository};
 use backup_core::progress::{Cancel, Control};
 use backup_core::repository::{BackupType, SnapshotId};
+#[cfg(feature = "object-storage")]
+use backup_core::service::Problem;
 use backup_core::service::{BackupService, Deleted, RunHere};
 use backup_core::worker::VerifyReport;
 use xtask::restic::Restic;
@@ -29,7 +33,8 @@ impl World {
     async fn new() -> Self {
         let scratch = tempfile::tempdir().unwrap();
         fs::write(scratch.path().join("password"), PASSWORD).unwrap();
-        let config = config(&scratch, "shops/{customer}");
+        fs::create_dir(scratch.path().join("shops")).unwrap();
+        let config = config(&scratch, DEFAULT_SERVER, "shops/{customer}");
         let world = Self {
             service: BackupService::connect(config.clone()).await.unwrap(),
             engine: Arc::new(Engine::new(config, &Cancel::new())),
@@ -49,7 +54,7 @@ impl World {
 
     /// The same hosting server with another location, and nothing open.
     async fn moved(self, location: &str) -> Self {
-        let config = config(&self.scratch, location);
+        let config = config(&self.scratch, DEFAULT_SERVER, location);
         self.service.close().await;
         Self {
             service: BackupService::connect(config.clone()).await.unwrap(),
@@ -138,11 +143,11 @@ impl World {
     }
 }
 
-fn config(scratch: &tempfile::TempDir, location: &str) -> Config {
+fn config(scratch: &tempfile::TempDir, server: &str, location: &str) -> Config {
     let place = scratch.path().display();
     let text = format!(
         "[database]\nurl = 'sqlite://{place}/backup.db'\n\
-         [worker]\nstate_dir = '{place}/state'\n\
+         [worker]\nserver = '{server}'\nstate_dir = '{place}/state'\n\
          [repositories.manual]\nlocation = '{place}/{location}'\npassword_file = '{place}/password'\n\
          [customers]\nroot = '{place}/customers'\n\
          [site]\nstop = []\nstart = []\nnginx = []\n"
@@ -187,6 +192,17 @@ async fn everybodys_backups_are_in_a_repository_of_his_own_which_restic_reads() 
     assert!(world.shown(12).await.contains(&made.parse().unwrap()));
     assert_eq!(world.shown(1).await, [first]);
 
+    // Not where another's backups would be: he could not restore it.
+    let tags = ["customer-1", "manual", "files", "2026-01-01-000001"];
+    world.restic(12).backup([world.site(12)], &tags).unwrap();
+    let report = world.sync().await;
+    assert_eq!((report.added, report.warnings.len()), (1, 1), "{report:?}");
+    let warning = &report.warnings[0];
+    assert!(warning.contains("customer 12: 1 new"), "{warning}");
+    assert_eq!(world.sync().await, SyncReport::default());
+    assert_eq!(world.shown(1).await, [first]);
+    assert_eq!(world.shown(12).await.len(), 2);
+
     fs::remove_file(world.site(1).join("index.php")).unwrap();
     world.restore(1, first).await;
     let index = fs::read_to_string(world.site(1).join("index.php")).unwrap();
@@ -202,7 +218,7 @@ async fn everybodys_backups_are_in_a_repository_of_his_own_which_restic_reads() 
     let deleted = world.service.delete_backup(customer(12), &twelfth).await;
     assert!(matches!(deleted, Ok(Deleted::Done)));
     world.sync().await;
-    assert_eq!(ids(&world.restic(12)).len(), 1);
+    assert_eq!(ids(&world.restic(12)).len(), 2);
     assert_eq!(world.pruned().await, [(1, true), (12, true)]);
     for id in [1, 12] {
         let repository = world.engine.manual_of(customer(id)).unwrap();
@@ -256,6 +272,12 @@ async fn a_repository_that_is_gone_or_damaged_concerns_its_customer_alone() {
         assert!(error.chain().contains("customer 2"), "{}", error.chain());
     }
     let report = world.verify().await;
+    let of_twelfth = report.failed.iter().find(|one| one.customer.get() == 12);
+    let said = &of_twelfth.unwrap().error;
+    assert!(
+        said.contains("bring it back") && !said.contains("`init"),
+        "{said}"
+    );
     let proven: Vec<u32> = report.proven.iter().map(|one| one.customer.get()).collect();
     let mut failed: Vec<u32> = report.failed.iter().map(|one| one.customer.get()).collect();
     failed.sort_unstable();
@@ -282,6 +304,75 @@ async fn a_repository_that_is_gone_or_damaged_concerns_its_customer_alone() {
     let new = world.back_up(12).await;
     assert_eq!(ids(&world.restic(12)), [new]);
     world.restic(12).check_read_data().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_makes_no_repository_on_another_disk_nor_beside_one_on_another_server() {
+    let world = World::new().await;
+    let service = &world.service;
+    let shops = world.scratch.path().join("shops");
+    let aside = world.scratch.path().join("aside");
+    let refused = async |id| {
+        let error = world.try_back_up(&world.engine, id).await.unwrap_err();
+        let said = error.chain();
+        let is_named = said.contains(&shops.display().to_string());
+        assert!(is_named && said.contains("mount it"), "{said}");
+    };
+    fs::remove_dir(&shops).unwrap();
+    refused(1).await;
+    assert!(!shops.exists());
+    let made = service.make_repository(&world.engine, customer(1), false);
+    assert!(made.await.unwrap());
+    let backup = world.back_up(1).await;
+    world.back_up(2).await;
+    // Of a disk that is not mounted the directory may be there.
+    fs::rename(&shops, &aside).unwrap();
+    fs::create_dir(&shops).unwrap();
+    refused(12).await;
+    assert_eq!(fs::read_dir(&shops).unwrap().count(), 0);
+    fs::remove_dir(&shops).unwrap();
+    fs::rename(&aside, &shops).unwrap();
+    world.back_up(12).await;
+
+    let south = config(&world.scratch, "south", "south/{customer}");
+    let south = Arc::new(Engine::new(south, &Cancel::new()));
+    let made = service.make_repository(&south, customer(1), false).await;
+    let said = made.unwrap_err().chain();
+    assert!(
+        said.contains("the server default") && said.contains("`init 1`"),
+        "{said}"
+    );
+    assert!(!world.scratch.path().join("south").exists());
+    let made = service.make_repository(&south, customer(1), true);
+    assert!(made.await.unwrap());
+    assert_eq!(world.shown(1).await, [backup]);
+}
+
+#[cfg(feature = "object-storage")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_away_is_no_result_of_any_proof() {
+    let world = World::new().await;
+    for id in [1, 2, 12] {
+        world.back_up(id).await;
+    }
+    let key = world.scratch.path().join("key");
+    fs::write(&key, "AWS_ACCESS_KEY_ID=a\nAWS_SECRET_ACCESS_KEY=b\n").unwrap();
+    let mut config = world.engine.config().clone();
+    let manual = &mut config.repositories.manual;
+    // Nobody listens there.
+    manual.location = "s3:http://127.0.0.1:1/shops/{customer}".to_owned();
+    manual.s3_key_file = Some(key);
+    manual.retry_for = Duration::from_millis(1);
+    let away = Arc::new(Engine::new(config, &Cancel::new()));
+    let control = Control::default();
+    let report = world.service.verify(&away, &[], &control).await.unwrap();
+    assert_eq!((report.proven.len(), report.failed.len()), (0, 3));
+    let status = world.service.status(None).await.unwrap();
+    for customer in &status.customers {
+        let problems = &customer.problems;
+        assert!(!problems.contains(&Problem::NotProven), "{problems:?}");
+    }
+    assert_eq!(world.verify().await.proven.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]

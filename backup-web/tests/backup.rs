@@ -1391,6 +1391,14 @@ fn every_customer_can_have_a_repository_of_his_own_in_nobody_elses_way() {
         add_noise(&customer, "uploads.bin", 400_000);
     }
     let mut world = EachHasOwn::new(product);
+    // A disk that is not mounted there would look like this.
+    let place = world.shops.display().to_string();
+    assert_says(
+        &world.run("backup 7"),
+        1,
+        &[place.as_str(), "mount it", "`init`"],
+    );
+    assert!(!world.shops.exists());
     let created = world.run("--json init").document();
     let created = EachHasOwn::of_customers(&created, "created");
     assert_eq!(created, [(7, json!(true)), (8, json!(true))]);

@@ -136,6 +136,18 @@ impl Catalog {
         Ok(row.is_some())
     }
 
+    /// Another hosting server that has had a repository of this name.
+    pub(crate) async fn other_user(
+        &self,
+        server: &str,
+        name: RepositoryName,
+    ) -> Result<Option<String>> {
+        const QUERY: &str = "SELECT server FROM backup_repository_users
+            WHERE server <> ? AND source = ? ORDER BY server";
+        let row: Option<(String,)> = self.store.row(QUERY, values![server, name.key()]).await?;
+        Ok(row.map(|(other,)| other))
+    }
+
     /// The repositories that a hosting server has.
     pub(crate) async fn in_use(&self, server: &str) -> Result<Vec<InUse>> {
         const QUERY: &str = "SELECT u.source, r.pruned_at, r.sampled_at FROM backup_repository_users u
@@ -153,24 +165,29 @@ impl Catalog {
         rows.into_iter().map(read).collect()
     }
 
-    /// A customer is not on this hosting server any more, and his repository not its business. Where he is nowhere, his backups go;
-    /// where he has moved, they are what they are there.
+    /// A customer is not on this hosting server any more, and his repository not its business: his backups go, unless it is the same where he is now.
+    /// If he has had none there yet, it stays what it is until then; None: he is nowhere.
     pub(crate) async fn note_left(
         &self,
         server: &str,
         customer: CustomerId,
-        is_nowhere: bool,
+        now_on: Option<&str>,
     ) -> Result<()> {
         const FORMER: &str =
             "SELECT repository_id FROM backup_repository_users WHERE server = ? AND source = ?";
-        let key = RepositoryName::ManualOf(customer).key();
+        let name = RepositoryName::ManualOf(customer);
+        let key = name.key();
+        if let Some(now_on) = now_on
+            && !self.has_used(now_on, name).await?
+            && !self.has_used(now_on, RepositoryName::Manual).await?
+        {
+            return Ok(());
+        }
         let former: Option<(String,)> = self
             .store
             .row(FORMER, values![server, key.as_str()])
             .await?;
-        if let Some((former,)) = former
-            && is_nowhere
-        {
+        if let Some((former,)) = former {
             self.drop_unused(server, &key, &former).await?;
         }
         self.delete_user(server, &key).await

@@ -664,16 +664,26 @@ async fn a_repository_for_each_customer_is_known_by_him() {
         assert_eq!(catalog.with_deletions("north").await.unwrap(), [one]);
         assert_eq!(catalog.with_deletions("south").await.unwrap(), []);
 
-        // Of whom has moved the backups are what they are there; of whom is nowhere they go.
-        catalog
-            .note_left("north", customer(2), false)
-            .await
-            .unwrap();
+        // Of whom has moved the backups are shown until he has another repository there; of whom is nowhere they go.
+        let leaves = async |server, now_on| {
+            let noted = catalog.note_left(server, customer(2), now_on).await;
+            noted.unwrap();
+            (
+                catalog.has_used(server, of(2)).await.unwrap(),
+                shown(2).await,
+            )
+        };
+        assert_eq!(leaves("north", Some("south")).await, (true, 1));
+        catalog.note_use("south", of(2), &id("2")).await.unwrap();
+        assert_eq!(leaves("north", Some("south")).await, (false, 1));
+        catalog.note_use("west", of(2), &id("4")).await.unwrap();
+        assert_eq!(leaves("south", Some("west")).await, (false, 0));
+        let other = catalog.other_user("north", of(2)).await.unwrap();
+        assert_eq!(other.as_deref(), Some("west"));
+        assert_eq!(catalog.other_user("west", of(2)).await.unwrap(), None);
+        record(&store, &id("4"), 2, Source::Manual, &entry("ef", 2)).await;
         assert_eq!(shown(2).await, 1);
-        assert!(!catalog.has_used("north", of(2)).await.unwrap());
-        catalog.note_use("north", of(2), &id("2")).await.unwrap();
-        catalog.note_left("north", customer(2), true).await.unwrap();
-        assert_eq!(shown(2).await, 0);
+        assert_eq!(leaves("west", None).await, (false, 0));
 
         // One for all takes the place of those for each.
         let all = RepositoryName::Manual;

@@ -21,6 +21,7 @@ use url::Url;
 
 use crate::customer::{Customer, CustomerId, DEFAULT_SERVER, DatabaseName};
 use crate::error::{Error, ErrorKind, Result};
+use crate::storage::Location;
 
 pub use load::{Environment, Origin};
 use template::Part;
@@ -681,6 +682,12 @@ impl RepositoryConfig {
             location: self.location.replace(CUSTOMER, &customer.tag()),
             ..self.clone()
         }
+    }
+
+    /// The directory that holds all customers' repositories; None where the location names none, as in an object store.
+    pub(crate) fn directory_of_customers(&self) -> Result<Option<Location>> {
+        let location: Location = self.location.parse()?;
+        Ok(location.directory_before(CUSTOMER))
     }
 
     /// Whether it is in an object store.

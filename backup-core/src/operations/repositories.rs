@@ -5,13 +5,16 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Engine, init_repository, open_storage_for};
+use secrecy::SecretString;
+
+use super::{Engine, init_repository, open_storage_for, storage_options};
 use crate::catalog::RepositoryName;
 use crate::config::RepositoryConfig;
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 use crate::repository::Repository;
+use crate::storage::{self, Storage};
 
 /// Customers' repositories that are kept open. What uses one that is kept no longer has it as long as it needs it.
 const OPEN_MAX: usize = 16;
@@ -127,16 +130,37 @@ impl Engine {
         init_repository(&config, &self.stop)
     }
 
-    /// That a customer's repository was there, and is not any more.
-    pub(crate) fn lost(&self, customer: CustomerId) -> Error {
+    /// That the directory is there that holds customers' repositories, and is not empty if it `holds_some`: where a disk is not mounted, one would be
+    /// made on another disk.
+    pub(crate) fn require_place_of_customers(
+        &self,
+        holds_some: bool,
+        cancel: &Cancel,
+    ) -> Result<()> {
+        let config = &self.config.repositories.manual;
+        let Some(directory) = config.directory_of_customers()? else {
+            return Ok(());
+        };
+        let options = storage_options(config, &self.stop, cancel)?;
+        match storage::has_directory(&directory, !holds_some, &options)? {
+            true => Ok(()),
+            false => Err(Error::new(
+                ErrorKind::Failed,
+                format!(
+                    "the directory of the customers' repositories, {directory}, is not there{}: mount it, or run `init` if it shall be a new one",
+                    if holds_some { " or is empty" } else { "" }
+                ),
+            )),
+        }
+    }
+
+    /// That a customer's repository was there, and by this error is not any more.
+    pub(crate) fn lost(&self, customer: CustomerId, error: Error) -> Error {
         let config = self.config.repositories.manual.of_customer(customer);
-        Error::new(
-            ErrorKind::NotFound,
-            format!(
-                "the repository of customer {customer} at {} was there before and is gone: bring it back; if it is gone for good, `init {customer}` makes a new one",
-                config.location
-            ),
-        )
+        error.context(format!(
+            "the repository of customer {customer} at {} was there before and is gone: bring it back; if it is gone for good, `init {customer}` makes a new one",
+            config.location
+        ))
     }
 
     fn open_shared(&self, kept: &Kept, cancel: &Cancel) -> Result<Arc<Repository>> {
@@ -160,11 +184,24 @@ impl Engine {
         }
         drop(opened);
         let config = self.config.repositories.manual.of_customer(customer);
-        self.open_once(kept, &config, cancel).map_err(|error| {
-            error.context(format!(
-                "the repository of customer {customer} cannot be opened"
-            ))
-        })
+        let open = |storage: Arc<dyn Storage>, password: &SecretString| {
+            // Whether there has to be one is not known here: no advice to make another in the place of one that is lost.
+            Repository::open_if_there(storage, password, cancel)?.ok_or_else(|| {
+                Error::new(
+                    ErrorKind::NotFound,
+                    format!(
+                        "there is none at {}; if there was one, bring it back",
+                        config.location
+                    ),
+                )
+            })
+        };
+        self.open_once_by(kept, &config, cancel, open)
+            .map_err(|error| {
+                error.context(format!(
+                    "the repository of customer {customer} cannot be opened"
+                ))
+            })
     }
 
     fn open_once(
@@ -173,13 +210,25 @@ impl Engine {
         config: &RepositoryConfig,
         cancel: &Cancel,
     ) -> Result<Arc<Repository>> {
+        self.open_once_by(kept, config, cancel, |storage, password| {
+            Repository::open_with_stop(storage, password, cancel)
+        })
+    }
+
+    fn open_once_by(
+        &self,
+        kept: &Kept,
+        config: &RepositoryConfig,
+        cancel: &Cancel,
+        open: impl FnOnce(Arc<dyn Storage>, &SecretString) -> Result<Repository>,
+    ) -> Result<Arc<Repository>> {
         let mut kept = cancel.lock(kept)?;
         if let Some(repository) = kept.as_ref() {
             return Ok(repository.with_stop(cancel));
         }
         let storage = open_storage_for(config, &self.stop, cancel)?;
         let password = config.read_password()?;
-        let repository = Repository::open_with_stop(storage, &password, cancel)?;
+        let repository = open(storage, &password)?;
         let opened = repository.with_stop(cancel);
         *kept = Some(repository);
         Ok(opened)

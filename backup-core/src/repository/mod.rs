@@ -139,15 +139,26 @@ impl Repository {
         password: &SecretString,
         stop: &Cancel,
     ) -> Result<Self> {
-        let stoppable = storage.with_stop(stop);
-        if !Self::exists(&*stoppable)? {
-            return Err(Error::new(
+        Self::open_if_there(Arc::clone(&storage), password, stop)?.ok_or_else(|| {
+            Error::new(
                 ErrorKind::NotFound,
                 format!(
                     "there is no repository at {}: create it with `init`",
                     storage.location()
                 ),
-            ));
+            )
+        })
+    }
+
+    /// As [`Self::open_with_stop`], where it is not said what to do if there is none: that is None.
+    pub(crate) fn open_if_there(
+        storage: Arc<dyn Storage>,
+        password: &SecretString,
+        stop: &Cancel,
+    ) -> Result<Option<Self>> {
+        let stoppable = storage.with_stop(stop);
+        if !Self::exists(&*stoppable)? {
+            return Ok(None);
         }
         let bridge = Arc::new(Bridge::new(stoppable));
         let rustic = connect(&bridge)?;
@@ -167,7 +178,7 @@ impl Repository {
             }
         })?;
         bridge.use_storage(Arc::clone(&storage));
-        Self::assemble(storage, opened)
+        Self::assemble(storage, opened).map(Some)
     }
 
     fn assemble(

@@ -55,7 +55,7 @@ use crate::repository::{Origin, PruneReport, Repository, SnapshotId};
 use crate::session::Sessions;
 use crate::store::{Migrated, Store};
 use crate::worker::{
-    Ended, Recovery, Repositories, Runner, Upkeep, Verification, VerifyReport, Worker,
+    Ended, Recovery, Repositories, Runner, Upkeep, Verification, VerifyReport, Wish, Worker,
     never_stopping,
 };
 
@@ -495,16 +495,20 @@ impl BackupService {
         self.repositories_of(engine).open(name).await
     }
 
-    /// Make the repository of a customer's own, as his first backup does; false where there is one. One that was there before and is gone is made anew
-    /// only if it `may_be_lost`.
+    /// Make the repository of a customer's own, as his first backup does, and the directories above it; false where there is one. One that was there
+    /// before and is gone, or that he has on another hosting server and that cannot be reached from this one, is made anew only if it `may_be_lost`.
     pub async fn make_repository(
         &self,
         engine: &Arc<Engine>,
         customer: CustomerId,
         may_be_lost: bool,
     ) -> Result<bool> {
+        let wish = match may_be_lost {
+            true => Wish::InitNamed,
+            false => Wish::Init,
+        };
         self.repositories_of(engine)
-            .make(customer, may_be_lost, &Cancel::new())
+            .make(customer, wish, &Cancel::new())
             .await
     }
 
@@ -687,6 +691,7 @@ impl BackupService {
             requested: Arc::new(Notify::new()),
             woken: Arc::default(),
             running: Arc::default(),
+            not_pruned: Arc::default(),
             repositories: self.repositories_of(engine),
         }
     }

@@ -245,6 +245,15 @@ pub(super) fn try_out(root: &Path) -> Result<Trial> {
     })
 }
 
+/// See [`super::has_directory`].
+pub(super) fn has_directory(path: &Path, may_be_empty: bool) -> Result<bool> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => Ok(may_be_empty || entries.next().is_some()),
+        Err(error) if error.kind() == IoKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io(format!("cannot list {}", path.display()), error)),
+    }
+}
+
 /// A file under its temporary name; removed on drop unless it was published.
 struct Unfinished {
     file: File,

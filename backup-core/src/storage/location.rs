@@ -95,6 +95,22 @@ impl Location {
         }
     }
 
+    /// The directory that everything of its path is in whose name holds this; None where it names none. An object store has no directories.
+    pub(crate) fn directory_before(&self, part: &str) -> Option<Self> {
+        let place = match &self.place {
+            Place::Local(path) => Place::Local(directory_before(path.to_str()?, part)?.into()),
+            Place::Sftp(place) => Place::Sftp(SftpPlace {
+                path: directory_before(&place.path, part)?.to_owned(),
+                ..place.clone()
+            }),
+            Place::S3(_) => return None,
+        };
+        Some(Self {
+            written: directory_before(&self.written, part)?.to_owned(),
+            place,
+        })
+    }
+
     /// What was written.
     pub fn as_str(&self) -> &str {
         &self.written
@@ -134,6 +150,14 @@ impl From<&Path> for Location {
 impl fmt::Display for Location {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.written)
+    }
+}
+
+fn directory_before<'a>(path: &'a str, part: &str) -> Option<&'a str> {
+    let (before, _) = path.split_once(part)?;
+    match before.rsplit_once('/')? {
+        ("", _) => Some("/"),
+        (directory, _) => Some(directory),
     }
 }
 
@@ -473,6 +497,38 @@ mod tests {
             ("s3:http://localhost/b", place("http://localhost", "b", "")),
         ] {
             assert_eq!(s3(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_holds_all_that_have_a_name_is_known_where_there_are_directories() {
+        let before = |text: &str| {
+            let location: Location = text.parse().unwrap();
+            location.directory_before("{customer}")
+        };
+        for (text, directory) in [
+            ("/mnt/nas/{customer}", "/mnt/nas"),
+            ("/mnt/nas/x-{customer}/b/{customer}", "/mnt/nas"),
+            ("/{customer}", "/"),
+            ("local:shops/{customer}", "local:shops"),
+            ("sftp:u@h:/srv/{customer}", "sftp:u@h:/srv"),
+            (
+                "sftp://u@h:2222//a%20b/{customer}",
+                "sftp://u@h:2222//a%20b",
+            ),
+        ] {
+            let found = before(text).unwrap();
+            assert_eq!(found.as_str(), directory);
+            let parsed: Location = directory.parse().unwrap();
+            assert_eq!(found.place(), parsed.place(), "{text}");
+        }
+        for text in [
+            "{customer}",
+            "sftp:u@h:{customer}",
+            "s3:https://h/b/x/{customer}",
+            "/srv/all",
+        ] {
+            assert_eq!(before(text), None, "{text}");
         }
     }
 

@@ -60,6 +60,21 @@ pub fn try_out(location: &Location, options: &StorageOptions) -> Result<Trial> {
     }
 }
 
+/// Whether there is a directory at this location, with something in it unless it `may_be_empty`. An object store has none and needs none.
+pub(crate) fn has_directory(
+    location: &Location,
+    may_be_empty: bool,
+    options: &StorageOptions,
+) -> Result<bool> {
+    match location.place() {
+        location::Place::Local(path) => local::has_directory(path, may_be_empty),
+        location::Place::Sftp(place) => {
+            sftp::SftpStorage::open(location, place, options)?.has_directory(may_be_empty)
+        }
+        location::Place::S3(_) => Ok(true),
+    }
+}
+
 #[cfg(not(feature = "object-storage"))]
 fn not_built() -> Error {
     Error::new(

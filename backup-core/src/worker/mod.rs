@@ -30,7 +30,7 @@ use crate::store::Store;
 use notify::Notifier;
 
 pub use recover::Recovery;
-pub(crate) use repositories::Repositories;
+pub(crate) use repositories::{Repositories, Wish};
 pub(crate) use run::{Ended, Runner};
 pub(crate) use upkeep::Upkeep;
 pub(crate) use verify::Verification;
@@ -105,6 +105,7 @@ impl Worker {
                 requested: Arc::clone(&after_job),
                 woken: Arc::default(),
                 running: Arc::clone(&running),
+                not_pruned: Arc::default(),
                 repositories: repositories.clone(),
             },
             verification: Verification {

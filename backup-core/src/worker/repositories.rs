@@ -11,10 +11,21 @@ use jiff::Timestamp;
 use super::upkeep::blocking;
 use crate::catalog::{Catalog, InUse, RepositoryName};
 use crate::customer::{CustomerId, CustomerStore};
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::operations::Engine;
 use crate::progress::Cancel;
 use crate::repository::Repository;
+
+/// Who wants the repository of a customer's own to be made, and so what may be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// A backup, with nobody there to look: the place of all of them has to be there.
+    Backup,
+    /// An operator, for all who have none yet.
+    Init,
+    /// An operator, for this customer: also if there was one that is lost, or that stays on another hosting server.
+    InitNamed,
+}
 
 /// Whether the server is away on which customers' own repositories are. Two of them in a row that cannot be reached say so: each takes as long as
 /// faults are retried, and one alone may be that one's.
@@ -101,35 +112,40 @@ impl Repositories {
     ) -> Result<Option<Arc<Repository>>> {
         let (engine, cancel) = (Arc::clone(&self.engine), cancel.clone());
         let opened = blocking(move || engine.repository_for(name, &cancel)).await;
-        let (Some(customer), Err(error)) = (name.customer(), &opened) else {
-            return opened.map(Some);
-        };
-        if error.kind() != ErrorKind::NotFound {
-            return opened.map(Some);
-        }
-        match self.catalog.has_used(self.server(), name).await? {
-            true => Err(self.engine.lost(customer)),
-            false => Ok(None),
+        match (opened, name.customer()) {
+            (Err(error), Some(customer)) if error.kind() == ErrorKind::NotFound => {
+                match self.catalog.has_used(self.server(), name).await? {
+                    true => Err(self.engine.lost(customer, error)),
+                    false => Ok(None),
+                }
+            }
+            (opened, _) => opened.map(Some),
         }
     }
 
-    /// Make the repository of a customer's own, where he has none. One that was lost is made anew only if it `may_be_lost`.
+    /// Make the repository of a customer's own, where he has none.
     ///
     /// False where there is one. The commit point is that of [`Repository::init`].
     pub(crate) async fn make(
         &self,
         customer: CustomerId,
-        may_be_lost: bool,
+        wish: Wish,
         cancel: &Cancel,
     ) -> Result<bool> {
         let name = RepositoryName::ManualOf(customer);
         match self.open_for(name, cancel).await {
             Ok(Some(_)) => return Ok(false),
             Ok(None) => {}
-            Err(error) if may_be_lost && error.kind() == ErrorKind::NotFound => {}
+            Err(error) if wish == Wish::InitNamed && error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
         cancel.check()?;
+        if wish != Wish::InitNamed {
+            self.require_none_elsewhere(customer).await?;
+        }
+        if wish == Wish::Backup {
+            self.require_place(customer, cancel).await?;
+        }
         let engine = Arc::clone(&self.engine);
         let made = blocking(move || engine.create_manual_of(customer)).await;
         let made = match made {
@@ -144,20 +160,45 @@ impl Repositories {
         Ok(made)
     }
 
-    /// The repositories of customers who are none of these any more are not looked after here.
+    /// What he had on another hosting server, and what cannot be reached from here, would be shown no longer.
+    async fn require_none_elsewhere(&self, customer: CustomerId) -> Result<()> {
+        let name = RepositoryName::ManualOf(customer);
+        match self.catalog.other_user(self.server(), name).await? {
+            None => Ok(()),
+            Some(other) => Err(Error::new(
+                ErrorKind::Failed,
+                format!(
+                    "customer {customer} has a repository on the server {other} that is not where his would be here: bring it here, or, if he shall begin anew, run `init {customer}`"
+                ),
+            )),
+        }
+    }
+
+    async fn require_place(&self, customer: CustomerId, cancel: &Cancel) -> Result<()> {
+        let in_use = self.catalog.in_use(self.server()).await?;
+        let mut others = in_use.iter().filter_map(|one| one.name.customer());
+        let holds_some = others.any(|other| other != customer);
+        let (engine, cancel) = (Arc::clone(&self.engine), cancel.clone());
+        blocking(move || engine.require_place_of_customers(holds_some, &cancel)).await
+    }
+
+    /// The repositories of customers who are none of these any more are not looked after here. Who has come since these were listed stays.
     pub(crate) async fn forget_all_but(&self, names: &[RepositoryName]) -> Result<()> {
         let stay: BTreeSet<&RepositoryName> = names.iter().collect();
         for one in self.catalog.in_use(self.server()).await? {
             let Some(customer) = one.name.customer().filter(|_| !stay.contains(&one.name)) else {
                 continue;
             };
-            let is_nowhere = match self.customers.get(customer).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => true,
-                Err(error) if error.kind() != ErrorKind::Configuration => return Err(error),
-                _ => false,
+            let now_on = match self.customers.get(customer).await {
+                Ok(found) if found.server == self.server() => continue,
+                Ok(found) => Some(found.server),
+                Err(error) if error.kind() == ErrorKind::NotFound => None,
+                // Nobody can tell where he is.
+                Err(error) if error.kind() == ErrorKind::Configuration => continue,
+                Err(error) => return Err(error),
             };
             self.catalog
-                .note_left(self.server(), customer, is_nowhere)
+                .note_left(self.server(), customer, now_on.as_deref())
                 .await?;
         }
         Ok(())
@@ -171,7 +212,44 @@ impl Repositories {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
+    use crate::config::{Config, Environment, Origin};
+    use crate::customer::{DEFAULT_SERVER, NewCustomer};
+    use crate::store::Store;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_has_come_since_the_customers_were_listed_is_not_forgotten() {
+        let scratch = tempfile::tempdir().unwrap();
+        let text = format!(
+            "[database]\nurl = 'sqlite://{}/backup.db'\n\
+             [repositories.manual]\nlocation = '/r/{{customer}}'\npassword_file = '/p'\n",
+            scratch.path().display()
+        );
+        let origin = Origin::File("test".into());
+        let config = Config::read(origin, &text, &Environment::default()).unwrap();
+        let store = Store::connect(&config).await.unwrap();
+        store.migrate().await.unwrap();
+        let repositories = Repositories {
+            catalog: Catalog::new(&store),
+            customers: CustomerStore::new(&store, &config),
+            engine: Arc::new(Engine::new(config, &Cancel::new())),
+        };
+        let name = |number| RepositoryName::ManualOf(CustomerId::new(number).unwrap());
+        let (here, nowhere) = (name(1), name(2));
+        let new = NewCustomer {
+            id: here.customer(),
+            ..NewCustomer::default()
+        };
+        repositories.customers.add(&new).await.unwrap();
+        let catalog = &repositories.catalog;
+        for (name, digit) in [(here, "1"), (nowhere, "2")] {
+            let id = digit.repeat(64);
+            let noted = catalog.note_use(DEFAULT_SERVER, name, &id).await;
+            noted.unwrap();
+        }
+        repositories.forget_all_but(&[]).await.unwrap();
+        assert!(catalog.has_used(DEFAULT_SERVER, here).await.unwrap());
+        assert!(!catalog.has_used(DEFAULT_SERVER, nowhere).await.unwrap());
+    }
 
     #[test]
     fn one_that_cannot_be_reached_is_not_the_server_and_two_in_a_row_are() {

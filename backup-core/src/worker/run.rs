@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 
-use super::{Recovery, Repositories, Stopping, delete, sentence};
+use super::{Recovery, Repositories, Stopping, Wish, delete, sentence};
 use crate::catalog::{BackupEntry, Catalog, Source};
 use crate::customer::{Customer, CustomerStore};
 use crate::error::{Error, ErrorKind, Result};
@@ -451,7 +451,7 @@ impl Runner {
         if !self.engine.each_has_own() {
             return Ok(());
         }
-        let making = self.repositories.make(customer.id, false, cancel);
+        let making = self.repositories.make(customer.id, Wish::Backup, cancel);
         if runtime.block_on(making)? {
             tracing::info!(customer = %customer.id, "his repository is made");
         }

@@ -3,10 +3,10 @@
 //!
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
@@ -41,6 +41,8 @@ pub(crate) struct Upkeep {
     pub(crate) woken: Arc<Notify>,
     /// How many jobs run: a prune would have to wait for them, and they for it.
     pub(crate) running: Arc<AtomicUsize>,
+    /// The customers' own repositories that could not be pruned, and when the quiet hour began in which that was last tried.
+    pub(crate) not_pruned: Arc<Mutex<BTreeMap<RepositoryName, Timestamp>>>,
     pub(crate) repositories: Repositories,
 }
 
@@ -55,26 +57,44 @@ impl Upkeep {
 
     async fn run(self, mut stopping: watch::Receiver<Stopping>) {
         let every = self.engine.config().worker.sync_every;
+        let mut is_sync_due = true;
+        let mut synced = Instant::now();
         while *stopping.borrow_and_update() == Stopping::No {
-            match self.sync(Missing::Remember, None).await {
-                Ok(reports) => {
-                    for failure in reports.iter().flat_map(|(_, report)| &report.failures) {
-                        tracing::error!("{failure}");
-                    }
-                }
-                Err(error) => tracing::warn!(
-                    "the catalogue is not brought in step now: {}",
-                    error.chain()
-                ),
+            if is_sync_due {
+                self.sync_all().await;
+                synced = Instant::now();
+            } else {
+                self.delete().await;
             }
             self.forget_old_activity().await;
             self.prune_if_due().await;
-            tokio::select! {
-                () = self.delete_when_woken() => {}
-                () = tokio::time::sleep(every.min(self.until_prune())) => {}
-                () = self.requested.notified() => {}
-                asked = stopping.changed() => if asked.is_err() { return },
+            let until_sync = every.saturating_sub(synced.elapsed());
+            is_sync_due = tokio::select! {
+                () = self.delete_when_woken() => true,
+                () = tokio::time::sleep(until_sync.min(self.until_prune())) => true,
+                // Of many repositories a job that has ended concerns but one, and has left it in step.
+                () = self.requested.notified() => {
+                    !self.engine.each_has_own() || synced.elapsed() >= every
+                }
+                asked = stopping.changed() => match asked {
+                    Ok(()) => true,
+                    Err(_) => return,
+                },
+            };
+        }
+    }
+
+    async fn sync_all(&self) {
+        match self.sync(Missing::Remember, None).await {
+            Ok(reports) => {
+                for failure in reports.iter().flat_map(|(_, report)| &report.failures) {
+                    tracing::error!("{failure}");
+                }
             }
+            Err(error) => tracing::warn!(
+                "the catalogue is not brought in step now: {}",
+                error.chain()
+            ),
         }
     }
 
@@ -89,9 +109,13 @@ impl Upkeep {
     async fn delete_when_woken(&self) {
         loop {
             self.woken.notified().await;
-            if let Err(error) = delete::carry_out(&self.engine, &self.catalog, None).await {
-                tracing::warn!("deleted backups are not forgotten now: {}", error.chain());
-            }
+            self.delete().await;
+        }
+    }
+
+    async fn delete(&self) {
+        if let Err(error) = delete::carry_out(&self.engine, &self.catalog, None).await {
+            tracing::warn!("deleted backups are not forgotten now: {}", error.chain());
         }
     }
 
@@ -144,7 +168,28 @@ impl Upkeep {
             }
         }
         self.repositories.forget_all_but(&names).await?;
+        self.delete_of_who_moved(&names, &mut report).await?;
         Ok(report)
+    }
+
+    /// What was deleted of customers who are not among these any more and whose repositories are still looked after here.
+    async fn delete_of_who_moved(
+        &self,
+        names: &[RepositoryName],
+        report: &mut SyncReport,
+    ) -> Result<()> {
+        let server = &self.engine.config().worker.server;
+        for customer in self.catalog.with_deletions(server).await? {
+            let name = RepositoryName::ManualOf(customer);
+            if names.contains(&name) {
+                continue;
+            }
+            let deleted = delete::carry_out(&self.engine, &self.catalog, Some(customer)).await;
+            if let Err(error) = deleted {
+                report.failures.push(not_looked_at(name, &error));
+            }
+        }
+        Ok(())
     }
 
     /// What is wrong with a customer's repository goes into the report, unless it cannot be reached: that may be so of the others as well.
@@ -186,7 +231,8 @@ impl Upkeep {
         };
         self.note_use(name, &repository).await?;
         let deleted = delete::carry_out(&self.engine, &self.catalog, Some(customer)).await;
-        let report = self.catalog.sync_manual(&repository, missing).await?;
+        let synced = self.catalog.sync_manual_of(&repository, customer, missing);
+        let report = synced.await?;
         deleted.map(|()| Some(report))
     }
 
@@ -347,7 +393,11 @@ impl Upkeep {
             }
         };
         let mut away = Away::default();
-        for name in due {
+        for (number, name) in due.into_iter().enumerate() {
+            // Of many the last would be pruned long after the hour.
+            if number > 0 && self.prune_window() != Some(since) {
+                return;
+            }
             if away.concerns(name) {
                 continue;
             }
@@ -356,6 +406,9 @@ impl Upkeep {
             }
             let pruned = self.try_prune(name, since).await;
             away.note(name, &pruned);
+            if pruned.is_err() && name.customer().is_some() {
+                self.not_pruned().insert(name, since);
+            }
             match pruned {
                 Ok(None) => {}
                 Ok(Some(report)) => tracing::info!(
@@ -399,14 +452,22 @@ impl Upkeep {
         self.prune_one(repository).await
     }
 
-    /// Whether a repository of ours waits to be pruned, in the quiet hour. What cannot be told is no reason to wait.
+    fn not_pruned(&self) -> MutexGuard<'_, BTreeMap<RepositoryName, Timestamp>> {
+        self.not_pruned
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a repository of ours waits to be pruned, in the quiet hour. What cannot be told is no reason to wait, nor is a customer's own that could
+    /// not be pruned in this hour: others' proofs are not in its way.
     pub(super) async fn is_prune_due(&self) -> bool {
         let Some(since) = self.prune_window() else {
             return false;
         };
         let mut away = Away::default();
         for name in self.due(since).await.unwrap_or_default() {
-            if away.concerns(name) {
+            let has_failed = self.not_pruned().get(&name) == Some(&since);
+            if has_failed || away.concerns(name) {
                 continue;
             }
             let opened = self.repositories.open(name).await;

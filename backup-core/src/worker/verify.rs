@@ -124,13 +124,17 @@ impl Verification {
             if expected.is_empty() {
                 continue;
             }
-            if !away.contains_key(&target.source)
+            let mut why = away.get(&target.source).cloned();
+            if why.is_none()
                 && let Err(error) = self.open(&target, &mut own).await
             {
                 control.cancel.check()?;
-                away.insert(target.source, error.chain());
+                if self.concerns_all(&target, &own) {
+                    away.insert(target.source, error.chain());
+                }
+                why = Some(error.chain());
             }
-            if let Some(why) = away.get(&target.source) {
+            if let Some(why) = why {
                 for one in &expected {
                     report.note_failure(&target, one.entry.id, why.clone());
                 }
@@ -161,15 +165,27 @@ impl Verification {
             Source::Daily => engine.daily().map(drop),
         });
         let opened = opened.await;
-        if source == Source::Daily || !self.engine.each_has_own() {
-            return opened;
-        }
-        let name = RepositoryName::ManualOf(customer);
+        let name = self.repository_of(target);
         own.note(name, &opened);
-        match own.concerns(name) {
-            true => opened,
-            // What is wrong with a repository of his own is a result of his.
-            false => Ok(()),
+        match opened {
+            // What else is wrong with a repository of his own is a result of his.
+            Err(error) if name.customer().is_some() && error.kind() != ErrorKind::Unreachable => {
+                Ok(())
+            }
+            opened => opened,
+        }
+    }
+
+    /// Whether the repository of a target that could not be opened is that of others as well, or the server that theirs are on is away.
+    fn concerns_all(&self, target: &Target, own: &Away) -> bool {
+        let name = self.repository_of(target);
+        name.customer().is_none() || own.concerns(name)
+    }
+
+    fn repository_of(&self, target: &Target) -> RepositoryName {
+        match target.source {
+            Source::Manual | Source::PreRestore => self.engine.name_of_manual(target.customer.id),
+            Source::Daily => RepositoryName::Daily,
         }
     }
 
@@ -491,6 +507,15 @@ impl Verification {
             }
             if let Err(error) = self.open(&target, own).await {
                 stop.check()?;
+                if !self.concerns_all(&target, own) {
+                    tracing::warn!(
+                        "no {} backup of customer {} is proven now: {}",
+                        target.source,
+                        target.customer.id,
+                        error.chain()
+                    );
+                    continue;
+                }
                 tracing::error!(
                     "no {} backup is proven now: {}",
                     target.source,

@@ -560,6 +560,22 @@ impl Session {
         }
     }
 
+    /// Whether there is a directory, with something in it unless it `may_be_empty`.
+    pub(super) async fn has_directory(
+        &self,
+        path: &str,
+        may_be_empty: bool,
+    ) -> Result<bool, Fault> {
+        let is_there = self.is_directory(path).await?;
+        if !is_there || may_be_empty {
+            return Ok(is_there);
+        }
+        let files = self.read_directory(path).await?;
+        Ok(files
+            .iter()
+            .any(|file| !matches!(file.filename.as_str(), "." | "..")))
+    }
+
     /// Remove a file. One that is not there is fine.
     pub(super) async fn remove(&self, path: &str) -> Result<(), Fault> {
         self.cache.forget(path);

@@ -122,6 +122,18 @@ impl SftpStorage {
         )
     }
 
+    /// See [`super::has_directory`].
+    pub(super) fn has_directory(&self, may_be_empty: bool) -> Result<bool> {
+        let root = self.root.clone();
+        self.run(
+            format!("cannot look at {}", self.location),
+            move |session| {
+                let root = root.clone();
+                async move { session.has_directory(&root, may_be_empty).await }
+            },
+        )
+    }
+
     fn stoppable(&self, stop: &Cancel) -> Self {
         let mut storage = self.clone();
         storage.stops.push(stop.clone());
