@@ -236,3 +236,45 @@ fn every_hosting_server_has_its_own_repository_and_minds_that_alone() {
         "{refused}"
     );
 }
+
+#[test]
+fn every_customer_has_his_own_repository_in_a_bucket_and_one_that_is_lost_is_not_made_anew() {
+    let mut world = World::start();
+    for id in [7, 8] {
+        let customer = world.product.add_customer(id).unwrap();
+        fs::write(customer.site().join("index.php"), "<?php").unwrap();
+    }
+    let run = |line: &str| {
+        let mut command = world.command(line);
+        command.env(
+            "BACKUP__REPOSITORIES__MANUAL__LOCATION",
+            world.s3.location("shops/{customer}"),
+        );
+        world.product.run_command(command)
+    };
+    // A bucket has no directories that could be missing, and nobody runs `init` for a new shop.
+    for id in [7, 8] {
+        run(&format!("backup {id}")).done();
+        let list = run(&format!("--json list {id}"));
+        assert_eq!(listed(&list, "manual"), 1);
+        Restic::new(
+            world.s3.location(&format!("shops/customer-{id}")),
+            world.product.bed.manual_password(),
+        )
+        .unwrap()
+        .access_key(world.s3.key_id(), world.s3.secret())
+        .check_read_data()
+        .unwrap();
+    }
+    run("check").done();
+
+    fs::remove_dir_all(world.s3.bucket().join("shops/customer-7")).unwrap();
+    let refused = run("backup 7").refusal(1);
+    assert!(
+        refused.contains("was there before and is gone"),
+        "{refused}"
+    );
+    run("backup 8").done();
+    run("init 7").done();
+    run("backup 7").done();
+}
