@@ -180,8 +180,9 @@ impl Worker {
             tracing::info!("ending: {} jobs are still running", running.len());
         }
         self.finish(running, stopping).await;
-        // What it does can be broken off at any point.
+        // What it does can be broken off at any point. It has ended before this returns: the caller closes the connections that it uses.
         upkeep.abort();
+        let _ = upkeep.await;
         if let Err(error) = recovery.await {
             tracing::error!("recovering broke off inside the program: {error}");
         }

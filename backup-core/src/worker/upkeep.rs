@@ -4,13 +4,14 @@
 //! All of it can be broken off and repeated. Never: a failure here in the way of a job.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use jiff::{Timestamp, ToSpan, Zoned};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
 
 use super::repositories::{Away, Repositories};
 use super::{Stopping, delete};
@@ -523,18 +524,19 @@ fn not_looked_at(name: RepositoryName, error: &Error) -> String {
     format!("the {name} is not looked at: {}", error.chain())
 }
 
-/// What breaks off inside the program, until it comes to its end. Whoever drops this stops it.
-pub(super) async fn begin_again<F: Future<Output = ()> + Send + 'static>(
+/// What breaks off inside the program, until it comes to its end. Whoever drops this stops it: it runs on no task of its own, which would go on for a
+/// while.
+pub(super) async fn begin_again<F: Future<Output = ()>>(
     what: &str,
     pause: Duration,
     begin: impl Fn() -> F,
 ) {
-    let mut task = JoinSet::new();
-    task.spawn(begin());
-    while let Some(Err(error)) = task.join_next().await {
-        tracing::error!("{what} broke off inside the program and begins again: {error}");
+    while let Err(fault) = AssertUnwindSafe(begin()).catch_unwind().await {
+        let said = (fault.downcast_ref::<String>().map(String::as_str))
+            .or_else(|| fault.downcast_ref::<&str>().copied())
+            .unwrap_or("it says nothing more");
+        tracing::error!("{what} broke off inside the program and begins again: {said}");
         tokio::time::sleep(pause).await;
-        task.spawn(begin());
     }
 }
 

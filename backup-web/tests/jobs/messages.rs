@@ -102,6 +102,8 @@ fn a_customer_is_told_nothing_of_the_machines_and_the_log_everything_but_secrets
     assert!(!said.contains("That backup does not exist"), "{said}");
     fs::rename(&away, &site).unwrap();
 
+    // The workers of the other repository took the customer's backups of this one out of the catalogue.
+    world.product.run_command(world.command("sync", &[])).done();
     let job = world.queue_restore(1, &snapshot);
     fs::remove_file(bed.manual_repository().join("snapshots").join(&snapshot)).unwrap();
     let mut command = world.command("worker", &[]);
