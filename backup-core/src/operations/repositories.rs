@@ -173,16 +173,15 @@ impl Engine {
         customer: CustomerId,
         cancel: &Cancel,
     ) -> Result<Arc<Repository>> {
-        let mut opened = cancel.lock(kept)?;
+        let mut kept = cancel.lock(kept)?;
         // An object store has no directory whose lack would be noticed: a backup into what is gone would seem to be one.
-        let is_there = match opened.as_ref() {
+        let is_there = match kept.as_ref() {
             Some(repository) => repository.with_stop(cancel).is_there()?,
             None => true,
         };
         if !is_there {
-            *opened = None;
+            *kept = None;
         }
-        drop(opened);
         let config = self.config.repositories.manual.of_customer(customer);
         let open = |storage: Arc<dyn Storage>, password: &SecretString| {
             // Whether there has to be one is not known here: no advice to make another in the place of one that is lost.
@@ -196,7 +195,7 @@ impl Engine {
                 )
             })
         };
-        self.open_once_by(kept, &config, cancel, open)
+        self.open_once_by(&mut kept, &config, cancel, open)
             .map_err(|error| {
                 error.context(format!(
                     "the repository of customer {customer} cannot be opened"
@@ -210,19 +209,19 @@ impl Engine {
         config: &RepositoryConfig,
         cancel: &Cancel,
     ) -> Result<Arc<Repository>> {
-        self.open_once_by(kept, config, cancel, |storage, password| {
+        let mut kept = cancel.lock(kept)?;
+        self.open_once_by(&mut kept, config, cancel, |storage, password| {
             Repository::open_with_stop(storage, password, cancel)
         })
     }
 
     fn open_once_by(
         &self,
-        kept: &Kept,
+        kept: &mut Option<Repository>,
         config: &RepositoryConfig,
         cancel: &Cancel,
         open: impl FnOnce(Arc<dyn Storage>, &SecretString) -> Result<Repository>,
     ) -> Result<Arc<Repository>> {
-        let mut kept = cancel.lock(kept)?;
         if let Some(repository) = kept.as_ref() {
             return Ok(repository.with_stop(cancel));
         }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::repositories::Away;
+use super::upkeep::blocking;
 use crate::catalog::{Catalog, Deletion, RepositoryName};
 use crate::customer::CustomerId;
 use crate::error::{Error, ErrorKind, Result};
@@ -55,11 +56,12 @@ async fn carry_out_in(
     owner: Option<CustomerId>,
     customer: Option<CustomerId>,
 ) -> Result<()> {
-    let open = move |engine: &Engine| match owner {
-        Some(owner) => Ok(engine.manual_of(owner)?.id()),
-        None => Ok(engine.manual()?.id()),
+    let opener = Arc::clone(engine);
+    let open = move || match owner {
+        Some(owner) => Ok(opener.manual_of(owner)?.id()),
+        None => Ok(opener.manual()?.id()),
     };
-    let repository_id = blocking(engine, open).await?;
+    let repository_id = blocking(open).await?;
     let mut failure = None;
     for deletion in catalog.deletions(&repository_id, customer).await? {
         match forget(engine, catalog, &repository_id, deletion).await {
@@ -83,8 +85,9 @@ async fn forget(
         origin,
         snapshot,
     } = deletion;
-    let forget = move |engine: &Engine| engine.forget(customer, origin, &snapshot);
-    match blocking(engine, forget).await? {
+    let engine = Arc::clone(engine);
+    let forget = move || engine.forget(customer, origin, &snapshot);
+    match blocking(forget).await? {
         Forgetting::Done => {
             catalog.remove(repository_id, &[snapshot]).await?;
             tracing::info!(customer = %customer, "the deleted snapshot {snapshot} is forgotten");
@@ -104,20 +107,4 @@ async fn forget(
             ))
         }
     }
-}
-
-async fn blocking<T: Send + 'static>(
-    engine: &Arc<Engine>,
-    act: impl FnOnce(&Engine) -> Result<T> + Send + 'static,
-) -> Result<T> {
-    let engine = Arc::clone(engine);
-    tokio::task::spawn_blocking(move || act(&engine))
-        .await
-        .unwrap_or_else(|e| {
-            Err(Error::caused(
-                ErrorKind::Failed,
-                "forgetting a backup broke off inside the program",
-                e,
-            ))
-        })
 }
