@@ -25,7 +25,7 @@ usage: cargo run -p xtask -- TASK [--binary FILE]
   end2end [--playwright ARGUMENTS]
                     drive a real browser against all of it
   screenshots       pictures of every page and state, in target/screenshots
-  bench [--runs N] [--scale PERCENT] [--sets small,large,fleet,growth]
+  bench [--runs N] [--scale PERCENT] [--sets 'small shop,large shop,fleet,growth'] [--lines '0 ms,20 ms,100 Mbit/s']
                     beside the script that it replaces and the stock restic; writes docs/benchmarks.md
   dist              the archive that operators install, in target/dist
   bench-web         how fast the dashboard answers with 10,000 customers; what 500 event streams cost
@@ -48,13 +48,14 @@ fn task() -> Result<()> {
         bail!("{USAGE}")
     };
     let (mut binary, mut runs, mut scale) = (None, 3, 100);
-    let (mut playwright, mut sets) = (String::new(), Vec::new());
+    let (mut playwright, mut sets, mut lines) = (String::new(), Vec::new(), Vec::new());
     while let Some(option) = arguments.next() {
         let value = arguments
             .next()
             .with_context(|| format!("{option} takes a value\n\n{USAGE}"))?;
         match option.as_str() {
             "--binary" => binary = Some(PathBuf::from(value)),
+            "--lines" => lines = value.split(',').map(str::to_owned).collect(),
             "--sets" => sets = value.split(',').map(str::to_owned).collect(),
             "--playwright" => playwright = value,
             "--runs" => runs = value.parse().context("--runs takes a number")?,
@@ -75,7 +76,12 @@ fn task() -> Result<()> {
         "bench-web" => bench_web::run(&product(binary, "release")?),
         "bench" => bench::run(
             &product(binary, "release")?,
-            &bench::Options { runs, scale, sets },
+            &bench::Options {
+                runs,
+                scale,
+                sets,
+                lines,
+            },
         ),
         _ => bail!("{task} is unknown\n\n{USAGE}"),
     }

@@ -33,14 +33,11 @@ pub fn measure(binary: &Path, options: &Options, report: &mut Report) -> Result<
             Ok(customer)
         })
         .collect::<Result<Vec<_>>>()?;
-    report.describe(
-        "fleet",
-        format!(
-            "{shops} shops of {FILES} files with {} and a dump of {} each, and {SNAPSHOTS} snapshots of each in one repository",
-            xtask::machine::bytes(FILE_BYTES),
-            xtask::machine::bytes(DUMP_BYTES)
-        ),
-    );
+    report.describe(format!(
+        "{shops} shops of {FILES} files with {} and a dump of {} each, and {SNAPSHOTS} snapshots of each in one repository",
+        xtask::machine::bytes(FILE_BYTES),
+        xtask::machine::bytes(DUMP_BYTES)
+    ));
     let line = Line::new(KINDS[0])?;
     let run = |arguments: &[&str]| -> Result<Usage> {
         let mut command = bed.product(binary);

@@ -19,7 +19,7 @@ use xtask::testbed::TestBed;
 
 use contenders::{Contender, Ours, Script, Step, Taken, take_through};
 use data::Shop;
-use line::{KINDS, Line};
+use line::{KINDS, Kind, Line};
 use report::{Measured, Report};
 
 /// What to measure.
@@ -30,58 +30,70 @@ pub struct Options {
     pub scale: u64,
     /// Names of [`SETS`]; empty for all.
     pub sets: Vec<String>,
+    /// Names of [`KINDS`]; empty for all.
+    pub lines: Vec<String>,
 }
 
-const SETS: [&str; 4] = ["small", "large", "fleet", "growth"];
+impl Options {
+    fn lines(&self) -> impl Iterator<Item = Kind> {
+        let is_wanted =
+            |kind: &Kind| self.lines.is_empty() || self.lines.iter().any(|one| one == kind.name);
+        KINDS.into_iter().filter(is_wanted)
+    }
 
-/// Measure the product at `binary`.
+    fn require_known(&self) -> Result<()> {
+        ensure!(
+            self.runs > 0 && self.scale > 0,
+            "at least one run with at least one percent of the data"
+        );
+        let lines = KINDS.map(|kind| kind.name);
+        for (wanted, known) in [(&self.sets, SETS.as_slice()), (&self.lines, &lines)] {
+            let strange = wanted.iter().find(|one| !known.contains(&&***one));
+            ensure!(
+                strange.is_none(),
+                "{} is none of {}",
+                strange.map_or("", String::as_str),
+                known.join(", ")
+            );
+        }
+        Ok(())
+    }
+}
+
+const SETS: [&str; 4] = ["small shop", "large shop", "fleet", "growth"];
+
+/// Measure the product at `binary`. Each set of data is written down when it is through: what comes after it may break off.
 pub fn run(binary: &Path, options: &Options) -> Result<()> {
-    ensure!(
-        options.runs > 0 && options.scale > 0,
-        "at least one run with at least one percent of the data"
-    );
-    let strange = options.sets.iter().find(|set| !SETS.contains(&&***set));
-    ensure!(
-        strange.is_none(),
-        "{} is none of {}",
-        strange.map_or("", String::as_str),
-        SETS.join(", ")
-    );
-    let wanted = |set: &str| options.sets.is_empty() || options.sets.iter().any(|one| one == set);
-    let mut report = Report::new(options.runs)?;
-    if wanted("small") {
-        measure_shop(binary, options, "small shop", Shop::small, &mut report)?;
-    }
-    if wanted("large") {
-        measure_shop(binary, options, "large shop", Shop::large, &mut report)?;
-    }
-    if wanted("fleet") {
-        fleet::measure(binary, options, &mut report)?;
-    }
-    if wanted("growth") {
-        growth::measure(binary, options, &mut report)?;
-    }
-    println!("\n{}", report.markdown());
-    if options.scale == 100 {
-        report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs"))?;
-        println!("Written to docs/benchmarks.md and docs/benchmarks.json.");
+    options.require_known()?;
+    let is_wanted =
+        |set: &&str| options.sets.is_empty() || options.sets.iter().any(|one| one == set);
+    for set in SETS.into_iter().filter(is_wanted) {
+        let mut report = Report::new(set, options.runs)?;
+        match set {
+            "fleet" => fleet::measure(binary, options, &mut report)?,
+            "growth" => growth::measure(binary, options, &mut report)?,
+            shop => measure_shop(binary, options, shop, &mut report)?,
+        }
+        println!("\n## {set}\n\n{}", report.markdown());
+        if options.scale == 100 {
+            report.write(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs"))?;
+            println!("Written to docs/benchmarks.md and docs/benchmarks.json.");
+        }
     }
     Ok(())
 }
 
 /// All steps of both, in turn, as often as is wanted, on every kind of line; requests once.
-fn measure_shop(
-    binary: &Path,
-    options: &Options,
-    name: &'static str,
-    make: fn(&TestBed, u64) -> Result<Shop>,
-    report: &mut Report,
-) -> Result<()> {
+fn measure_shop(binary: &Path, options: &Options, name: &str, report: &mut Report) -> Result<()> {
     let bed = TestBed::start()?;
     println!("{name}: made in {}", bed.scratch().display());
-    let shop = make(&bed, options.scale)?;
-    report.describe(name, shop.describe(&bed)?);
-    for kind in KINDS {
+    let is_small = name == "small shop";
+    let shop = match is_small {
+        true => Shop::small(&bed, options.scale)?,
+        false => Shop::large(&bed, options.scale)?,
+    };
+    report.describe(shop.describe(&bed)?);
+    for kind in options.lines() {
         let line = Line::new(kind)?;
         for run in 1..=options.runs {
             for (who, results) in both(&bed, binary, &shop, &line, |who| {
@@ -91,12 +103,12 @@ fn measure_shop(
                 );
             })? {
                 for (step, taken) in results {
-                    report.add(name, kind, step, who, taken);
+                    report.add(kind, step, who, taken);
                 }
             }
         }
     }
-    if name == "small shop" {
+    if is_small {
         let line = Line::counting()?;
         for (who, results) in both(&bed, binary, &shop, &line, |who| {
             println!("{name}, requests: {who}");
@@ -106,8 +118,8 @@ fn measure_shop(
             }
         }
         // Last, for it leaves the shop changed.
-        for kind in KINDS
-            .into_iter()
+        for kind in options
+            .lines()
             .filter(|kind| kind.bytes_per_second.is_none())
         {
             let times = click::measure(&bed, binary, &shop, &Line::new(kind)?)?;

@@ -1,10 +1,12 @@
 //! What was measured, as tables for people and as JSON for programs.
 //!
-//! docs/benchmarks.md has its tables between two marks; what somebody wrote around them stays.
+//! docs/benchmarks.md has the tables of each set of data between two marks, docs/benchmarks.json has them under its name; what was measured of other sets,
+//! and what somebody wrote around the marks, stays.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -17,7 +19,6 @@ use super::contenders::{Step, Taken};
 use super::line::Kind;
 use crate::measure::{self, Usage};
 
-const BEGIN: &str = "<!-- measured -->\n";
 const END: &str = "<!-- until here -->\n";
 
 /// Who took it.
@@ -36,16 +37,16 @@ impl Measured {
     }
 }
 
-/// The most of the script's time that a step may take, by set and line.
-const GOALS: [(&str, &str, Step, f64); 8] = [
-    ("large shop", "0 ms", Step::First, 0.7),
-    ("large shop", "20 ms", Step::First, 0.3),
-    ("large shop", "0 ms", Step::Changed, 0.4),
-    ("large shop", "20 ms", Step::Changed, 0.3),
-    ("large shop", "0 ms", Step::RestoreWhole, 0.7),
-    ("large shop", "20 ms", Step::RestoreWhole, 0.6),
-    ("large shop", "0 ms", Step::RestoreChanged, 0.25),
-    ("large shop", "20 ms", Step::RestoreChanged, 0.25),
+/// The most of the script's time that a step may take with the large shop, by line.
+const GOALS: [(&str, Step, f64); 8] = [
+    ("0 ms", Step::First, 0.7),
+    ("20 ms", Step::First, 0.3),
+    ("0 ms", Step::Changed, 0.4),
+    ("20 ms", Step::Changed, 0.3),
+    ("0 ms", Step::RestoreWhole, 0.7),
+    ("20 ms", Step::RestoreWhole, 0.6),
+    ("0 ms", Step::RestoreChanged, 0.25),
+    ("20 ms", Step::RestoreChanged, 0.25),
 ];
 const CLOSED_AT_MOST: Duration = Duration::from_secs(3);
 const MEMORY_AT_MOST: u64 = 256_000_000;
@@ -54,12 +55,14 @@ const CLICK_AT_MOST: [(&str, Duration); 2] = [
     ("20 ms", Duration::from_secs(4)),
 ];
 
-type Key = (&'static str, &'static str, Step, Measured);
+type Key = (&'static str, Step, Measured);
 
+/// Of one set of data.
 pub struct Report {
+    set: &'static str,
     machine: String,
     runs: u32,
-    data: Vec<(&'static str, String)>,
+    data: Option<String>,
     lines: Vec<&'static str>,
     taken: BTreeMap<Key, Vec<Taken>>,
     requests: BTreeMap<(Step, Measured), u64>,
@@ -78,17 +81,18 @@ struct Grown {
 }
 
 impl Report {
-    pub fn new(runs: u32) -> Result<Self> {
+    pub fn new(set: &'static str, runs: u32) -> Result<Self> {
         let (version, _) = measure::run(Command::new("restic").arg("version"))?;
         let version = String::from_utf8_lossy(&version);
         Ok(Self {
+            set,
             machine: format!(
                 "{}, {}",
                 xtask::machine::describe()?,
                 version.split(" compiled").next().unwrap_or(&version).trim()
             ),
             runs,
-            data: Vec::new(),
+            data: None,
             lines: Vec::new(),
             taken: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -98,15 +102,15 @@ impl Report {
         })
     }
 
-    pub fn describe(&mut self, set: &'static str, data: String) {
-        self.data.push((set, data));
+    pub fn describe(&mut self, data: String) {
+        self.data = Some(data);
     }
 
-    pub fn add(&mut self, set: &'static str, kind: Kind, step: Step, who: Measured, taken: Taken) {
+    pub fn add(&mut self, kind: Kind, step: Step, who: Measured, taken: Taken) {
         if !self.lines.contains(&kind.name) {
             self.lines.push(kind.name);
         }
-        let key = (set, kind.name, step, who);
+        let key = (kind.name, step, who);
         self.taken.entry(key).or_default().push(taken);
     }
 
@@ -147,22 +151,26 @@ impl Report {
         });
     }
 
-    /// Replace what is between the marks in docs/benchmarks.md, and docs/benchmarks.json.
+    /// Replace what the documents say of this set.
     pub fn write(&self, docs: &Path) -> Result<()> {
         let path = docs.join("benchmarks.md");
         let text = fs::read_to_string(&path)?;
-        let (before, rest) = text
-            .split_once(BEGIN)
-            .context("docs/benchmarks.md has lost its marks")?;
-        let (_, after) = rest
-            .split_once(END)
-            .context("docs/benchmarks.md has lost its marks")?;
+        let begin = format!("<!-- measured: {} -->\n", self.set);
+        let lost = || format!("docs/benchmarks.md has lost the marks of the {}", self.set);
+        let (before, rest) = text.split_once(&begin).with_context(lost)?;
+        let (_, after) = rest.split_once(END).with_context(lost)?;
         fs::write(
             &path,
-            [before, BEGIN, &self.markdown(), END, after].concat(),
+            [before, &begin, &self.markdown(), END, after].concat(),
         )?;
-        let json = format!("{:#}\n", self.json());
-        Ok(fs::write(docs.join("benchmarks.json"), json)?)
+        let path = docs.join("benchmarks.json");
+        let mut json = match fs::read(&path) {
+            Ok(json) => serde_json::from_slice(&json)?,
+            Err(error) if error.kind() == ErrorKind::NotFound => json!({}),
+            Err(error) => return Err(error.into()),
+        };
+        json[self.set] = self.json();
+        Ok(fs::write(path, format!("{json:#}\n"))?)
     }
 
     pub fn markdown(&self) -> String {
@@ -170,14 +178,12 @@ impl Report {
             "- Machine: {}.\n- Runs: {}; the median.\n",
             self.machine, self.runs
         );
-        for (set, data) in &self.data {
-            let _ = writeln!(text, "- {set}: {data}.");
+        if let Some(data) = &self.data {
+            let _ = writeln!(text, "- Data: {data}.");
         }
         self.write_goals(&mut text);
-        for (set, _) in &self.data {
-            for line in &self.lines {
-                self.write_steps(&mut text, set, line);
-            }
+        for line in &self.lines {
+            self.write_steps(&mut text, line);
         }
         self.write_requests(&mut text);
         self.write_fleet(&mut text);
@@ -193,17 +199,17 @@ impl Report {
         taken.get(taken.len() / 2).copied()
     }
 
-    fn ratio(&self, set: &'static str, line: &'static str, step: Step) -> Option<f64> {
+    fn ratio(&self, line: &'static str, step: Step) -> Option<f64> {
         let [ours, script] = [Measured::Ours, Measured::Script]
-            .map(|who| Some(self.median((set, line, step, who))?.all.time.as_secs_f64()));
+            .map(|who| Some(self.median((line, step, who))?.all.time.as_secs_f64()));
         Some(ours? / script?)
     }
 
     fn write_goals(&self, text: &mut String) {
         let mut rows = Vec::new();
-        for (set, line, step, most) in GOALS {
-            if let Some(ratio) = self.ratio(set, line, step) {
-                let what = format!("{}, {set}, {line}", step.name());
+        for (line, step, most) in GOALS.into_iter().filter(|_| self.set == "large shop") {
+            if let Some(ratio) = self.ratio(line, step) {
+                let what = format!("{}, {line}", step.name());
                 rows.push((
                     what,
                     format!("≤ {most}"),
@@ -212,8 +218,8 @@ impl Report {
                 ));
             }
         }
-        let ours = || self.taken.iter().filter(|(key, _)| key.3 == Measured::Ours);
-        let closed = ours().filter(|(key, _)| key.2 == Step::RestoreOnline);
+        let ours = || self.taken.iter().filter(|(key, _)| key.2 == Measured::Ours);
+        let closed = ours().filter(|(key, _)| key.1 == Step::RestoreOnline);
         if let Some(closed) = closed
             .flat_map(|(_, taken)| taken)
             .map(|one| one.closed)
@@ -242,7 +248,7 @@ impl Report {
             let goal = CLICK_AT_MOST.iter().find(|(name, _)| name == line);
             if let Some((_, most)) = goal {
                 rows.push((
-                    format!("from click to completed, small shop, 1 % changed, {line}"),
+                    format!("from click to completed, 1 % changed, {line}"),
                     format!("≤ {}", seconds(*most)),
                     seconds(*time),
                     time <= most,
@@ -252,18 +258,18 @@ impl Report {
         if rows.is_empty() {
             return;
         }
-        text.push_str("\n## Goals\n\n| | goal | measured | |\n|---|---|---|---|\n");
+        text.push_str("\n### Goals\n\n| | goal | measured | |\n|---|---|---|---|\n");
         for (what, goal, measured, is_met) in rows {
             let verdict = if is_met { "met" } else { "**not met**" };
             let _ = writeln!(text, "| {what} | {goal} | {measured} | {verdict} |");
         }
     }
 
-    fn write_steps(&self, text: &mut String, set: &'static str, line: &'static str) {
+    fn write_steps(&self, text: &mut String, line: &'static str) {
         let mut rows = String::new();
         for step in Step::ALL {
             let [ours, script] =
-                [Measured::Ours, Measured::Script].map(|who| self.median((set, line, step, who)));
+                [Measured::Ours, Measured::Script].map(|who| self.median((line, step, who)));
             let (Some(ours), Some(script)) = (ours, script) else {
                 continue;
             };
@@ -292,7 +298,7 @@ impl Report {
         if !rows.is_empty() {
             let _ = write!(
                 text,
-                "\n## {set}, {line}\n\n\
+                "\n### {line}\n\n\
                  | | ours | script | restic in it | ours ÷ script | CPU | memory | over the wire | extra disk | offline |\n\
                  |---|---|---|---|---|---|---|---|---|---|\n{rows}"
             );
@@ -303,7 +309,9 @@ impl Report {
         if self.requests.is_empty() {
             return;
         }
-        text.push_str("\n## Requests to the backup server, small shop\n\n| | ours | script |\n|---|---|---|\n");
+        text.push_str(
+            "\n### Requests to the backup server\n\n| | ours | script |\n|---|---|---|\n",
+        );
         for step in Step::ALL {
             let [ours, script] = [Measured::Ours, Measured::Script].map(|who| {
                 let number = self.requests.get(&(step, who));
@@ -318,7 +326,7 @@ impl Report {
             return;
         }
         text.push_str(
-            "\n## fleet, 0 ms\n\n| | ours | memory | script | memory |\n|---|---|---|---|---|\n",
+            "\n### 0 ms\n\n| | ours | memory | script | memory |\n|---|---|---|---|---|\n",
         );
         for (name, ours, script) in &self.fleet {
             let [ours, script] = [ours, script].map(|usages| {
@@ -348,7 +356,7 @@ impl Report {
         };
         let _ = write!(
             text,
-            "\n## A small shop in a repository that grows: {axis}\n\n| | {axis} | ours | memory | script | memory |\n|---|---|---|---|---|---|\n"
+            "\n### {axis}\n\n| | {axis} | ours | memory | script | memory |\n|---|---|---|---|---|---|\n"
         );
         for step in Step::ALL {
             for &size in &sizes {
@@ -383,14 +391,14 @@ impl Report {
     fn json(&self) -> Value {
         let steps = self.taken.keys().filter_map(|key| {
             let taken = self.median(*key)?;
-            let (set, line, step, who) = key;
+            let (line, step, who) = key;
             Some(json!({
-                "set": set, "line": line, "step": step.name(), "who": who.name(),
+                "line": line, "step": step.name(), "who": who.name(),
                 "usage": usage(&taken.all),
                 "restic_seconds": taken.restic.map(|usage| usage.time.as_secs_f64()),
                 "bytes_sent": taken.sent, "bytes_received": taken.received,
                 "extra_disk_bytes": taken.disk, "offline_seconds": taken.closed.as_secs_f64(),
-                "requests": (*set == "small shop").then(|| self.requests.get(&(*step, *who))).flatten(),
+                "requests": self.requests.get(&(*step, *who)),
             }))
         });
         let fleet = self.fleet.iter().map(|(name, ours, script)| {
@@ -398,7 +406,7 @@ impl Report {
         });
         json!({
             "machine": self.machine, "runs": self.runs,
-            "data": self.data.iter().map(|(set, data)| json!({"set": set, "data": data})).collect::<Vec<_>>(),
+            "data": self.data,
             "steps": steps.collect::<Vec<_>>(),
             "clicks": self.clicks.iter().map(|(line, time)| json!({"line": line, "seconds": time.as_secs_f64()})).collect::<Vec<_>>(),
             "fleet": fleet.collect::<Vec<_>>(),
