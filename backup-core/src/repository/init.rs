@@ -34,11 +34,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rustic_core::{ConfigOptions, KeyOptions};
+use rustic_core::repofile::MasterKey;
+use rustic_core::{ConfigOptions, Credentials, KeyOptions};
 use secrecy::SecretString;
 
 use super::bridge::{Bridge, from_rustic};
-use super::{PACK_BYTES, Repository, connect, credentials, guarded};
+use super::key::seal_key;
+use super::{PACK_BYTES, Repository, connect, guarded};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 use crate::storage::{FileId, FileKind, Storage};
@@ -125,25 +127,21 @@ impl Founder {
             .set_treepack_growfactor(0u32);
         let draft = Arc::new(Draft::default());
         let rustic = connect(&Arc::new(Bridge::new(Arc::clone(&draft) as _)))?;
-        let made =
-            guarded(|| rustic.init(&credentials(password), &KeyOptions::default(), &config))?
-                .map_err(|error| from_rustic(failed(), error))?;
+        let master = MasterKey::new();
+        let (key_id, key) = seal_key(&master, password)?;
+        let credentials = Credentials::Masterkey(master);
+        let made = guarded(|| rustic.init(&credentials, &KeyOptions::default(), &config))?
+            .map_err(|error| from_rustic(failed(), error))?;
         let written = draft.written();
-        let find = |wanted: FileKind| {
-            let mut files = written.iter().filter(|(kind, ..)| *kind == wanted);
-            match (files.next(), files.next()) {
-                (Some((_, id, content)), None) => Ok((*id, content.clone())),
-                _ => Err(Error::new(ErrorKind::Failed, failed())),
-            }
+        let [(FileKind::Config, _, config)] = written.as_slice() else {
+            return Err(Error::new(ErrorKind::Failed, failed()));
         };
-        let (key_id, key) = find(FileKind::Key)?;
-        let (_, config) = find(FileKind::Config)?;
         Ok(Self {
             storage,
             id: made.config().id.to_hex().as_str().to_owned(),
             key_id,
             key,
-            config,
+            config: config.clone(),
         })
     }
 

@@ -9,6 +9,7 @@ mod blobs;
 mod bridge;
 mod index;
 mod init;
+mod key;
 mod locks;
 mod maintenance;
 mod mode;

@@ -212,7 +212,7 @@ pub(super) fn read_blob<T>(
 }
 
 /// The name of a file: the SHA-256 of what is stored.
-fn file_id(stored: &[u8]) -> FileId {
+pub(super) fn file_id(stored: &[u8]) -> FileId {
     FileId(Sha256::digest(stored).into())
 }
 
