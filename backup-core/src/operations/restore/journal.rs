@@ -75,6 +75,9 @@ impl Step {
         Self::Remove,
     ];
 
+    /// What nobody notices, at once. One may have had an effect without the other.
+    pub(super) const STAGING: [Self; 2] = [Self::StageFiles, Self::StageDatabase];
+
     /// Backwards, and first what visitors see. What is not in it cannot be undone any more.
     pub(super) const UNDOING: [Self; 6] = [
         Self::Start,
@@ -87,7 +90,7 @@ impl Step {
 
     /// Whether the site does without, and nobody sees whether it was undone.
     pub(super) fn is_staging(self) -> bool {
-        matches!(self, Self::StageFiles | Self::StageDatabase)
+        Self::STAGING.contains(&self)
     }
 
     /// As messages and tests call it.

@@ -8,6 +8,7 @@
 mod journal;
 mod keep;
 mod recover;
+mod stage;
 mod steps;
 
 use std::os::unix::fs::MetadataExt;

@@ -3,13 +3,8 @@
 //! Everything here acts on what the journal says, so that it is the same whether this process wrote it or one that died. Every step and every undoing
 //! can be repeated. Never: an act whose step is not written down; a step undone after the commit unless the journal says that the restore goes back.
 
-use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::time::{Duration, Instant};
-
-use jiff::Timestamp;
-use rustix::fs::{Mode, OFlags};
 
 use super::journal::{Ending, Journal, Reason, Step};
 use super::{Found, RestoreReport};
@@ -21,6 +16,7 @@ use crate::fault;
 use crate::operations::Engine;
 use crate::progress::{Cancel, Control, Phase};
 use crate::site::{Health, Site, Staging};
+use jiff::Timestamp;
 
 /// A restore on its way, forwards or back.
 pub(super) struct Restore<'a> {
@@ -33,7 +29,7 @@ pub(super) struct Restore<'a> {
     pub(super) found: Option<Found>,
     pub(super) staging: Option<Staging>,
     /// What this process staged.
-    shadow: Option<Shadow>,
+    pub(super) shadow: Option<Shadow>,
     kept: Option<BackupEntry>,
     /// Whether no program can be left that was to stop the site: this process saw the last one end.
     has_stopped: bool,
@@ -63,7 +59,7 @@ impl<'a> Restore<'a> {
 
     /// From wherever the journal says that it is to its end: the site as the backup has it, or, as an error, as it was.
     pub(super) fn carry_out(&mut self) -> Result<RestoreReport> {
-        let gone = self.contained(Self::go_forward);
+        let gone = contained(|| self.go_forward());
         match gone {
             Ok(()) => {}
             // It is up, and must only be opened.
@@ -72,7 +68,7 @@ impl<'a> Restore<'a> {
             }
             Err(error) => return Err(self.go_back(error)),
         }
-        if let Err(problem) = self.contained(Self::put_away) {
+        if let Err(problem) = contained(|| self.put_away()) {
             self.warn(&format!(
                 "the restore is done, but what it replaced is not put away yet: {}",
                 problem.chain()
@@ -103,7 +99,7 @@ impl<'a> Restore<'a> {
             tracing::error!("{}", problem.chain());
         }
         let mut litter = Vec::new();
-        match self.contained(|restore| restore.undo_all(&mut litter)) {
+        match contained(|| self.undo_all(&mut litter)) {
             Err(problem) => self.stuck_after(problem, error),
             Ok(()) => {
                 for problem in litter {
@@ -125,15 +121,6 @@ impl<'a> Restore<'a> {
         }
     }
 
-    fn contained(&mut self, act: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
-        catch_unwind(AssertUnwindSafe(|| act(self))).unwrap_or_else(|_| {
-            Err(Error::new(
-                ErrorKind::Failed,
-                "the restore broke off inside the program",
-            ))
-        })
-    }
-
     /// All steps until the site is open again.
     fn go_forward(&mut self) -> Result<()> {
         if self.journal.record().ending.is_some() {
@@ -143,10 +130,16 @@ impl<'a> Restore<'a> {
             if *step == Step::Keep {
                 break;
             }
-            if *step == Step::Exchange {
-                self.ask_gate()?;
+            match step {
+                Step::StageFiles => self.stage()?,
+                // With the files.
+                Step::StageDatabase => {}
+                Step::Exchange => {
+                    self.ask_gate()?;
+                    self.take(*step)?;
+                }
+                _ => self.take(*step)?,
             }
-            self.take(*step, Self::act)?;
         }
         self.journal
             .note(|record| record.ending = Some(Ending::Restored))
@@ -162,33 +155,33 @@ impl<'a> Restore<'a> {
             // What is left is no longer all that was replaced.
             self.kept = self.find_kept()?;
         } else {
-            self.take(Step::Keep, Self::act)?;
+            self.take(Step::Keep)?;
         }
-        self.take(Step::Remove, Self::act)?;
+        self.take(Step::Remove)?;
         self.journal.tidied()
     }
 
-    fn take(&mut self, step: Step, act: impl FnOnce(&mut Self, Step) -> Result<()>) -> Result<()> {
-        let name = step.name();
-        fault::point(&format!("before {name}"))?;
-        self.journal.begin(step)?;
-        fault::point(&format!("at {name}"))?;
-        act(self, step)?;
-        fault::point(&format!("after {name}"))
-    }
-
-    fn act(&mut self, step: Step) -> Result<()> {
+    fn take(&mut self, step: Step) -> Result<()> {
+        self.begin(step)?;
         match step {
             Step::Close => self.close(),
-            Step::StageFiles => self.stage_files(),
-            Step::StageDatabase => self.stage_database(),
+            Step::StageFiles | Step::StageDatabase => Err(nothing_to_stage()),
             Step::Stop => self.stop(),
             Step::Exchange => self.exchange(),
             Step::Start => self.start(),
             Step::Open => self.site.maintenance_off(),
             Step::Keep => self.keep(),
             Step::Remove => self.remove_replaced(),
-        }
+        }?;
+        ended(step)
+    }
+
+    /// Write down that a step is about to act.
+    pub(super) fn begin(&mut self, step: Step) -> Result<()> {
+        let name = step.name();
+        fault::point(&format!("before {name}"))?;
+        self.journal.begin(step)?;
+        fault::point(&format!("at {name}"))
     }
 
     fn undo_all(&mut self, litter: &mut Vec<Error>) -> Result<()> {
@@ -244,7 +237,7 @@ impl<'a> Restore<'a> {
         self.engine.config.customer_database.is_in_container()
     }
 
-    fn has_database(&self) -> bool {
+    pub(super) fn has_database(&self) -> bool {
         self.journal.record().restore_type.has_database()
     }
 
@@ -274,7 +267,7 @@ impl<'a> Restore<'a> {
         Ok(self.staging.as_ref())
     }
 
-    fn require_staging(&mut self) -> Result<&Staging> {
+    pub(super) fn require_staging(&mut self) -> Result<&Staging> {
         self.staging()?.ok_or_else(|| {
             Error::new(
                 ErrorKind::Damaged,
@@ -291,79 +284,6 @@ impl<'a> Restore<'a> {
         // Asked behind the maintenance page, as it will be asked again.
         let health = self.site.health();
         self.journal.note(|record| record.health_before = health)
-    }
-
-    fn stage_files(&mut self) -> Result<()> {
-        let Some(found) = self.found.take() else {
-            return Err(nothing_to_stage());
-        };
-        if !found.plans.is_empty() {
-            let name = self.site.new_staging_name();
-            self.journal
-                .note(|record| record.staging = Some(name.clone()))?;
-            self.staging = Some(self.site.stage(&name)?);
-            fault::point("in stage files")?;
-            self.fetch_files(&found)?;
-        }
-        self.found = Some(found);
-        Ok(())
-    }
-
-    fn fetch_files(&mut self, found: &Found) -> Result<()> {
-        let monitor = &self.control.monitor;
-        monitor.phase(Phase::RestoringFiles);
-        monitor.bytes_total(found.plans.iter().map(|(_, plan)| plan.bytes()).sum());
-        for (site_dir, plan) in &found.plans {
-            let control = self.control;
-            let target = open_private(&self.require_staging()?.place(site_dir)?)?;
-            let live = self.site.open_site_dir(site_dir)?;
-            let live = live.as_ref().map(OwnedFd::as_fd);
-            found
-                .repository
-                .restore(plan, target.as_fd(), live, control)?;
-            let Some(staging) = &self.staging else {
-                return Err(nothing_to_stage());
-            };
-            let staged = staging.staged(&self.site, site_dir)?;
-            self.journal.note(|record| record.staged.push(staged))?;
-        }
-        Ok(())
-    }
-
-    fn stage_database(&mut self) -> Result<()> {
-        // Its lock on the repository goes with it.
-        let Some(found) = self.found.take() else {
-            return Err(nothing_to_stage());
-        };
-        if !self.has_database() {
-            return Ok(());
-        }
-        self.control.monitor.phase(Phase::ImportingDatabase);
-        let server = self.server()?;
-        self.tidy_up_after_others(&server)?;
-        let dump =
-            found
-                .repository
-                .stream_file(&found.snapshot, &found.contents.dump, self.control)?;
-        self.control.monitor.bytes_total(dump.bytes);
-        let account = self.account();
-        let shadow = database::prepare_shadow(&server, self.live(), &account, self.control)?;
-        fault::point("in stage database")?;
-        let shadow = self.shadow.insert(shadow);
-        let limit = self.engine.config.import_timeout();
-        database::import(&server, shadow, Box::new(dump), limit, self.control)?;
-        let inventory = database::verify(&server, shadow, self.control)?;
-        self.journal
-            .note(|record| record.tables = inventory.tables + inventory.views)
-    }
-
-    /// What restores whose journals are lost left in the database: nobody else is at it, for we hold the customer.
-    fn tidy_up_after_others(&self, server: &Server) -> Result<()> {
-        for left in self.engine.end_exchanges(self.customer, self.control)? {
-            self.warn(&left);
-        }
-        database::remove_leftovers(server, self.live(), self.control)?;
-        Ok(())
     }
 
     fn stop(&mut self) -> Result<()> {
@@ -663,6 +583,22 @@ impl<'a> Restore<'a> {
     }
 }
 
+/// What breaks off inside the program is a failure like any other.
+pub(super) fn contained<T>(act: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(act)).unwrap_or_else(|_| Err(broke_off()))
+}
+
+pub(super) fn broke_off() -> Error {
+    Error::new(
+        ErrorKind::Failed,
+        "the restore broke off inside the program",
+    )
+}
+
+pub(super) fn ended(step: Step) -> Result<()> {
+    fault::point(&format!("after {}", step.name()))
+}
+
 pub(super) fn import_account(customer: &Customer) -> ImportAccount {
     match (&customer.db_user, &customer.db_password) {
         (Some(user), Some(password)) => ImportAccount::Customer {
@@ -678,16 +614,9 @@ fn uncancelled() -> Control {
     Control::default()
 }
 
-fn nothing_to_stage() -> Error {
+pub(super) fn nothing_to_stage() -> Error {
     Error::new(
         ErrorKind::Failed,
         "the restore lacks what it should have staged",
     )
-}
-
-/// A directory in our own staging directory, where nobody else can put a link.
-fn open_private(path: &Path) -> Result<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::open(path, flags, Mode::empty())
-        .map_err(|error| Error::io(format!("cannot open {}", path.display()), error.into()))
 }
