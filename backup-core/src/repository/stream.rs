@@ -12,8 +12,9 @@ use super::{Repository, Snapshot};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Cancel, Control};
 
-/// Plain bytes that are fetched at once. The one being read, one that waits and one being fetched are held.
-const BATCH_BYTES: u64 = 16 * 1024 * 1024;
+/// Plain bytes that are fetched at once. The one being read, one that waits and one being fetched are held, while files are restored beside it: as few
+/// as keep an import from waiting for a server far away.
+const BATCH_BYTES: u64 = 8 * 1024 * 1024;
 
 /// The content of a file. Dropping it stops the fetching.
 pub struct FileStream {
