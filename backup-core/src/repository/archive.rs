@@ -18,6 +18,7 @@ use rustic_core::repofile::{SnapshotFile, Tree};
 use rustic_core::{BackupOptions, Id, ParentOptions, SnapshotOptions, StringList, TreeId};
 use serde_json::json;
 
+use super::ahead::{ReadAhead, Way};
 use super::bridge::{IndexWatch, from_rustic};
 use super::index::{ExtendedIndex, Index};
 use super::locks::Lock;
@@ -125,12 +126,19 @@ impl Repository {
             .iter()
             .map(|stream| stream.path.clone())
             .collect();
-        let source = Arc::new(MixedSource::new(
-            request.trees,
-            request.streams,
-            on_failure,
-            control.clone(),
-        )?);
+        let way = Way::to(&request);
+        let mut source =
+            MixedSource::new(request.trees, request.streams, on_failure, control.clone())?;
+        if let Some(parent) = &request.parent {
+            source.read_ahead(ReadAhead::start(
+                self,
+                &index,
+                parent,
+                &way,
+                &control.cancel,
+            ));
+        }
+        let source = Arc::new(source);
 
         let watch = index.watch();
         let run = {
@@ -445,7 +453,7 @@ impl Change {
 }
 
 /// The names on the way from the root to `path`.
-fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
+pub(super) fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
     path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name),
         _ => None,

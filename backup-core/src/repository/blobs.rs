@@ -106,7 +106,7 @@ pub(super) fn fetch_sealed(
 
 impl<F: Fn(usize) -> Result<Blob>> Sorted<F> {
     /// Which neighbours are read by one request.
-    fn range_from(&self, start: usize) -> Result<Range<usize>> {
+    pub(super) fn range_from(&self, start: usize) -> Result<Range<usize>> {
         let mut range = start..start;
         if start >= self.count {
             return Ok(range);
@@ -167,7 +167,8 @@ impl<F: Fn(usize) -> Result<Blob>> Sorted<F> {
     }
 }
 
-fn end(location: &Location) -> u64 {
+/// Where it ends in its pack.
+pub(super) fn end(location: &Location) -> u64 {
     u64::from(location.offset) + u64::from(location.length)
 }
 

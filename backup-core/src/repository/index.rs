@@ -15,6 +15,7 @@ use rustic_core::{Id, IndexedFullStatus, PackedId, TreeId};
 use super::bridge::{Bridge, IndexWatch, from_rustic};
 use super::nodes;
 use super::seal::Sealer;
+use super::shelf::Shelves;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, FileKind, Storage};
 
@@ -78,6 +79,11 @@ impl Index {
     /// See what index files are written by way of it from now on.
     pub(super) fn watch(&self) -> IndexWatch<'_> {
         self.bridge.watch_indexes()
+    }
+
+    /// What was read ahead for rustic, by all who use this index.
+    pub(super) fn shelves(&self) -> &Arc<Shelves> {
+        self.bridge.shelves()
     }
 
     /// Where a blob of the kind that the id's type says lies.
