@@ -14,14 +14,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use bytes::Bytes;
+use rustic_core::TreeId;
 use rustic_core::repofile::Node;
-use rustic_core::{Id, TreeId};
 
 use super::archive::{ArchiveRequest, names};
-use super::blobs::{self, Blob, Sorted};
+use super::blobs::{self, Blob, Ranges, Sorted};
 use super::bridge::file_id;
-use super::index::{Index, Location};
+use super::index::Index;
 use super::seal::Sealer;
 use super::shelf::Shelf;
 use super::tree::Nodes;
@@ -257,28 +256,12 @@ impl ReadAhead {
             let bytes = self
                 .storage
                 .read_range(FileKind::Pack, &pack, start.into(), length)?;
-            Ok(Some(((first.pack, start), room.hold(bytes))))
+            Ok(Some((first.pack, start, room.hold(bytes))))
         })?;
-        ranges.0.extend(fetched.into_iter().flatten());
+        for (pack, start, bytes) in fetched.into_iter().flatten() {
+            ranges.add(pack, start, bytes);
+        }
         Ok(())
-    }
-}
-
-/// What was read of the packs, by where it begins. Ranges may overlap.
-#[derive(Default)]
-struct Ranges(BTreeMap<(Id, u32), Bytes>);
-
-impl Ranges {
-    fn get(&self, location: &Location) -> Option<Bytes> {
-        // One that reaches over the next is as a rule one of the next few. If not, it is read again.
-        const LOOKS: usize = 4;
-        let before = (location.pack, 0)..=(location.pack, location.offset);
-        let mut before = self.0.range(before).rev().take(LOOKS);
-        before.find_map(|((_, start), bytes)| {
-            let from = (location.offset - start) as usize;
-            let to = from.checked_add(location.length as usize)?;
-            (to <= bytes.len()).then(|| bytes.slice(from..to))
-        })
     }
 }
 
@@ -298,6 +281,7 @@ mod tests {
     use std::io::Read;
     use std::sync::Mutex;
 
+    use bytes::Bytes;
     use jiff::Zoned;
 
     use super::*;

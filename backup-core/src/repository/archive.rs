@@ -19,6 +19,7 @@ use rustic_core::{BackupOptions, Id, ParentOptions, SnapshotOptions, StringList,
 use serde_json::json;
 
 use super::ahead::{ReadAhead, Way};
+use super::blobs::Ranges;
 use super::bridge::{IndexWatch, from_rustic};
 use super::index::{ExtendedIndex, Index};
 use super::locks::Lock;
@@ -224,6 +225,7 @@ impl Repository {
         let mut correction = Correction {
             repository: self,
             index: &index,
+            ranges: Ranges::default(),
             trees: Vec::new(),
         };
         snapshot.tree = correction.tree(snapshot.tree, &changes)?;
@@ -464,6 +466,8 @@ pub(super) fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
 struct Correction<'a> {
     repository: &'a Repository,
     index: &'a ExtendedIndex<'a>,
+    /// What was read of the old ones.
+    ranges: Ranges,
     /// The new trees with their ids.
     trees: Vec<(Id, Vec<u8>)>,
 }
@@ -474,6 +478,7 @@ impl Correction<'_> {
             &*self.repository.storage,
             &self.repository.shared.sealer,
             &id,
+            &mut self.ranges,
         )?;
         for (name, change) in changes {
             self.apply(&mut tree, name, change)?;
