@@ -18,6 +18,8 @@ use rustic_core::repofile::{SnapshotFile, Tree};
 use rustic_core::{BackupOptions, Id, ParentOptions, SnapshotOptions, StringList, TreeId};
 use serde_json::json;
 
+use super::ahead::{ReadAhead, Way};
+use super::blobs::Ranges;
 use super::bridge::{IndexWatch, from_rustic};
 use super::index::{ExtendedIndex, Index};
 use super::locks::Lock;
@@ -125,12 +127,19 @@ impl Repository {
             .iter()
             .map(|stream| stream.path.clone())
             .collect();
-        let source = Arc::new(MixedSource::new(
-            request.trees,
-            request.streams,
-            on_failure,
-            control.clone(),
-        )?);
+        let way = Way::to(&request);
+        let mut source =
+            MixedSource::new(request.trees, request.streams, on_failure, control.clone())?;
+        if let Some(parent) = &request.parent {
+            source.read_ahead(ReadAhead::start(
+                self,
+                &index,
+                parent,
+                &way,
+                &control.cancel,
+            ));
+        }
+        let source = Arc::new(source);
 
         let watch = index.watch();
         let run = {
@@ -216,6 +225,7 @@ impl Repository {
         let mut correction = Correction {
             repository: self,
             index: &index,
+            ranges: Ranges::default(),
             trees: Vec::new(),
         };
         snapshot.tree = correction.tree(snapshot.tree, &changes)?;
@@ -445,7 +455,7 @@ impl Change {
 }
 
 /// The names on the way from the root to `path`.
-fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
+pub(super) fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
     path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name),
         _ => None,
@@ -456,6 +466,8 @@ fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
 struct Correction<'a> {
     repository: &'a Repository,
     index: &'a ExtendedIndex<'a>,
+    /// What was read of the old ones.
+    ranges: Ranges,
     /// The new trees with their ids.
     trees: Vec<(Id, Vec<u8>)>,
 }
@@ -466,6 +478,7 @@ impl Correction<'_> {
             &*self.repository.storage,
             &self.repository.shared.sealer,
             &id,
+            &mut self.ranges,
         )?;
         for (name, change) in changes {
             self.apply(&mut tree, name, change)?;

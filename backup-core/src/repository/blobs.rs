@@ -2,10 +2,12 @@
 //!
 //! The memory it holds is bounded by threads × range, whatever is read. The first error ends it and is the one returned.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use bytes::Bytes;
 use rustic_core::Id;
 
 use super::bridge::file_id;
@@ -106,7 +108,7 @@ pub(super) fn fetch_sealed(
 
 impl<F: Fn(usize) -> Result<Blob>> Sorted<F> {
     /// Which neighbours are read by one request.
-    fn range_from(&self, start: usize) -> Result<Range<usize>> {
+    pub(super) fn range_from(&self, start: usize) -> Result<Range<usize>> {
         let mut range = start..start;
         if start >= self.count {
             return Ok(range);
@@ -167,8 +169,32 @@ impl<F: Fn(usize) -> Result<Blob>> Sorted<F> {
     }
 }
 
-fn end(location: &Location) -> u64 {
+/// Where it ends in its pack.
+pub(super) fn end(location: &Location) -> u64 {
     u64::from(location.offset) + u64::from(location.length)
+}
+
+/// What was read of the packs, by where it begins. Ranges may overlap.
+#[derive(Default)]
+pub(super) struct Ranges(BTreeMap<(Id, u32), Bytes>);
+
+impl Ranges {
+    pub(super) fn add(&mut self, pack: Id, start: u32, bytes: Bytes) {
+        self.0.insert((pack, start), bytes);
+    }
+
+    /// A blob, if it is in one of them.
+    pub(super) fn get(&self, location: &Location) -> Option<Bytes> {
+        // One that reaches over the next is as a rule one of the next few. If not, it is read again.
+        const LOOKS: usize = 4;
+        let before = (location.pack, 0)..=(location.pack, location.offset);
+        let mut before = self.0.range(before).rev().take(LOOKS);
+        before.find_map(|((_, start), bytes)| {
+            let from = (location.offset - start) as usize;
+            let to = from.checked_add(location.length as usize)?;
+            (to <= bytes.len()).then(|| bytes.slice(from..to))
+        })
+    }
 }
 
 /// `work` on every item by a few threads; the results in the order of the items, or the first error.

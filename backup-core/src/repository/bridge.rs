@@ -13,6 +13,7 @@ use rustic_core::{
 };
 
 use super::seal::id_bytes;
+use super::shelf::{Place, Shelves};
 use crate::error::{Error, ErrorKind};
 use crate::storage::{FileId, FileKind, Storage};
 
@@ -21,6 +22,7 @@ use crate::storage::{FileId, FileKind, Storage};
 pub(super) struct Bridge {
     storage: RwLock<Arc<dyn Storage>>,
     written: Mutex<Written>,
+    shelves: Arc<Shelves>,
 }
 
 /// The sealed index files that rustic wrote while somebody wanted to know: they say where new blobs lie.
@@ -78,12 +80,18 @@ impl Bridge {
         Self {
             storage: RwLock::new(storage),
             written: Mutex::default(),
+            shelves: Arc::default(),
         }
     }
 
     /// From now on by way of this storage.
     pub(super) fn use_storage(&self, storage: Arc<dyn Storage>) {
         *self.storage.write().unwrap_or_else(PoisonError::into_inner) = storage;
+    }
+
+    /// What is there, rustic need not read.
+    pub(super) fn shelves(&self) -> &Arc<Shelves> {
+        &self.shelves
     }
 
     fn storage(&self) -> Arc<dyn Storage> {
@@ -136,6 +144,16 @@ impl ReadBackend for Bridge {
         offset: u32,
         length: u32,
     ) -> RusticResult<Bytes> {
+        let place = Place {
+            pack: *id,
+            offset,
+            length,
+        };
+        if tpe == FileType::Pack
+            && let Some(sealed) = self.shelves.take(&place)
+        {
+            return Ok(sealed);
+        }
         self.storage()
             .read_range(kind(tpe), &file_id(id), offset.into(), length.into())
             .map_err(into_rustic)

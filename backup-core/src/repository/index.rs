@@ -12,9 +12,11 @@ use bytes::Bytes;
 use rustic_core::repofile::{IndexFile, Tree};
 use rustic_core::{Id, IndexedFullStatus, PackedId, TreeId};
 
+use super::blobs::{self, Ranges};
 use super::bridge::{Bridge, IndexWatch, from_rustic};
 use super::nodes;
 use super::seal::Sealer;
+use super::shelf::Shelves;
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileId, FileKind, Storage};
 
@@ -80,6 +82,11 @@ impl Index {
         self.bridge.watch_indexes()
     }
 
+    /// What was read ahead for rustic, by all who use this index.
+    pub(super) fn shelves(&self) -> &Arc<Shelves> {
+        self.bridge.shelves()
+    }
+
     /// Where a blob of the kind that the id's type says lies.
     pub(super) fn locate<T: PackedId + Deref<Target = Id>>(&self, id: &T) -> Result<Location> {
         let entry = self
@@ -95,6 +102,9 @@ impl Index {
         ))
     }
 }
+
+/// What is read along before a tree that was just written, in the same request: there lie those below it.
+const LEAD_BYTES: u32 = 32 * 1024;
 
 /// The index of one moment, and what an archive run has added to it since.
 pub(super) struct ExtendedIndex<'a> {
@@ -133,20 +143,31 @@ impl<'a> ExtendedIndex<'a> {
         }
     }
 
-    /// Read one tree.
+    /// Read one tree, unless it is in what was read before.
     pub(super) fn read_tree(
         &self,
         storage: &dyn Storage,
         sealer: &Sealer,
         id: &TreeId,
+        ranges: &mut Ranges,
     ) -> Result<Tree> {
         let location = self.locate(id)?;
-        let sealed = storage.read_range(
-            FileKind::Pack,
-            &super::bridge::file_id(&location.pack),
-            location.offset.into(),
-            location.length.into(),
-        )?;
+        let sealed = match ranges.get(&location) {
+            Some(sealed) => sealed,
+            None => {
+                let start = location.offset.saturating_sub(LEAD_BYTES);
+                let bytes = storage.read_range(
+                    FileKind::Pack,
+                    &super::bridge::file_id(&location.pack),
+                    start.into(),
+                    blobs::end(&location) - u64::from(start),
+                )?;
+                let from = (location.offset - start) as usize;
+                let sealed = bytes.slice(from.min(bytes.len())..);
+                ranges.add(location.pack, start, bytes);
+                sealed
+            }
+        };
         parse_tree(&sealer.open_blob(&sealed, location.uncompressed_length, id)?)
     }
 }

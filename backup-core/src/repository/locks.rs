@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::blobs::in_parallel;
 use super::seal::Sealer;
 use super::stragglers::Stragglers;
 use crate::error::{Error, ErrorKind, Result};
@@ -326,15 +327,13 @@ pub(super) fn list(
     storage: &dyn Storage,
     sealer: &Sealer,
 ) -> Result<Vec<(FileId, Result<LockInfo>)>> {
-    let mut locks = Vec::new();
-    for (id, _) in storage.list(FileKind::Lock)? {
-        match storage.read(FileKind::Lock, &id) {
-            Ok(sealed) => locks.push((id, sealer.open_json(&sealed))),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(locks)
+    let listed = storage.list(FileKind::Lock)?;
+    let locks = in_parallel(&listed, |(id, _)| match storage.read(FileKind::Lock, id) {
+        Ok(sealed) => Ok(Some((*id, sealer.open_json(&sealed)))),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    })?;
+    Ok(locks.into_iter().flatten().collect())
 }
 
 /// Remove the stale ones, and those that nobody can read; gives their descriptions.

@@ -4,6 +4,7 @@
 //! its snapshot file is ([`Uncommitted::commit`]); a snapshot is gone when its file is ([`Repository::forget`]). Never: removing
 //! a pack without the exclusive lock, or trusting an index older than the lock that is held.
 
+mod ahead;
 mod archive;
 mod blobs;
 mod bridge;
@@ -16,6 +17,7 @@ mod mode;
 mod nodes;
 mod restore;
 mod seal;
+mod shelf;
 mod snapshot;
 mod source;
 mod stragglers;

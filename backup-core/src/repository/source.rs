@@ -29,6 +29,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use xattr::FileExt;
 
+use super::ahead::ReadAhead;
 use super::mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
@@ -295,6 +296,7 @@ impl Drop for Reading {
 /// The source of one archive run. Its entries can be taken once.
 pub(super) struct MixedSource {
     parts: Mutex<Vec<Part>>,
+    ahead: Mutex<Option<ReadAhead>>,
     shared: Arc<Shared>,
 }
 
@@ -350,6 +352,7 @@ impl MixedSource {
         }
         Ok(Self {
             parts: Mutex::new(parts),
+            ahead: Mutex::default(),
             shared: Arc::new(Shared {
                 control,
                 on_failure,
@@ -358,6 +361,11 @@ impl MixedSource {
                 begun: Mutex::default(),
             }),
         })
+    }
+
+    /// What rustic will read of the parent is read when the walk of a tree begins.
+    pub(super) fn read_ahead(&mut self, ahead: Option<ReadAhead>) {
+        self.ahead = Mutex::new(ahead);
     }
 
     /// What was noticed until now.
@@ -379,6 +387,11 @@ impl ReadSource for MixedSource {
         Entries {
             shared: Arc::clone(&self.shared),
             parts: parts.into_iter(),
+            ahead: self
+                .ahead
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
             ancestors: Vec::new().into_iter(),
             last_ancestor: PathBuf::from("/"),
             part: None,
@@ -392,6 +405,7 @@ impl ReadSource for MixedSource {
 pub(super) struct Entries {
     shared: Arc<Shared>,
     parts: std::vec::IntoIter<Part>,
+    ahead: Option<ReadAhead>,
     /// The directories above the current part that still have to be told.
     ancestors: std::vec::IntoIter<PathBuf>,
     last_ancestor: PathBuf,
@@ -455,6 +469,9 @@ impl Entries {
                 return None;
             }
         };
+        if let Some(ahead) = &mut self.ahead {
+            ahead.begin(&tree.path);
+        }
         let reading = Reading::tree(&self.shared, &tree.path, held, tree.limit);
         match Walk::start(tree, Arc::clone(&reading)) {
             Ok((walk, root)) => {

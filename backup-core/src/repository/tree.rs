@@ -178,8 +178,8 @@ impl Repository {
 
 /// The nodes of one directory, still packed.
 pub(super) struct Nodes<'a> {
-    blob: &'a Blob,
-    opened: &'a [u8],
+    pub(super) blob: &'a Blob,
+    pub(super) opened: &'a [u8],
 }
 
 impl Nodes<'_> {

@@ -1,0 +1,661 @@
+//! Reading the parent's directories before rustic asks for them.
+//!
+//! rustic reads a directory of the parent when the walk comes to it, one after the other, and each costs a round trip. Here those above all parts are
+//! read before the run, and those of a part when its walk begins: level by level, for they lie side by side, and each range of a pack once, since
+//! what lies below a directory is found beside it. The bridge hands rustic what is there, and rustic reads the rest itself. So
+//! nothing depends on it: what goes wrong here ends the reading ahead of one part, and is nobody's error.
+//!
+//! A part is read ahead in the thread that walks, before its first entry is handed out. So rustic never asks for a directory that is on its way: there is
+//! nothing to wait for and nothing read twice. The levels cost about as many round trips as the part is deep.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rustic_core::TreeId;
+use rustic_core::repofile::Node;
+
+use super::archive::{ArchiveRequest, names};
+use super::blobs::{self, Blob, Ranges, Sorted};
+use super::bridge::file_id;
+use super::index::Index;
+use super::seal::Sealer;
+use super::shelf::Shelf;
+use super::tree::Nodes;
+use super::{Repository, SnapshotId};
+use crate::error::{Error, Result};
+use crate::progress::Cancel;
+use crate::storage::{FileKind, Storage};
+
+/// A directory that takes more, with some 100,000 entries, is left to rustic: its round trip is the least of what it costs.
+const TREE_BYTES_MAX: u32 = 8 * 1024 * 1024;
+/// What is read along before a range, where a level takes few of them: there lies what is below, and that is cheaper than another round trip.
+const LEAD_BYTES: u32 = 256 * 1024;
+/// How many directories of one level are noted at most, before it is known what room they take.
+const LEVEL_MAX: usize = 100_000;
+
+/// The names on the way from the root to what is saved.
+#[derive(Debug, Default)]
+pub(super) struct Way {
+    below: BTreeMap<OsString, Self>,
+    /// Here a tree begins, which has this path.
+    part: Option<PathBuf>,
+}
+
+impl Way {
+    pub(super) fn to(request: &ArchiveRequest) -> Self {
+        let mut way = Self::default();
+        for tree in &request.trees {
+            way.at(&tree.path).part = Some(tree.path.clone());
+        }
+        for directory in request.streams.iter().filter_map(|it| it.path.parent()) {
+            way.at(directory);
+        }
+        way
+    }
+
+    fn at(&mut self, path: &Path) -> &mut Self {
+        names(path).fold(self, |way, name| way.below.entry(name.into()).or_default())
+    }
+}
+
+/// The parent of one archive run. Dropping it forgets all that was read.
+pub(super) struct ReadAhead {
+    storage: Arc<dyn Storage>,
+    sealer: Arc<Sealer>,
+    index: Index,
+    cancel: Cancel,
+    /// Where the parts begin in the parent, by their paths.
+    parts: HashMap<PathBuf, TreeId>,
+    /// The directories above the parts.
+    above: Shelf,
+    /// Those of the part that is being walked.
+    part: Option<Shelf>,
+    /// What was read on the way: some of the first part is beside it.
+    ranges: Ranges,
+}
+
+impl ReadAhead {
+    /// Reads what lies on the way; None where there is nothing to read ahead.
+    pub(super) fn start(
+        repository: &Repository,
+        index: &Index,
+        parent: &SnapshotId,
+        way: &Way,
+        cancel: &Cancel,
+    ) -> Option<Self> {
+        let read = repository.read_snapshots(std::slice::from_ref(parent));
+        let root = read.ok()?.snapshots.first()?.tree;
+        let mut ahead = Self {
+            storage: Arc::clone(&repository.storage),
+            sealer: Arc::clone(&repository.shared.sealer),
+            index: index.clone(),
+            cancel: cancel.clone(),
+            parts: HashMap::new(),
+            above: index.shelves().add(),
+            part: None,
+            ranges: Ranges::default(),
+        };
+        match ahead.read_way(root, way) {
+            Ok((parts, ranges)) => (ahead.parts, ahead.ranges) = (parts, ranges),
+            Err(error) => note(&error),
+        }
+        Some(ahead)
+    }
+
+    /// The walk of the tree that has this path begins. rustic is through with the one before, but perhaps for an empty directory at its very end.
+    pub(super) fn begin(&mut self, path: &Path) {
+        self.part = None;
+        let ranges = std::mem::take(&mut self.ranges);
+        let Some(root) = self.parts.remove(path) else {
+            return;
+        };
+        let shelf = self.index.shelves().add();
+        if let Err(error) = self.read_below(root, ranges, &shelf) {
+            note(&error);
+        }
+        self.part = Some(shelf);
+    }
+
+    /// Where the parts begin, and what was read to find them.
+    fn read_way(&self, root: TreeId, way: &Way) -> Result<(HashMap<PathBuf, TreeId>, Ranges)> {
+        let mut parts = HashMap::new();
+        let mut ranges = Ranges::default();
+        let mut level = HashMap::from([(root, vec![way])]);
+        while !level.is_empty() {
+            let (trees, ways): (Vec<_>, Vec<_>) = level
+                .into_iter()
+                .map(|(tree, ways)| ((tree, count(ways.len())), ways))
+                .unzip();
+            let find = |at: usize, node: &Node, below: TreeId, found: &mut Vec<_>| {
+                let name = node.name();
+                let next = ways[at].iter().filter_map(|way| way.below.get(&*name));
+                found.extend(next.map(|way| (way, below)));
+            };
+            let found = self.read_level(&self.above, &mut ranges, &trees, find)?;
+            level = HashMap::new();
+            for (way, tree) in found {
+                match &way.part {
+                    Some(path) => {
+                        parts.insert(path.clone(), tree);
+                    }
+                    None => level.entry(tree).or_default().push(way),
+                }
+            }
+        }
+        Ok((parts, ranges))
+    }
+
+    /// All that is below a directory, as far as there is room for it.
+    fn read_below(&self, root: TreeId, mut ranges: Ranges, shelf: &Shelf) -> Result<()> {
+        let mut level = HashMap::from([(root, 1)]);
+        while !level.is_empty() {
+            let trees: Vec<(TreeId, u32)> = level.drain().collect();
+            let find = |at: usize, _: &Node, below: TreeId, found: &mut Vec<_>| {
+                found.push((below, trees[at].1));
+            };
+            for (tree, times) in self.read_level(shelf, &mut ranges, &trees, find)? {
+                let wanted: &mut u32 = level.entry(tree).or_default();
+                *wanted = wanted.saturating_add(times);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts by those of these directories for which there is room, each for as many times as it stands there, and gives what `find` found in them, which is asked for each
+    /// directory below. One that was put by before is not looked into again.
+    fn read_level<F: Send>(
+        &self,
+        shelf: &Shelf,
+        ranges: &mut Ranges,
+        trees: &[(TreeId, u32)],
+        find: impl Fn(usize, &Node, TreeId, &mut Vec<F>) + Sync,
+    ) -> Result<Vec<F>> {
+        let mut wanted = Vec::with_capacity(trees.len());
+        for (at, (id, times)) in trees.iter().enumerate() {
+            // What the index lacks is rustic's to tell.
+            let Ok(location) = self.index.locate(id) else {
+                continue;
+            };
+            if location.length <= TREE_BYTES_MAX && !shelf.is_wanted_again(&location.into(), *times)
+            {
+                wanted.push((Blob { location, id: **id }, at));
+            }
+        }
+        wanted.sort_unstable();
+        self.fetch(shelf, ranges, &wanted)?;
+        let noted = AtomicUsize::new(0);
+        let found = blobs::in_parallel(&wanted, |(blob, at)| {
+            self.cancel.check()?;
+            let mut found = Vec::new();
+            let Some(sealed) = ranges.get(&blob.location) else {
+                return Ok(found);
+            };
+            let look = |node: Node| {
+                if let Some(below) = node.subtree
+                    && noted.fetch_add(1, Ordering::Relaxed) < LEVEL_MAX
+                {
+                    find(*at, &node, below, &mut found);
+                }
+                Ok(())
+            };
+            // A damaged one, too, is rustic's to tell: it reads it itself.
+            if self.look_into(blob, &sealed, look).is_err()
+                || !shelf.put(blob.location.into(), sealed, trees[*at].1)
+            {
+                found.clear();
+            }
+            Ok(found)
+        })?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Only when it is Ok what was seen is right.
+    fn look_into(
+        &self,
+        blob: &Blob,
+        sealed: &[u8],
+        look: impl FnMut(Node) -> Result<()>,
+    ) -> Result<()> {
+        let opened = &self.sealer.open(sealed)?;
+        Nodes { blob, opened }.for_each(look)
+    }
+
+    /// Reads the ranges that hold these blobs, if they were not read before and there is room for them.
+    fn fetch(&self, shelf: &Shelf, ranges: &mut Ranges, wanted: &[(Blob, usize)]) -> Result<()> {
+        let missing: Vec<Blob> = wanted
+            .iter()
+            .map(|(blob, _)| *blob)
+            .filter(|blob| ranges.get(&blob.location).is_none())
+            .collect();
+        let sorted = Sorted {
+            count: missing.len(),
+            get: |at: usize| Ok(missing[at]),
+        };
+        let mut joined = Vec::new();
+        let mut at = 0;
+        while at < missing.len() {
+            let range = sorted.range_from(at)?;
+            at = range.end;
+            joined.push((missing[range.start].location, missing[at - 1].location));
+        }
+        let lead = match joined.len() <= blobs::THREADS {
+            true => LEAD_BYTES,
+            false => 0,
+        };
+        let fetched = blobs::in_parallel(&joined, |(first, last)| {
+            self.cancel.check()?;
+            let start = first.offset.saturating_sub(lead);
+            let length = blobs::end(last) - u64::from(start);
+            let Some(room) = shelf.reserve(length) else {
+                return Ok(None);
+            };
+            let pack = file_id(&first.pack);
+            let bytes = self
+                .storage
+                .read_range(FileKind::Pack, &pack, start.into(), length)?;
+            Ok(Some((first.pack, start, room.hold(bytes))))
+        })?;
+        for (pack, start, bytes) in fetched.into_iter().flatten() {
+            ranges.add(pack, start, bytes);
+        }
+        Ok(())
+    }
+}
+
+fn count(times: usize) -> u32 {
+    u32::try_from(times).unwrap_or(u32::MAX)
+}
+
+fn note(error: &Error) {
+    tracing::debug!(
+        "the parent's directories are not read ahead any further: {}",
+        error.chain()
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use jiff::Zoned;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::progress::Control;
+    use crate::repository::shelf::{Reserved, Shelves};
+    use crate::repository::{Snapshot, StreamSource, TreeSource};
+    use crate::storage::{self, FileId, Location as Place};
+
+    /// What is wrong with the packs.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    enum Fault {
+        Away,
+        /// The next request alone.
+        AwayOnce,
+        /// Bytes of it at certain places are changed.
+        Damaged,
+    }
+
+    #[derive(Debug, Default)]
+    struct Watch {
+        /// Requests for parts of packs.
+        requests: AtomicUsize,
+        fault: Mutex<Option<Fault>>,
+    }
+
+    /// A storage that counts what rustic and we read of packs, and may get it wrong.
+    #[derive(Debug)]
+    struct Watched {
+        inner: Arc<dyn Storage>,
+        watch: Arc<Watch>,
+    }
+
+    impl Storage for Watched {
+        fn location(&self) -> &str {
+            self.inner.location()
+        }
+        fn create(&self) -> Result<()> {
+            self.inner.create()
+        }
+        fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>> {
+            self.inner.list(kind)
+        }
+        fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes> {
+            self.inner.read(kind, id)
+        }
+        fn read_range(
+            &self,
+            kind: FileKind,
+            id: &FileId,
+            offset: u64,
+            length: u64,
+        ) -> Result<Bytes> {
+            assert_eq!(kind, FileKind::Pack);
+            self.watch.requests.fetch_add(1, Ordering::SeqCst);
+            let mut fault = self.watch.fault.lock().unwrap();
+            let now = *fault;
+            if now == Some(Fault::AwayOnce) {
+                *fault = None;
+            }
+            drop(fault);
+            let mut bytes = self.inner.read_range(kind, id, offset, length)?.to_vec();
+            match now {
+                None => {}
+                Some(Fault::Damaged) => {
+                    for at in (0..length).filter(|at| (offset + at) % 3000 == 1000) {
+                        bytes[usize::try_from(at).unwrap()] ^= 1;
+                    }
+                }
+                Some(Fault::Away | Fault::AwayOnce) => {
+                    return Err(Error::new(ErrorKind::Unreachable, "away"));
+                }
+            }
+            Ok(bytes.into())
+        }
+        fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()> {
+            self.inner.write(kind, id, content)
+        }
+        fn remove(&self, kind: FileKind, id: &FileId) -> Result<()> {
+            self.inner.remove(kind, id)
+        }
+        fn with_stop(&self, stop: &Cancel) -> Arc<dyn Storage> {
+            Arc::new(Self {
+                inner: self.inner.with_stop(stop),
+                watch: Arc::clone(&self.watch),
+            })
+        }
+    }
+
+    struct Bench {
+        scratch: tempfile::TempDir,
+        watch: Arc<Watch>,
+        repository: Repository,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            let scratch = tempfile::tempdir().unwrap();
+            let place = Place::from(&*scratch.path().join("repository"));
+            let watch = Arc::<Watch>::default();
+            let storage = Arc::new(Watched {
+                inner: storage::open(&place, &Default::default()).unwrap(),
+                watch: Arc::clone(&watch),
+            });
+            Self {
+                repository: Repository::init(storage, &"password".to_owned().into()).unwrap(),
+                watch,
+                scratch,
+            }
+        }
+
+        /// With so many directories side by side, and some others.
+        fn site(&self, name: &str, directories: usize) -> PathBuf {
+            let site = self.scratch.path().join("customers").join(name);
+            for at in 0..directories {
+                let directory = site.join(format!("side-by-side/{at}"));
+                std::fs::create_dir_all(&directory).unwrap();
+                std::fs::write(directory.join("file"), format!("{name} {at}")).unwrap();
+            }
+            for below in ["a/b/c/d", "a/empty", "empty", "z/empty"] {
+                std::fs::create_dir_all(site.join(below)).unwrap();
+            }
+            site
+        }
+
+        fn archive(&self, request: ArchiveRequest, control: &Control) -> Result<Snapshot> {
+            let lock = self.repository.lock_shared()?;
+            let uncommitted = self.repository.archive(lock, request, control)?;
+            let id = uncommitted.commit(control)?.snapshot;
+            Ok(self.repository.snapshot(&id)?.unwrap())
+        }
+
+        fn save(&self, sites: &[&Path], parent: Option<&Snapshot>) -> Snapshot {
+            let request = request(sites, parent);
+            self.archive(request, &Control::default()).unwrap()
+        }
+
+        /// As [`Self::save`] with a parent, and how many requests it took.
+        fn save_counted(&self, sites: &[&Path], parent: &Snapshot) -> (Snapshot, usize) {
+            // The index is read by then.
+            self.shelves();
+            self.watch.requests.store(0, Ordering::SeqCst);
+            let snapshot = self.save(sites, Some(parent));
+            (snapshot, self.watch.requests.swap(0, Ordering::SeqCst))
+        }
+
+        /// Those of the next run.
+        fn shelves(&self) -> Arc<Shelves> {
+            Arc::clone(self.repository.fresh_index().unwrap().shelves())
+        }
+
+        /// While it is held the next run has no room to read ahead.
+        fn no_room(&self) -> Reserved {
+            self.shelves().leave(0)
+        }
+
+        fn fault(&self, fault: Option<Fault>) {
+            *self.watch.fault.lock().unwrap() = fault;
+        }
+
+        /// The directory of a site in a snapshot. Those above it change while others make their own directories there.
+        fn tree(&self, snapshot: &Snapshot, site: &Path) -> TreeId {
+            let index = self.repository.fresh_index().unwrap();
+            let node = self.repository.node(&index, snapshot, site).unwrap();
+            node.unwrap().subtree.unwrap()
+        }
+    }
+
+    fn request(sites: &[&Path], parent: Option<&Snapshot>) -> ArchiveRequest {
+        let sites = sites.iter().map(|site| site.to_path_buf());
+        ArchiveRequest {
+            trees: sites
+                .clone()
+                .map(|site| TreeSource::in_place(site, Vec::new()))
+                .collect(),
+            streams: Vec::new(),
+            paths: sites.collect(),
+            tags: Vec::new(),
+            time: Zoned::now(),
+            note: None,
+            parent: parent.map(|snapshot| snapshot.id),
+        }
+    }
+
+    #[test]
+    fn the_number_of_requests_does_not_grow_with_the_number_of_directories() {
+        for directories in [20, 2000] {
+            let bench = Bench::new();
+            let site = bench.site("customer-1", directories);
+            let first = bench.save(&[&site], None);
+            let (ahead, requests) = bench.save_counted(&[&site], &first);
+            assert!(requests <= 8, "{requests} requests");
+
+            let room = bench.no_room();
+            let (alone, requests) = bench.save_counted(&[&site], &first);
+            drop(room);
+            assert!(requests > directories, "{requests} requests");
+            assert_eq!(bench.tree(&ahead, &site), bench.tree(&alone, &site));
+            assert_eq!(bench.tree(&ahead, &site), bench.tree(&first, &site));
+        }
+    }
+
+    #[test]
+    fn what_changed_is_saved_as_without_reading_ahead() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 30);
+        let mut parent = bench.save(&[&site], None);
+        for round in 0..5 {
+            std::fs::remove_dir_all(site.join(format!("side-by-side/{}", round * 3))).unwrap();
+            std::fs::write(site.join(format!("side-by-side/{}/new", 20 + round)), "new").unwrap();
+            std::fs::create_dir_all(site.join(format!("new/{round}"))).unwrap();
+            // Its directories are in more and more packs.
+            let (ahead, requests) = bench.save_counted(&[&site], &parent);
+            assert!(requests <= 20, "{requests} requests");
+            let alone = bench.save(&[&site], None);
+            assert_eq!(bench.tree(&ahead, &site), bench.tree(&alone, &site));
+            parent = ahead;
+        }
+    }
+
+    #[test]
+    fn each_part_is_read_ahead_and_nothing_of_anybody_else() {
+        const PARTS: usize = 6;
+        let bench = Bench::new();
+        let sites: Vec<_> = (0..PARTS)
+            .map(|at| bench.site(&format!("customer-{at}"), 50))
+            .collect();
+        let sites: Vec<_> = sites.iter().map(PathBuf::as_path).collect();
+        let first = bench.save(&sites, None);
+        let (second, requests) = bench.save_counted(&sites, &first);
+        assert!(requests <= 8 + 2 * PARTS, "{requests} requests");
+        for site in &sites {
+            assert_eq!(bench.tree(&first, site), bench.tree(&second, site));
+        }
+
+        let shelves = bench.shelves();
+        let index = bench.repository.fresh_index().unwrap();
+        let way = Way::to(&request(&sites[1..2], None));
+        let cancel = Cancel::new();
+        let ahead = ReadAhead::start(&bench.repository, &index, &second.id, &way, &cancel);
+        let mut ahead = ahead.unwrap();
+        let above = sites[1].ancestors().skip(1).count();
+        assert_eq!(shelves.kept().0, above);
+        ahead.begin(sites[0]);
+        assert_eq!(shelves.kept().0, above);
+        ahead.begin(sites[1]);
+        // Itself, what lies side by side and above that, a/b/c, and one that is empty four times.
+        assert_eq!(shelves.kept().0, above + 1 + 51 + 4 + 1);
+        drop(ahead);
+        assert_eq!(shelves.kept(), (0, 0));
+    }
+
+    #[test]
+    fn nothing_is_kept_when_the_run_is_over_however_it_ends() {
+        struct Ends(Option<Cancel>);
+        impl Read for Ends {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                match &self.0 {
+                    Some(cancel) => cancel.cancel(),
+                    None => return Err(std::io::Error::other("broke off")),
+                }
+                Ok(0)
+            }
+        }
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 50);
+        let first = bench.save(&[&site], None);
+        // Found in the parent, and never asked for.
+        std::fs::remove_dir_all(site.join("side-by-side")).unwrap();
+        let shelves = bench.shelves();
+        bench.save(&[&site], Some(&first));
+        assert_eq!(shelves.kept(), (0, 0));
+
+        let cancelled = Control::default();
+        for (reader, control, kind) in [
+            (Ends(None), Control::default(), ErrorKind::Failed),
+            (
+                Ends(Some(cancelled.cancel.clone())),
+                cancelled,
+                ErrorKind::Cancelled,
+            ),
+        ] {
+            let mut request = request(&[&site], Some(&first));
+            request.streams.push(StreamSource {
+                path: bench.scratch.path().join("a.sql"),
+                reader: Box::new(reader),
+            });
+            let shelves = bench.shelves();
+            let error = bench.archive(request, &control).unwrap_err();
+            assert_eq!(error.kind(), kind, "{}", error.chain());
+            assert_eq!(shelves.kept(), (0, 0));
+        }
+    }
+
+    #[test]
+    fn where_there_is_room_for_some_the_others_are_read_one_by_one() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 200);
+        let first = bench.save(&[&site], None);
+        let shelves = bench.shelves();
+        let room = shelves.leave(70_000);
+        let full = shelves.kept().1 + 70_000;
+        let (second, requests) = bench.save_counted(&[&site], &first);
+        assert!((10..200).contains(&requests), "{requests} requests");
+        assert!(shelves.kept().1 < full);
+        drop(room);
+        assert_eq!(shelves.kept(), (0, 0));
+        assert_eq!(bench.tree(&first, &site), bench.tree(&second, &site));
+    }
+
+    #[test]
+    fn a_fault_does_no_more_than_without_reading_ahead() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 100);
+        let first = bench.save(&[&site], None);
+        for fault in [Fault::Damaged, Fault::Away, Fault::AwayOnce] {
+            let saved = [true, false].map(|has_room| {
+                let room = (!has_room).then(|| bench.no_room());
+                bench.fault(Some(fault));
+                let (saved, requests) = bench.save_counted(&[&site], &first);
+                bench.fault(None);
+                drop(room);
+                (bench.tree(&saved, &site), requests)
+            });
+            let [(ahead, with), (alone, without)] = saved;
+            assert_eq!(ahead, alone, "{fault:?}");
+            assert_eq!(ahead, bench.tree(&first, &site), "{fault:?}");
+            // What could not be read ahead rustic reads, as far as it goes on without it.
+            assert!(
+                with.max(without) < 120,
+                "{fault:?}: {with}, {without} requests"
+            );
+        }
+    }
+
+    #[test]
+    fn a_parent_that_is_not_there_does_no_more_than_without_reading_ahead() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 100);
+        let first = bench.save(&[&site], None);
+        let index = bench.repository.fresh_index().unwrap();
+        let pack = index.locate(&first.tree).unwrap().pack;
+        let storage = &bench.repository.storage;
+        storage.remove(FileKind::Pack, &file_id(&pack)).unwrap();
+        let [ahead, alone] = [true, false].map(|has_room| {
+            let _room = (!has_room).then(|| bench.no_room());
+            bench.save(&[&site], Some(&first))
+        });
+        assert_eq!(ahead.files, alone.files);
+        assert_eq!(ahead.bytes, alone.bytes);
+
+        bench.repository.forget(&[first.id]).unwrap();
+        bench.save(&[&site], Some(&first));
+        let nobody = SnapshotId(FileId::default());
+        let way = Way::default();
+        let none = ReadAhead::start(&bench.repository, &index, &nobody, &way, &Cancel::new());
+        assert!(none.is_none());
+    }
+
+    #[test]
+    fn runs_at_the_same_time_do_not_disturb_each_other() {
+        let bench = Bench::new();
+        let sites = [1, 2, 3].map(|at| bench.site(&format!("customer-{at}"), 100));
+        let firsts = sites.each_ref().map(|site| bench.save(&[site], None));
+        let shelves = bench.shelves();
+        let seconds: Vec<Snapshot> = std::thread::scope(|scope| {
+            let runs: Vec<_> = std::iter::zip(&sites, &firsts)
+                .map(|(site, first)| scope.spawn(|| bench.save(&[site], Some(first))))
+                .collect();
+            runs.into_iter().map(|run| run.join().unwrap()).collect()
+        });
+        assert_eq!(shelves.kept(), (0, 0));
+        for ((site, first), second) in std::iter::zip(&sites, &firsts).zip(&seconds) {
+            assert_eq!(bench.tree(first, site), bench.tree(second, site));
+        }
+    }
+}
