@@ -3,6 +3,7 @@
 //! Everything here acts on what the journal says, so that it is the same whether this process wrote it or one that died. Every step and every undoing
 //! can be repeated. Never: an act whose step is not written down; a step undone after the commit unless the journal says that the restore goes back.
 
+use std::cell::RefCell;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -29,6 +30,8 @@ pub(super) struct Restore<'a> {
     pub(super) site: Site,
     pub(super) control: &'a Control,
     pub(super) journal: Journal,
+    /// The database server, once it was needed.
+    server: RefCell<Option<Server>>,
     /// The backup, until all of it is staged.
     pub(super) found: Option<Found>,
     pub(super) staging: Option<Staging>,
@@ -53,6 +56,7 @@ impl<'a> Restore<'a> {
             site,
             control,
             journal,
+            server: RefCell::default(),
             found: None,
             staging: None,
             shadow: None,
@@ -249,7 +253,13 @@ impl<'a> Restore<'a> {
     }
 
     pub(super) fn server(&self) -> Result<Server> {
-        self.engine.server(self.customer)
+        let server = self.engine.server(self.customer)?;
+        let mut known = self.server.borrow_mut();
+        match &*known {
+            // Unless somebody has changed its password meanwhile.
+            Some(known) if known.is_as(&server) => Ok(known.clone()),
+            _ => Ok(known.insert(server).clone()),
+        }
     }
 
     fn live(&self) -> &str {
@@ -359,7 +369,10 @@ impl<'a> Restore<'a> {
 
     /// What restores whose journals are lost left in the database: nobody else is at it, for we hold the customer.
     fn tidy_up_after_others(&self, server: &Server) -> Result<()> {
-        for left in self.engine.end_exchanges(self.customer, self.control)? {
+        for left in self
+            .engine
+            .end_exchanges(server, self.customer, self.control)?
+        {
             self.warn(&left);
         }
         database::remove_leftovers(server, self.live(), self.control)?;
