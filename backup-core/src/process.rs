@@ -1,8 +1,9 @@
 //! The one way to run an external program.
 //!
 //! A program is an argument array, never a shell line; it gets a clean environment, a process group of its own and a
-//! time limit. Never: a secret in an argument, a message or the log; a process that outlives its limit, its
-//! cancellation or its handle; output held without a bound.
+//! time limit. One that answers what it reads can be kept and asked again, with a limit for each answer. Never: a secret in
+//! an argument, a message or the log; a process that outlives its limit, its cancellation or its handle; output held without
+//! a bound; something asked of a kept program that is being ended.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -27,7 +28,8 @@ use crate::progress::Cancel;
 
 /// How long a program may take to end after it was asked politely.
 const GRACE: Duration = Duration::from_secs(2);
-/// The longest pause between two looks at a running program.
+/// The pauses between two looks at a running program, at first and at most.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// Of what a program says, so much is kept for the error message…
 const TAIL_LINES: usize = 10;
@@ -200,6 +202,19 @@ impl Program {
         self.start(Pipes::Open, limit, cancel)
     }
 
+    /// Start it to be asked with [`Kept::ask`]; `limit` is for what comes before that.
+    ///
+    /// # Errors
+    /// As [`Program::spawn`].
+    pub(crate) fn keep(&self, limit: Duration, cancel: &Cancel) -> Result<Kept> {
+        let mut running = self.spawn(limit, cancel)?;
+        Ok(Kept {
+            stdin: running.take_stdin(),
+            stdout: running.take_stdout(),
+            running,
+        })
+    }
+
     fn start(&self, pipes: Pipes, limit: Duration, cancel: &Cancel) -> Result<Running> {
         cancel.check()?;
         if let Some(dir) = &self.dir
@@ -230,11 +245,10 @@ impl Program {
             }
             Pipes::Open => (stdin, stdout) = (child.stdin.take(), child.stdout.take()),
         }
-        let watch = Arc::new(Watch::default());
-        let deadline = Instant::now().checked_add(limit);
+        let watch = Arc::new(Watch::new(Turn::work(limit, cancel)));
         thread::spawn({
-            let (watch, cancel) = (Arc::clone(&watch), cancel.clone());
-            move || watch.set_end(supervise(child, deadline, &cancel, pipes, &watch))
+            let watch = Arc::clone(&watch);
+            move || watch.set_end(supervise(child, pipes, &watch))
         });
         Ok(Running {
             described: self.to_string(),
@@ -457,16 +471,56 @@ impl Running {
             )
         })?;
         if printed.len() > max_bytes {
-            self.kill();
-            return Err(Error::new(
-                ErrorKind::Failed,
-                format!(
-                    "`{}` printed more than {max_bytes} bytes and was stopped",
-                    self.described
-                ),
-            ));
+            return Err(self.stopped_for_printing(max_bytes));
         }
         Ok(printed)
+    }
+
+    /// Read what comes before `end`; none when the output ends first.
+    fn read_up_to(
+        &self,
+        end: &[u8],
+        stdout: Option<&mut ChildStdout>,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<u8>>> {
+        let Some(stdout) = stdout else {
+            return Ok(None);
+        };
+        let mut printed = Vec::new();
+        let mut buffer = [0; 8192];
+        loop {
+            match stdout.read(&mut buffer) {
+                Ok(0) => return Ok(None),
+                Ok(n) => printed.extend_from_slice(buffer.get(..n).unwrap_or_default()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.kill();
+                    return Err(Error::io(
+                        format!("cannot read what `{}` prints", self.described),
+                        error,
+                    ));
+                }
+            }
+            let answer = printed.strip_suffix(end).map(<[u8]>::len);
+            if answer.unwrap_or_else(|| printed.len().saturating_sub(end.len())) > max_bytes {
+                return Err(self.stopped_for_printing(max_bytes));
+            }
+            if let Some(answer) = answer {
+                printed.truncate(answer);
+                return Ok(Some(printed));
+            }
+        }
+    }
+
+    fn stopped_for_printing(&self, max_bytes: usize) -> Error {
+        self.kill();
+        Error::new(
+            ErrorKind::Failed,
+            format!(
+                "`{}` printed more than {max_bytes} bytes and was stopped",
+                self.described
+            ),
+        )
     }
 }
 
@@ -479,6 +533,83 @@ impl Drop for Running {
 impl fmt::Debug for Running {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Running({})", self.described)
+    }
+}
+
+/// A program that runs to be asked one thing after the other. Dropping it closes its input, so that it ends by itself; one that does not is killed.
+pub(crate) struct Kept {
+    running: Running,
+    /// Not while it rests: whoever has it has the say.
+    stdin: Option<ChildStdin>,
+    stdout: Option<ChildStdout>,
+}
+
+impl Kept {
+    /// Write `input` and give what comes back before `end`, with which an answer ends and which cannot be in it; at most `max_bytes`.
+    ///
+    /// # Errors
+    /// As [`Program::output`], and [`ErrorKind::Failed`] when the program ends before the answer does. After an error it has ended.
+    pub(crate) fn ask(
+        &mut self,
+        input: &[u8],
+        end: &[u8],
+        max_bytes: usize,
+        limit: Duration,
+        cancel: &Cancel,
+    ) -> Result<Vec<u8>> {
+        self.running.limit = limit;
+        let may_begin = self.running.watch.begin(Turn::work(limit, cancel));
+        let (running, stdout) = (&self.running, &mut self.stdout);
+        let stdin = self.stdin.take().filter(|_| may_begin);
+        let (answer, stdin) = thread::scope(|scope| {
+            let write = scope.spawn(move || {
+                let mut stdin = stdin?;
+                // A program that ended takes no more; why, its exit status tells.
+                stdin.write_all(input).ok().map(|()| stdin)
+            });
+            let answer = running.read_up_to(end, stdout.as_mut(), max_bytes);
+            (answer, write.join().ok().flatten())
+        });
+        let Some(answer) = answer? else {
+            self.running.wait()?;
+            return Err(Error::new(
+                ErrorKind::Failed,
+                format!("`{}` ended before its answer", self.running.described),
+            ));
+        };
+        self.stdin = stdin;
+        Ok(answer)
+    }
+
+    /// Until it is woken nothing is asked of it, and after `most` its input is closed.
+    pub(crate) fn rest(&mut self, most: Duration) {
+        if let (Some(stdin), Some(until)) = (self.stdin.take(), Instant::now().checked_add(most)) {
+            self.running.watch.begin(Turn::Rest { until, stdin });
+        }
+    }
+
+    /// Whether it can be asked again. Of one that has ended since, only asking tells.
+    pub(crate) fn wake(&mut self, limit: Duration, cancel: &Cancel) -> bool {
+        self.stdin = self.running.watch.wake(Turn::work(limit, cancel));
+        self.stdin.is_some()
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let last_turn = || Turn::work(GRACE, &Cancel::new());
+        let watch = &self.running.watch;
+        if let Some(stdin) = self.stdin.take().or_else(|| watch.wake(last_turn())) {
+            watch.begin(last_turn());
+            drop(stdin);
+            watch.wait();
+        }
+    }
+}
+
+impl fmt::Debug for Kept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kept({})", self.running.described)
     }
 }
 
@@ -502,31 +633,102 @@ enum End {
     Lost(i32),
 }
 
+/// What a program may do at the moment.
+enum Turn {
+    /// Work up to a time, and for as long as nobody calls it off.
+    Work {
+        deadline: Option<Instant>,
+        cancel: Cancel,
+    },
+    /// Wait for more input up to a time; then there is none. Whoever takes the input out of here is the one who may write.
+    Rest { until: Instant, stdin: ChildStdin },
+}
+
+impl Turn {
+    fn work(limit: Duration, cancel: &Cancel) -> Self {
+        Self::Work {
+            deadline: Instant::now().checked_add(limit),
+            cancel: cancel.clone(),
+        }
+    }
+}
+
 /// What the thread that watches a program and its handle tell each other.
-#[derive(Default)]
 struct Watch {
     state: Mutex<WatchState>,
     changed: Condvar,
 }
 
-#[derive(Default)]
 struct WatchState {
+    turn: Turn,
     stop: bool,
+    /// Something should be looked at now, and often.
+    look: bool,
+    /// It is being ended, or has ended: nobody may begin anything with it.
+    is_over: bool,
     end: Option<End>,
 }
 
+/// What the thread that watches a program finds after a pause.
+enum Found {
+    Nothing,
+    /// The program is about to end.
+    SoonOver,
+    MustEnd(End),
+}
+
 impl Watch {
+    fn new(turn: Turn) -> Self {
+        Self {
+            state: Mutex::new(WatchState {
+                turn,
+                stop: false,
+                look: false,
+                is_over: false,
+                end: None,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, WatchState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn set_end(&self, end: End) {
-        self.lock().end = Some(end);
+        let mut state = self.lock();
+        state.is_over = true;
+        state.end = Some(end);
+        drop(state);
         self.changed.notify_all();
+    }
+
+    /// Whether there is another turn.
+    fn begin(&self, turn: Turn) -> bool {
+        let mut state = self.lock();
+        if !state.is_over {
+            state.turn = turn;
+        }
+        !state.is_over
+    }
+
+    /// The input of a program that rests, which then has another turn; none when it does not rest any more.
+    fn wake(&self, turn: Turn) -> Option<ChildStdin> {
+        let mut state = self.lock();
+        if state.is_over || matches!(state.turn, Turn::Work { .. }) {
+            return None;
+        }
+        match std::mem::replace(&mut state.turn, turn) {
+            Turn::Rest { stdin, .. } => Some(stdin),
+            Turn::Work { .. } => None,
+        }
     }
 
     fn wait(&self) -> End {
         let mut state = self.lock();
+        // Who waits has mostly seen the end coming: of what the program prints, or of what it is given to read.
+        state.look = true;
+        self.changed.notify_all();
         loop {
             if let Some(end) = state.end {
                 return end;
@@ -540,36 +742,47 @@ impl Watch {
 
     fn stop(&self) {
         self.lock().stop = true;
-        self.changed.notify_all();
         self.wait();
     }
 
-    /// Pause for so long, or until asked to stop; whether asked.
-    fn pause(&self, pause: Duration) -> bool {
+    /// Pause for so long, or until something should be looked at.
+    fn pause(&self, pause: Duration) -> Found {
         let state = self.lock();
-        if state.stop {
-            return true;
-        }
-        let (state, _) = self
+        let (mut state, _) = self
             .changed
-            .wait_timeout(state, pause)
+            .wait_timeout_while(state, pause, |state| !state.stop && !state.look)
             .unwrap_or_else(PoisonError::into_inner);
-        state.stop
+        let now = Instant::now();
+        let must_end = match &state.turn {
+            _ if state.stop => Some(End::Stopped),
+            Turn::Work { cancel, .. } if cancel.is_cancelled() => Some(End::Cancelled),
+            Turn::Work { deadline, .. } if deadline.is_some_and(|deadline| now >= deadline) => {
+                Some(End::Deadline)
+            }
+            Turn::Rest { until, .. } if now >= *until => {
+                state.turn = Turn::work(GRACE, &Cancel::new());
+                state.look = true;
+                None
+            }
+            Turn::Work { .. } | Turn::Rest { .. } => None,
+        };
+        if let Some(end) = must_end {
+            state.is_over = true;
+            return Found::MustEnd(end);
+        }
+        match std::mem::take(&mut state.look) {
+            true => Found::SoonOver,
+            false => Found::Nothing,
+        }
     }
 }
 
 /// Watch over `child` until it has ended by itself or had to be killed, and reap it.
-fn supervise(
-    mut child: Child,
-    deadline: Option<Instant>,
-    cancel: &Cancel,
-    pipes: Pipes,
-    watch: &Watch,
-) -> End {
+fn supervise(mut child: Child, pipes: Pipes, watch: &Watch) -> End {
     let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) else {
         return End::Lost(rustix::io::Errno::SRCH.raw_os_error());
     };
-    let mut pause = Duration::from_millis(1);
+    let mut pause = SHORTEST_PAUSE;
     let forced = loop {
         // Not reaped yet: as long as it is not, its process group's number cannot be anybody else's.
         match has_ended(group) {
@@ -577,16 +790,11 @@ fn supervise(
             Ok(false) => {}
             Err(code) => break Some(End::Lost(code)),
         }
-        if watch.pause(pause) {
-            break Some(End::Stopped);
-        }
-        if cancel.is_cancelled() {
-            break Some(End::Cancelled);
-        }
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
-            break Some(End::Deadline);
-        }
-        pause = (pause * 2).min(LONGEST_PAUSE);
+        pause = match watch.pause(pause) {
+            Found::Nothing => (pause * 2).min(LONGEST_PAUSE),
+            Found::SoonOver => SHORTEST_PAUSE,
+            Found::MustEnd(end) => break Some(end),
+        };
     };
     if forced.is_some() {
         signal(group, Signal::TERM);
@@ -882,6 +1090,107 @@ mod tests {
         }
         drop(running);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    /// Prints its number first, then each line that it is given and a last one.
+    fn parrot() -> Kept {
+        let script = "echo $$; echo end; while read -r line; do echo \"$line\"; echo end; done; echo bye >&2";
+        sh(script).keep(LONG, &Cancel::new()).unwrap()
+    }
+
+    fn ask(kept: &mut Kept, input: &str) -> Result<String> {
+        let answer = kept.ask(input.as_bytes(), b"end\n", 1_000, LONG, &Cancel::new())?;
+        Ok(String::from_utf8(answer).unwrap())
+    }
+
+    #[test]
+    fn a_kept_program_answers_one_question_after_the_other() {
+        let mut kept = parrot();
+        ask(&mut kept, "").unwrap();
+        assert_eq!(ask(&mut kept, "one\n").unwrap(), "one\n");
+        kept.rest(LONG);
+        assert!(kept.wake(LONG, &Cancel::new()));
+        assert_eq!(ask(&mut kept, "two\n").unwrap(), "two\n");
+    }
+
+    #[test]
+    fn questions_and_answers_larger_than_a_pipe_pass_through_a_kept_program() {
+        let mut kept = Program::new(["cat"])
+            .unwrap()
+            .keep(LONG, &Cancel::new())
+            .unwrap();
+        for letter in [b'x', b'y'] {
+            let question = [vec![letter; 3_000_000], b"end\n".to_vec()].concat();
+            let answer = kept.ask(&question, b"end\n", 3_000_000, LONG, &Cancel::new());
+            assert_eq!(answer.unwrap(), vec![letter; 3_000_000]);
+        }
+    }
+
+    #[test]
+    fn a_kept_program_that_is_dropped_ends_by_itself_and_leaves_no_zombie() {
+        for rests in [true, false] {
+            let mut kept = parrot();
+            let pid = ask(&mut kept, "").unwrap();
+            if rests {
+                kept.rest(LONG);
+            }
+            let said = Arc::clone(&kept.running.said);
+            drop(kept);
+            assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists());
+            said.wait_for_readers();
+            assert_eq!(said.tail(), "bye");
+        }
+    }
+
+    #[test]
+    fn a_kept_program_that_nobody_asks_for_too_long_ends_by_itself_and_is_asked_nothing_more() {
+        let mut kept = parrot();
+        let pid = ask(&mut kept, "").unwrap();
+        kept.rest(Duration::ZERO);
+        let pid = format!("/proc/{}", pid.trim());
+        eventually("it is gone", || !Path::new(&pid).exists());
+        assert!(!kept.wake(LONG, &Cancel::new()));
+        ask(&mut kept, "more\n").unwrap_err();
+        assert_eq!(kept.running.said.tail(), "bye");
+    }
+
+    #[test]
+    fn a_kept_program_that_ends_before_its_answer_tells_why() {
+        let mut kept = sh("read -r line; echo half; echo \"no $line\" >&2; exit 3")
+            .keep(LONG, &Cancel::new())
+            .unwrap();
+        let error = ask(&mut kept, "way\n").unwrap_err().to_string();
+        assert!(error.contains("exit status 3: no way"), "{error}");
+        ask(&mut kept, "again\n").unwrap_err();
+        let mut kept = sh("exit 0").keep(LONG, &Cancel::new()).unwrap();
+        let error = ask(&mut kept, "").unwrap_err().to_string();
+        assert!(error.contains("ended before its answer"), "{error}");
+    }
+
+    #[test]
+    fn the_limits_of_a_kept_program_are_those_of_each_question() {
+        let keep = |script: &str| {
+            let mut kept = sh(&format!("echo end; {script}"))
+                .keep(LONG, &Cancel::new())
+                .unwrap();
+            ask(&mut kept, "").unwrap();
+            kept
+        };
+        let (short, cancel) = (Duration::from_millis(100), Cancel::new());
+        let error = keep("exec sleep 1000").ask(b"", b"end\n", 10, short, &cancel);
+        assert_eq!(error.unwrap_err().kind(), ErrorKind::Timeout);
+        let error = keep("yes").ask(b"", b"end\n", 10_000, LONG, &cancel);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("more than 10000 bytes"), "{error}");
+        let mut kept = keep("exec sleep 1000");
+        thread::scope(|scope| {
+            let asked = scope.spawn(|| kept.ask(b"", b"end\n", 10, LONG, &cancel));
+            cancel.cancel();
+            assert_eq!(
+                asked.join().unwrap().unwrap_err().kind(),
+                ErrorKind::Cancelled
+            );
+        });
     }
 
     #[test]

@@ -14,6 +14,9 @@ use crate::database::{Account, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
+/// How whoever asks stands in the server's lists of rights.
+pub(super) const GRANTEE: &str = "CONCAT('''', REPLACE(SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '''', ''''''), '''@''', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '''')";
+
 /// Under whose account everything that a tenant wrote is created in the live schema. It imports, too, where the server's account
 /// may not create accounts.
 #[derive(Clone)]
@@ -319,7 +322,7 @@ pub(super) fn settle_account(server: &Server, live: &str) -> Result<()> {
         literal(live),
         literal(&format!("{}@{}", definer.user, definer.host)),
     );
-    let defines = server.query(
+    let defines = server.query_apart(
         &format!(
             "SELECT 1 FROM information_schema.VIEWS WHERE TABLE_SCHEMA = {schema} AND DEFINER = {name}
              UNION SELECT 1 FROM information_schema.ROUTINES WHERE ROUTINE_SCHEMA = {schema} AND DEFINER = {name}

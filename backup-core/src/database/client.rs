@@ -1,15 +1,23 @@
 //! The client programs: which there are, how they are called, how SQL is asked through them.
 //!
-//! Never: a password in an argument; an option file of somebody else that changes what a client does.
+//! A client costs more than most of what it is asked. So the server's own account has one that is kept for the next question: each is followed by a word
+//! that nobody can guess, with which the answer ends. An error ends the client, as the end of the input does that of a script. Before it is asked again it
+//! has to give a sign of life, for the server may have been restarted since: so a question is as little lost as with a client of its own, and none is ever
+//! asked twice. What sets anything in its session, needs that to end, or opens what a tenant made, which may do so, has a client of its own; so has every
+//! other account.
+//!
+//! Never: a password in an argument; an option file of somebody else that changes what a client does; a session that is not as a new one would be; a
+//! client that outlives its [`Server`], or is kept for longer than some seconds.
 
 use std::fmt;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::database::{Account, Endpoint, Server};
 use crate::error::{Error, ErrorKind, Result};
-use crate::process::Program;
+use crate::process::{Kept, Program};
 use crate::progress::Cancel;
 
 /// For a question or a small change.
@@ -17,6 +25,10 @@ pub(super) const QUERY_LIMIT: Duration = Duration::from_secs(120);
 /// For a change that may have to move hundreds of tables.
 pub(super) const CHANGE_LIMIT: Duration = Duration::from_secs(900);
 const PROBE_LIMIT: Duration = Duration::from_secs(30);
+/// How long a client is kept that nobody asks anything.
+const REST: Duration = Duration::from_secs(5);
+/// For the sign of life of one that was kept: after that a new one is quicker.
+const WAKE_LIMIT: Duration = Duration::from_secs(5);
 const MAX_ANSWER: usize = 256 << 20;
 
 /// Whose programs, or whose server: they differ in options and in what they understand.
@@ -69,6 +81,27 @@ impl From<SqlError> for Error {
 /// What a query selected: rows of columns, as the server sent them. A NULL is the text `NULL`.
 pub(super) type Rows = Vec<Vec<Vec<u8>>>;
 
+/// The client that rests. More than one are not kept: an operation asks one question after the other.
+#[derive(Default)]
+pub(super) struct Resting(Mutex<Option<Kept>>);
+
+impl Resting {
+    fn take(&self) -> Option<Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn put(&self, mut client: Kept) {
+        client.rest(REST);
+        let surplus = self
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .replace(client);
+        // Its end is waited for: not under the lock.
+        drop(surplus);
+    }
+}
+
 impl Server {
     /// The client programs, looked for once.
     pub(super) fn tools(&self, cancel: &Cancel) -> Result<&Tools> {
@@ -82,13 +115,16 @@ impl Server {
     fn find_tools(&self, cancel: &Cancel) -> Result<Tools> {
         let mut last_error = None;
         for (dump, client) in [("mariadb-dump", "mariadb"), ("mysqldump", "mysql")] {
-            let versions = self
+            // The first line of the help is the version.
+            let told = self
                 .version(dump, cancel)
-                .and_then(|dump| Ok((dump, self.version(client, cancel)?)));
-            match versions {
-                Ok((of_dump, of_client)) if family(&of_dump) == family(&of_client) => {
-                    let help = self.probe(&[client, "--no-defaults", "--help"], cancel)?;
-                    let help = String::from_utf8_lossy(&help);
+                .and_then(|dump| Ok((dump, self.help(client, cancel)?)));
+            let told = told.map(|(of_dump, help)| {
+                let of_client = help.lines().next().unwrap_or_default().trim().to_owned();
+                (of_dump, of_client, help)
+            });
+            match told {
+                Ok((of_dump, of_client, help)) if family(&of_dump) == family(&of_client) => {
                     let newer = NEWER_SCRIPT_OPTIONS
                         .into_iter()
                         .filter(|(word, _)| help.contains(word))
@@ -108,7 +144,7 @@ impl Server {
                         timeout,
                     });
                 }
-                Ok((of_dump, of_client)) => {
+                Ok((of_dump, of_client, _)) => {
                     last_error = Some(Error::new(
                         ErrorKind::Configuration,
                         format!(
@@ -134,6 +170,11 @@ impl Server {
     pub(super) fn version(&self, program: &str, cancel: &Cancel) -> Result<String> {
         let printed = self.probe(&[program, "--no-defaults", "--version"], cancel)?;
         Ok(String::from_utf8_lossy(&printed).trim().to_owned())
+    }
+
+    fn help(&self, program: &str, cancel: &Cancel) -> Result<String> {
+        let printed = self.probe(&[program, "--no-defaults", "--help"], cancel)?;
+        Ok(String::from_utf8_lossy(&printed).into_owned())
     }
 
     fn probe(&self, argv: &[&str], cancel: &Cancel) -> Result<Vec<u8>> {
@@ -193,7 +234,7 @@ impl Server {
         })
     }
 
-    /// Run SQL as `account`, in the schema `database` if given, and give what it selects.
+    /// Run SQL as `account` in a session of its own, in the schema `database` if given, and give what it selects.
     pub(super) fn ask(
         &self,
         account: &Account,
@@ -240,14 +281,55 @@ impl Server {
         Ok(())
     }
 
-    /// Run SQL as the server's own account.
+    /// Ask, or change a little, as the server's own account, over the client that is kept: whole statements that leave nothing in their session, and that open no
+    /// table and no view that a tenant could have made. Those run what he wrote (a trigger, a view's function), and that may leave anything.
     pub(super) fn query(&self, sql: &str, cancel: &Cancel) -> Result<Rows, SqlError> {
+        self.ask_kept(sql, QUERY_LIMIT, cancel)
+    }
+
+    /// The same in a session of its own, for all else.
+    pub(super) fn query_apart(&self, sql: &str, cancel: &Cancel) -> Result<Rows, SqlError> {
         self.ask(&self.account, None, sql.as_bytes(), QUERY_LIMIT, cancel)
     }
 
-    /// Run SQL that changes much, as the server's own account.
+    /// Run SQL that changes or opens much, as the server's own account in a session of its own.
     pub(super) fn change(&self, sql: &str, cancel: &Cancel) -> Result<Rows, SqlError> {
         self.ask(&self.account, None, sql.as_bytes(), CHANGE_LIMIT, cancel)
+    }
+
+    fn ask_kept(&self, sql: &str, limit: Duration, cancel: &Cancel) -> Result<Rows, SqlError> {
+        debug_assert!(sql.trim_end().ends_with(';'), "not closed: {sql}");
+        cancel.check()?;
+        let mut client = match self.woken(cancel) {
+            Some(client) => client,
+            None => self.kept(limit, cancel)?,
+        };
+        let printed = ask_up_to_word(&mut client, sql, limit, cancel)
+            .map_err(|error| explain(self, &self.account, error))?;
+        self.resting.put(client);
+        Ok(parse_rows(&printed))
+    }
+
+    /// The client that was kept, if it and its server are alive.
+    fn woken(&self, cancel: &Cancel) -> Option<Kept> {
+        let mut client = self.resting.take()?;
+        if !client.wake(WAKE_LIMIT, cancel) {
+            return None;
+        }
+        ask_up_to_word(&mut client, "", WAKE_LIMIT, cancel).ok()?;
+        Some(client)
+    }
+
+    fn kept(&self, limit: Duration, cancel: &Cancel) -> Result<Kept, SqlError> {
+        // Else its answers wait in it for more.
+        let program = self
+            .asking(&self.account, None, cancel)?
+            .arg("--unbuffered");
+        let mut client = program.keep(limit, cancel)?;
+        // Where a server has it otherwise for all, what a question has read would be in use for as long as its client is kept.
+        ask_up_to_word(&mut client, "SET autocommit = 1;", limit, cancel)
+            .map_err(|error| explain(self, &self.account, error))?;
+        Ok(client)
     }
 
     /// Whose server it is; the programs may be of the other family.
@@ -255,6 +337,19 @@ impl Server {
         let rows = self.query("SELECT VERSION();", cancel)?;
         Ok(family(&String::from_utf8_lossy(&rows.concat().concat())))
     }
+}
+
+/// The answer to `sql`, which is whole statements.
+fn ask_up_to_word(
+    client: &mut Kept,
+    sql: &str,
+    limit: Duration,
+    cancel: &Cancel,
+) -> Result<Vec<u8>> {
+    let word = format!("{:032x}", rand::random::<u128>());
+    let input = format!("{sql}\nSELECT '{word}';\n");
+    let end = format!("{word}\n");
+    client.ask(input.as_bytes(), end.as_bytes(), MAX_ANSWER, limit, cancel)
 }
 
 /// How a client reads a script: no command of its own but `DELIMITER`, comments kept (a trigger is not what it was without
@@ -472,6 +567,11 @@ pub(super) fn name_from_hex(column: Option<&Vec<u8>>) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+    use std::time::Instant;
+
+    use xtask::mariadb::MariaDb;
+
     use super::*;
 
     fn account() -> Account {
@@ -572,6 +672,264 @@ mod tests {
             Some(1356)
         );
         assert_eq!(error_number("`mysqldump` failed with exit status 2"), None);
+    }
+
+    static MARIADB: LazyLock<MariaDb> = LazyLock::new(|| MariaDb::start().unwrap());
+
+    fn server_of(mariadb: &MariaDb) -> Server {
+        let password = SecretString::from(mariadb.root_password());
+        Server::new(
+            Endpoint::Socket(mariadb.socket()),
+            Vec::new(),
+            "root",
+            password,
+        )
+    }
+
+    fn number(server: &Server, sql: &str) -> u64 {
+        let rows = server.query(sql, &Cancel::new()).unwrap();
+        std::str::from_utf8(&rows[0][0]).unwrap().parse().unwrap()
+    }
+
+    /// Whoever answers: the same number is the same client.
+    fn session(server: &Server) -> u64 {
+        number(server, "SELECT CONNECTION_ID();")
+    }
+
+    /// The processes of clients of this server.
+    fn clients_of(mariadb: &MariaDb) -> Vec<rustix::process::Pid> {
+        let socket = format!("--socket={}", mariadb.socket().display());
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let numbers =
+            processes.filter_map(|process| process.ok()?.file_name().to_str()?.parse().ok());
+        numbers
+            .filter(|number: &i32| {
+                let command = std::fs::read_to_string(format!("/proc/{number}/cmdline"));
+                command.is_ok_and(|command| {
+                    command.starts_with("mariadb\0") && command.contains(&socket)
+                })
+            })
+            .filter_map(rustix::process::Pid::from_raw)
+            .collect()
+    }
+
+    #[track_caller]
+    fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < deadline, "never happened: {what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn a_kept_client_gives_the_answers_of_one_that_is_started_for_each_question() {
+        let (server, cancel) = (server_of(&MARIADB), Cancel::new());
+        let long = format!(
+            "SELECT '{}', LENGTH('{}');",
+            "x".repeat(3_000_000),
+            "y".repeat(5_000_000)
+        );
+        let many = format!("{} SELECT 'last';", "SELECT 1, NULL;".repeat(2_000));
+        for sql in [
+            "SELECT NULL, 'NULL', '';",
+            "SELECT 'a\tb', 'a\nb', 'a\r\nb', 'a\\\\b', 'ä☃';",
+            "SELECT UNHEX(REPLACE(HEX(RPAD('', 300, UNHEX('00FF0A090D5C27'))), 'z', ''));",
+            "SELECT 1 FROM DUAL WHERE FALSE;",
+            "DO 1;",
+            "SELECT 1 FROM DUAL WHERE FALSE; SELECT 2; SELECT 3 UNION SELECT 4;",
+            "SELECT 'one';\n-- a comment\n/* and */ SELECT 'two' ; ",
+            "SHOW DATABASES;",
+            &long,
+            &many,
+        ] {
+            let kept = server.query(sql, &cancel).unwrap();
+            assert_eq!(kept, server.query_apart(sql, &cancel).unwrap());
+        }
+    }
+
+    #[test]
+    fn questions_share_a_client_and_see_nothing_of_what_a_script_did_to_its_session() {
+        let (server, cancel) = (server_of(&MARIADB), Cancel::new());
+        let state = "SELECT @@sql_mode, @@lock_wait_timeout, @@foreign_key_checks, @@character_set_results, @a, DATABASE(), CONNECTION_ID();";
+        let before = server.query(state, &cancel).unwrap();
+        let script = format!(
+            "SET sql_mode = 'ANSI_QUOTES', lock_wait_timeout = 1, foreign_key_checks = 0, character_set_results = binary, @a = 1; USE mysql; {state}"
+        );
+        let within = server.query_apart(&script, &cancel).unwrap();
+        for (ours, theirs) in before[0].iter().zip(&within[0]) {
+            assert_ne!(ours, theirs);
+        }
+        assert_eq!(server.clone().query(state, &cancel).unwrap(), before);
+    }
+
+    #[test]
+    fn an_error_is_the_one_of_a_script_and_the_next_question_is_answered() {
+        let (server, cancel) = (server_of(&MARIADB), Cancel::new());
+        for sql in [
+            "SELECT 1; SELECT nonsense; SELECT 2;",
+            "DROP DATABASE not_there;",
+        ] {
+            let before = session(&server);
+            let kept = server.query(sql, &cancel).unwrap_err();
+            let own = server.query_apart(sql, &cancel).unwrap_err();
+            assert!(kept.code.is_some());
+            assert_eq!(kept.code, own.code);
+            assert_eq!(kept.error.kind(), own.error.kind());
+            assert_ne!(session(&server), before);
+        }
+        let stranger = Server::new(
+            Endpoint::Socket(MARIADB.socket()),
+            Vec::new(),
+            "root",
+            SecretString::from("not it"),
+        );
+        let error = stranger.query("SELECT 1;", &cancel).unwrap_err();
+        assert_eq!(
+            (error.code, error.error.kind()),
+            (Some(1045), ErrorKind::Refused)
+        );
+        assert!(!error.error.chain().to_string().contains("not it"));
+    }
+
+    #[test]
+    fn a_question_has_its_limit_and_can_be_called_off() {
+        let (server, cancel) = (server_of(&MARIADB), Cancel::new());
+        let before = session(&server);
+        let sleep = "SELECT SLEEP(600), 'called off';";
+        let error = server.ask_kept(sleep, Duration::from_millis(200), &cancel);
+        assert_eq!(error.unwrap_err().error.kind(), ErrorKind::Timeout);
+        let second = session(&server);
+        assert_ne!(second, before);
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| server.query(sleep, &cancel));
+            let asleep = format!(
+                "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE ID = {second} AND STATE = 'User sleep'"
+            );
+            eventually("it sleeps", || MARIADB.sql(&asleep).unwrap() == "1\n");
+            cancel.cancel();
+            let error = asked.join().unwrap().unwrap_err();
+            assert_eq!(error.error.kind(), ErrorKind::Cancelled);
+        });
+        let error = server.query("SELECT 1;", &cancel).unwrap_err();
+        assert_eq!(error.error.kind(), ErrorKind::Cancelled);
+        assert_ne!(session(&server), second);
+    }
+
+    #[test]
+    fn two_threads_ask_at_once_and_one_client_is_kept() {
+        let mariadb = MariaDb::start().unwrap();
+        let server = server_of(&mariadb);
+        mariadb
+            .sql("CREATE DATABASE x; CREATE TABLE x.t (i INT); INSERT INTO x.t VALUES (1);")
+            .unwrap();
+        let lock = mariadb.lock_table("x.t").unwrap();
+        let sessions = std::thread::scope(|scope| {
+            let ask = || number(&server, "SELECT CONNECTION_ID() FROM x.t;");
+            let asked = [scope.spawn(ask), scope.spawn(ask)];
+            eventually("both wait", || {
+                mariadb.waiting_for_table().unwrap().len() == 2
+            });
+            drop(lock);
+            asked.map(|one| one.join().unwrap())
+        });
+        assert_ne!(sessions[0], sessions[1]);
+        assert_eq!(clients_of(&mariadb).len(), 1);
+        assert!(sessions.contains(&session(&server)));
+    }
+
+    #[test]
+    fn a_client_whose_server_or_self_has_died_is_replaced_and_nothing_is_done_twice() {
+        // What is committed stays when it is killed.
+        let mut mariadb = MariaDb::start_with(&["--innodb-flush-log-at-trx-commit=1"]).unwrap();
+        let (server, cancel) = (server_of(&mariadb), Cancel::new());
+        server
+            .query(
+                "CREATE DATABASE x; CREATE TABLE x.t (i INT); INSERT INTO x.t VALUES (0);",
+                &cancel,
+            )
+            .unwrap();
+        let mut count = 1;
+        let mut after = |what: &str, mariadb: &mut MariaDb, act: &dyn Fn(&mut MariaDb)| {
+            let before = session(&server);
+            act(mariadb);
+            server
+                .query("INSERT INTO x.t VALUES (1);", &cancel)
+                .unwrap();
+            count += 1;
+            assert_eq!(
+                number(&server, "SELECT COUNT(*) FROM x.t;"),
+                count,
+                "{what}"
+            );
+            assert_eq!(clients_of(mariadb).len(), 1, "{what}");
+            before
+        };
+        after("a server that is started again", &mut mariadb, &|mariadb| {
+            mariadb.stop().unwrap();
+            mariadb.restart().unwrap();
+        });
+        after("a server that was killed", &mut mariadb, &|mariadb| {
+            mariadb.kill();
+            mariadb.restart().unwrap();
+        });
+        let before = after("a session that was ended", &mut mariadb, &|mariadb| {
+            let others = "SELECT ID FROM information_schema.PROCESSLIST WHERE USER = 'root' AND ID <> CONNECTION_ID()";
+            let id = mariadb.sql(others).unwrap();
+            mariadb.sql(&format!("KILL {id}")).unwrap();
+        });
+        assert_ne!(session(&server), before);
+        let before = after("a client that was killed", &mut mariadb, &|mariadb| {
+            for client in clients_of(mariadb) {
+                rustix::process::kill_process(client, rustix::process::Signal::KILL).unwrap();
+            }
+        });
+        assert_ne!(session(&server), before);
+        mariadb.stop().unwrap();
+        let error = server.query("SELECT 1;", &cancel).unwrap_err();
+        assert_eq!(error.error.kind(), ErrorKind::Unreachable);
+        mariadb.restart().unwrap();
+        assert_eq!(number(&server, "SELECT COUNT(*) FROM x.t;"), count);
+    }
+
+    #[test]
+    fn a_kept_client_ends_with_the_last_who_has_its_server() {
+        let mariadb = MariaDb::start().unwrap();
+        let server = server_of(&mariadb);
+        let first = session(&server);
+        let other = server.clone();
+        drop(server);
+        assert_eq!(session(&other), first);
+        assert_eq!(clients_of(&mariadb).len(), 1);
+        drop(other);
+        assert!(clients_of(&mariadb).is_empty());
+        let sessions = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = 'root' AND ID <> CONNECTION_ID()";
+        eventually("no session is left", || {
+            mariadb.sql(sessions).unwrap() == "0\n"
+        });
+        assert_eq!(
+            mariadb
+                .sql("SHOW GLOBAL STATUS LIKE 'Aborted_clients'")
+                .unwrap(),
+            "Aborted_clients\t0\n"
+        );
+    }
+
+    #[test]
+    fn nothing_stays_in_use_of_what_was_asked_where_a_server_begins_transactions_by_itself() {
+        let mariadb = MariaDb::start_with(&["--autocommit=0"]).unwrap();
+        let (server, cancel) = (server_of(&mariadb), Cancel::new());
+        server
+            .query(
+                "CREATE DATABASE x; CREATE TABLE x.t (i INT); INSERT INTO x.t VALUES (1);",
+                &cancel,
+            )
+            .unwrap();
+        assert_eq!(number(&server, "SELECT COUNT(*) FROM x.t;"), 1);
+        mariadb
+            .sql("SET lock_wait_timeout = 0; RENAME TABLE x.t TO x.u;")
+            .unwrap();
+        assert_eq!(number(&server, "SELECT COUNT(*) FROM x.u;"), 1);
     }
 
     #[test]

@@ -195,78 +195,63 @@ fn definitions(
     names: &[(Kind, String)],
     cancel: &Cancel,
 ) -> Result<Vec<Definition>> {
-    let mut definitions = Vec::with_capacity(names.len());
-    // The server keeps views in its own character set and everything else in that of whoever wrote it.
-    for (charset, views) in [("binary", false), ("utf8mb4", true)] {
-        let wanted: Vec<_> = names
-            .iter()
-            .filter(|(kind, _)| (*kind == Kind::View) == views)
-            .collect();
-        if wanted.is_empty() {
-            continue;
-        }
-        let mut script = format!("SET sql_mode = '', character_set_results = {charset};\n");
-        for (kind, name) in &wanted {
-            script.push_str(&format!(
-                "SHOW CREATE {} {};\n",
-                kind.sql(),
-                identifier(name)
-            ));
-        }
-        let rows = server.ask(
-            &server.account,
-            Some(schema),
-            script.as_bytes(),
-            CHANGE_LIMIT,
-            cancel,
-        )?;
-        if rows.len() != wanted.len() {
-            return Err(Error::new(
-                ErrorKind::Failed,
-                format!(
-                    "the database server did not tell all definitions in {schema}; is it being changed?"
-                ),
-            ));
-        }
-        for ((kind, name), row) in wanted.into_iter().zip(rows) {
-            definitions.push(definition(*kind, name, &row)?);
-        }
+    if names.is_empty() {
+        return Ok(Vec::new());
     }
-    add_columns(server, schema, &mut definitions, cancel)?;
+    let (views, others): (Vec<_>, Vec<_>) = names.iter().partition(|(kind, _)| *kind == Kind::View);
+    let show =
+        |kind: Kind, name: &str| format!("SHOW CREATE {} {};\n", kind.sql(), identifier(name));
+    // The server keeps views in its own character set and everything else in that of whoever wrote it.
+    let mut script = "SET sql_mode = '', character_set_results = binary;\n".to_owned();
+    script.extend(others.iter().map(|(kind, name)| show(*kind, name)));
+    script.push_str("SET character_set_results = utf8mb4;\n");
+    script.extend(views.iter().map(|(kind, name)| show(*kind, name)));
+    // Their columns, one view after the other: so no table but theirs is opened.
+    for (at, (_, view)) in views.iter().enumerate() {
+        script.push_str(&format!(
+            "SELECT {at}, HEX(COLUMN_NAME) FROM information_schema.COLUMNS
+             WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} ORDER BY ORDINAL_POSITION;\n",
+            literal(schema),
+            literal(view)
+        ));
+    }
+    let rows = server.ask(
+        &server.account,
+        Some(schema),
+        script.as_bytes(),
+        CHANGE_LIMIT,
+        cancel,
+    )?;
+    let Some((created, columns)) = rows.split_at_checked(names.len()) else {
+        return Err(untold(schema));
+    };
+    let mut definitions = others
+        .iter()
+        .chain(&views)
+        .zip(created)
+        .map(|((kind, name), row)| definition(*kind, name, row))
+        .collect::<Result<Vec<_>>>()?;
+    let of_views = definitions.get_mut(others.len()..).unwrap_or_default();
+    for row in columns {
+        let at = row
+            .first()
+            .and_then(|at| std::str::from_utf8(at).ok()?.parse().ok());
+        let view = at.and_then(|at: usize| of_views.get_mut(at));
+        view.ok_or_else(|| untold(schema))?
+            .columns
+            .push(name_from_hex(row.get(1))?);
+    }
     definitions.sort_by_key(|definition| definition.kind);
     Ok(definitions)
 }
 
-/// The columns of the views, asked for one by one: so no table but theirs is opened.
-fn add_columns(
-    server: &Server,
-    schema: &str,
-    definitions: &mut [Definition],
-    cancel: &Cancel,
-) -> Result<()> {
-    let mut script = String::new();
-    for (at, view) in definitions.iter().enumerate() {
-        if view.kind == Kind::View {
-            script.push_str(&format!(
-                "SELECT {at}, HEX(COLUMN_NAME) FROM information_schema.COLUMNS
-                 WHERE TABLE_SCHEMA = {} AND TABLE_NAME = {} ORDER BY ORDINAL_POSITION;\n",
-                literal(schema),
-                literal(&view.name)
-            ));
-        }
-    }
-    if script.is_empty() {
-        return Ok(());
-    }
-    for row in server.change(&script, cancel)? {
-        let at = row
-            .first()
-            .and_then(|at| std::str::from_utf8(at).ok()?.parse().ok());
-        if let Some(view) = at.and_then(|at: usize| definitions.get_mut(at)) {
-            view.columns.push(name_from_hex(row.get(1))?);
-        }
-    }
-    Ok(())
+fn untold(schema: &str) -> Error {
+    Error::new(
+        ErrorKind::Failed,
+        format!(
+            "the database server did not tell all definitions in {schema}; is it being changed?"
+        ),
+    )
 }
 
 /// Kinds and names; triggers in the order in which they fire.

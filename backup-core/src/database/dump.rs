@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::database::Server;
+use crate::database::accounts::GRANTEE;
 use crate::database::client::{Family, Tools, explain, literal, name_from_hex};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Running;
@@ -171,9 +172,8 @@ fn check_database(server: &Server, database: &str, control: &Control) -> Result<
 fn check_rights(server: &Server, database: &str, control: &Control) -> Result<()> {
     let rights = server.query(
         &format!(
-            "SET @me = CONCAT('''', REPLACE(SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '''', ''''''), '''@''', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '''');
-             SELECT 'global', PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = @me
-             UNION ALL SELECT 'schema', PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = @me AND {} LIKE TABLE_SCHEMA;
+            "SELECT 'global', PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = {GRANTEE}
+             UNION ALL SELECT 'schema', PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES WHERE GRANTEE = {GRANTEE} AND {} LIKE TABLE_SCHEMA;
              SELECT 'version', VERSION();",
             literal(database)
         ),
@@ -249,7 +249,7 @@ pub(super) fn check_family(
     let advice = format!(
         "the server at {server} is of {theirs} and the dump program of {ours}; install the client programs of {theirs}"
     );
-    let generated = server.query(
+    let generated = server.query_apart(
         &format!(
             "SELECT 1 FROM information_schema.COLUMNS WHERE TABLE_SCHEMA = {} AND GENERATION_EXPRESSION <> '' LIMIT 1;",
             literal(database)

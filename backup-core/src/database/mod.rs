@@ -38,7 +38,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::Result;
 use crate::progress::Cancel;
@@ -72,13 +72,14 @@ pub enum Endpoint {
 }
 
 /// A customer's database server: where it is and the account that dumps from it and prepares imports. Clones share
-/// what was found out about the client programs.
+/// what was found out about the client programs, and the one that is kept for some seconds for the next question.
 #[derive(Clone)]
 pub struct Server {
     endpoint: Endpoint,
     exec: Vec<String>,
     account: Account,
     tools: Arc<OnceLock<client::Tools>>,
+    resting: Arc<client::Resting>,
 }
 
 /// A name and a password.
@@ -105,10 +106,20 @@ impl Server {
                 password,
             },
             tools: Arc::default(),
+            resting: Arc::default(),
         }
     }
 
-    /// Log in and out again. Errors as those of [`dump`](fn@dump).
+    /// Whether it is reached in the same way, by the same account with the same password.
+    pub(crate) fn is_as(&self, other: &Self) -> bool {
+        let (ours, theirs) = (&self.account, &other.account);
+        self.endpoint == other.endpoint
+            && self.exec == other.exec
+            && ours.user == theirs.user
+            && ours.password.expose_secret() == theirs.password.expose_secret()
+    }
+
+    /// Log in, unless somebody who did so in the last seconds is still answered. Errors as those of [`dump`](fn@dump).
     pub fn ping(&self) -> Result<()> {
         self.query("SELECT 1;", &Cancel::new())?;
         Ok(())

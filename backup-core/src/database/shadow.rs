@@ -132,7 +132,7 @@ pub(super) fn require_same_server_run(
     cancel: &Cancel,
 ) -> Result<()> {
     let witness = witness(&shadow.schema);
-    let rows = server.query(&format!("SELECT COUNT(*) FROM {witness};"), cancel)?;
+    let rows = server.query_apart(&format!("SELECT COUNT(*) FROM {witness};"), cancel)?;
     if rows.concat() != [b"1"] {
         return Err(Error::new(
             ErrorKind::Unreachable,
@@ -171,7 +171,7 @@ pub(super) fn create_schema(
         None => String::new(),
     };
     let witness = witness(schema);
-    let created = server.query(
+    let created = server.query_apart(
         &format!(
             "CREATE DATABASE {} {like};
              CREATE TABLE {witness} (i INT) ENGINE = MEMORY; INSERT INTO {witness} VALUES (1);",
@@ -645,11 +645,7 @@ pub(super) fn foreign_keys_into(
         "SELECT 1 FROM information_schema.INNODB_SYS_FOREIGN
          WHERE SUBSTRING_INDEX(REF_NAME, '/', 1) = {name} AND SUBSTRING_INDEX(FOR_NAME, '/', 1) <> {name} LIMIT 1;"
     );
-    if plain
-        && server
-            .change(&any, cancel)
-            .is_ok_and(|rows| rows.is_empty())
-    {
+    if plain && server.query(&any, cancel).is_ok_and(|rows| rows.is_empty()) {
         return Ok(Vec::new());
     }
     let rows = server.change(

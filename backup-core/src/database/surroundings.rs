@@ -30,9 +30,6 @@ impl Surroundings {
         shadow: &str,
         cancel: &Cancel,
     ) -> Result<Self> {
-        if importer.temporary {
-            refuse_global_rights(server, importer, cancel)?;
-        }
         let mut schemas = Vec::new();
         for name in reach(server, importer, cancel)? {
             // The server may keep names in lower case.
@@ -72,17 +69,33 @@ impl Surroundings {
     }
 }
 
-/// The server shows an account the schemas on which it has any right, whoever that was given to.
+/// The server shows an account the schemas on which it has any right, whoever that was given to. On the whole server an account of ours was never given any.
 fn reach(server: &Server, importer: &Identity, cancel: &Cancel) -> Result<Vec<String>> {
     let rows = server.ask(
         &importer.account,
         None,
-        b"SELECT HEX(SCHEMA_NAME) FROM information_schema.SCHEMATA
+        b"SELECT 'right', PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' LIMIT 1;
+          SELECT 'schema', HEX(SCHEMA_NAME) FROM information_schema.SCHEMATA
           WHERE SCHEMA_NAME NOT IN ('information_schema', 'performance_schema', 'mysql', 'sys') ORDER BY SCHEMA_NAME;",
         QUERY_LIMIT,
         cancel,
     )?;
-    rows.iter().map(|row| name_from_hex(row.first())).collect()
+    let (schemas, rights): (Vec<_>, Vec<_>) = rows
+        .iter()
+        .partition(|row| row.first().is_some_and(|what| what == b"schema"));
+    if importer.temporary && !rights.is_empty() {
+        return Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "the account {} has rights on the whole database server, which nothing here gave it",
+                importer.definer.quoted()
+            ),
+        ));
+    }
+    schemas
+        .iter()
+        .map(|row| name_from_hex(row.get(1)))
+        .collect()
 }
 
 /// Tables and their columns: one may be altered in the second in which it was created.
@@ -97,25 +110,4 @@ fn tables(server: &Server, schema: &str, cancel: &Cancel) -> Result<Rows> {
         cancel,
     )?;
     Ok(rows)
-}
-
-/// What an account of ours was never given.
-fn refuse_global_rights(server: &Server, importer: &Identity, cancel: &Cancel) -> Result<()> {
-    let rights = server.ask(
-        &importer.account,
-        None,
-        b"SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE <> 'USAGE' LIMIT 1;",
-        QUERY_LIMIT,
-        cancel,
-    )?;
-    if rights.is_empty() {
-        return Ok(());
-    }
-    Err(Error::new(
-        ErrorKind::Refused,
-        format!(
-            "the account {} has rights on the whole database server, which nothing here gave it",
-            importer.definer.quoted()
-        ),
-    ))
 }

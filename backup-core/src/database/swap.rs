@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::database::Server;
 use crate::database::accounts::{Identity, ImportAccount, grant, open_tenant, settle_account};
 use crate::database::client::{
-    CHANGE_LIMIT, SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
+    SqlError, from_hex, hex_literal, identifier, literal, name_from_hex,
 };
 use crate::database::definitions::{
     As, Definition, Kind, Unread, collect, collect_what_can_be, create, drop_where, missing,
@@ -995,16 +995,12 @@ fn read_record(server: &Server, schema: &str, table: &str, cancel: &Cancel) -> R
             format!("the record of the swap in {schema} {message}"),
         )
     };
-    let rows = server.ask(
-        &server.account,
-        None,
-        format!(
+    let rows = server.change(
+        &format!(
             "SELECT HEX(record) FROM {}.{};",
             identifier(schema),
             identifier(table)
-        )
-        .as_bytes(),
-        CHANGE_LIMIT,
+        ),
         cancel,
     )?;
     let json = from_hex(rows.first().and_then(|row| row.first()))?;
@@ -1209,7 +1205,7 @@ mod tests {
                 drop(
                     swap.server
                         .query(
-                            &format!("CREATE DATABASE {}", identifier(&swap.record.replaced)),
+                            &format!("CREATE DATABASE {};", identifier(&swap.record.replaced)),
                             &cancel,
                         )
                         .unwrap(),

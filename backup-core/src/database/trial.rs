@@ -5,7 +5,7 @@
 use std::io;
 use std::time::Duration;
 
-use super::accounts::settle_account;
+use super::accounts::{GRANTEE, settle_account};
 use super::client::{Family, SqlError, identifier, literal};
 use super::dump;
 use super::names::{TRIAL_MARK, beside, schemas_beside};
@@ -117,8 +117,7 @@ fn not_told(server: &Server) -> Error {
 
 fn missing_rights(server: &Server, family: Family, cancel: &Cancel) -> Result<Vec<MissingRight>> {
     let rows = server.query(
-        "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES
-         WHERE GRANTEE = CONCAT('''', REPLACE(SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '''', ''''''), '''@''', SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '''');",
+        &format!("SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE GRANTEE = {GRANTEE};"),
         cancel,
     )?;
     let granted = rows.concat();
@@ -216,7 +215,7 @@ fn try_schema(
 ) -> Result<()> {
     let name = identifier(schema);
     server
-        .query(
+        .query_apart(
             &format!(
                 "USE {name};
                  CREATE TABLE t (id INT PRIMARY KEY, text VARCHAR(40), bytes BLOB) ENGINE = InnoDB;
@@ -272,7 +271,7 @@ fn compare(
             "SELECT id, HEX(text), HEX(bytes) FROM {}.t ORDER BY id;",
             identifier(schema)
         );
-        server.query(&question, cancel)
+        server.query_apart(&question, cancel)
     };
     let lacking = lacking
         .into_iter()
@@ -295,7 +294,7 @@ fn drop_schema(server: &Server, schema: &str) -> Result<()> {
     let name = identifier(schema);
     // First the account, which owns nothing in it: without the schema nobody would find it any more.
     settle_account(server, schema)?;
-    server.query(
+    server.query_apart(
         &format!("SET lock_wait_timeout = 10; DROP DATABASE IF EXISTS {name};"),
         cancel,
     )?;
@@ -305,7 +304,7 @@ fn drop_schema(server: &Server, schema: &str) -> Result<()> {
 /// What trials left that were killed: one takes seconds, not an hour.
 fn drop_stale(server: &Server, live: &str, cancel: &Cancel) -> Result<()> {
     for schema in schemas_beside(server, live, TRIAL_MARK, cancel)? {
-        let young = server.query(
+        let young = server.query_apart(
             &format!(
                 "SELECT 1 FROM information_schema.TABLES
                  WHERE TABLE_SCHEMA = {} AND CREATE_TIME > NOW() - INTERVAL 1 HOUR LIMIT 1;",

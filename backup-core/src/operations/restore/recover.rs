@@ -12,7 +12,7 @@ use super::journal::{self, Ending, Journal, Step};
 use super::steps::{Restore, import_account};
 use super::{Engine, Noting, RestoreReport};
 use crate::customer::{Customer, CustomerId};
-use crate::database::{self, ReplacedState};
+use crate::database::{self, ReplacedState, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
 use crate::site::{Claim, Site};
@@ -191,16 +191,16 @@ impl Engine {
     /// journal.
     pub(super) fn end_exchanges(
         &self,
+        server: &Server,
         customer: &Customer,
         control: &Control,
     ) -> Result<Vec<String>> {
-        let server = self.server(customer)?;
         let live = customer.db_name.as_str();
         let mut left = Vec::new();
-        for (replaced, state) in database::find_replaced(&server, live, control)? {
+        for (replaced, state) in database::find_replaced(server, live, control)? {
             let schema = replaced.schema();
             if state != ReplacedState::Completed {
-                database::resume(&server, &replaced, &import_account(customer), control).map_err(|error| {
+                database::resume(server, &replaced, &import_account(customer), control).map_err(|error| {
                     error.context(format!(
                         "an earlier restore of {live} was interrupted while it exchanged the tables, its journal is gone, and it cannot be brought to its end by \
                          its record in the schema {schema}: mend the cause, or drop that schema once nothing in it is wanted"
@@ -220,7 +220,7 @@ impl Engine {
     /// As [`Self::end_exchanges`], unless a journal may be of one of them: then they are ended with that.
     pub(crate) fn end_exchanges_of_lost(&self, customer: &Customer) -> Result<Vec<String>> {
         match self.interrupted_of(customer.id)?.is_empty() {
-            true => self.end_exchanges(customer, &Control::default()),
+            true => self.end_exchanges(&self.server(customer)?, customer, &Control::default()),
             false => Ok(Vec::new()),
         }
     }

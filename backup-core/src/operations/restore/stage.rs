@@ -33,22 +33,26 @@ impl Restore<'_> {
         let stop = self.control.cancel.child();
         found.repository = found.repository.with_stop(&stop);
         let progress = Arc::new(Progress::new(Arc::clone(&self.control.monitor)));
-        let importing = Importing {
-            engine: self.engine,
-            customer: self.customer,
-            found: &found,
-            control: Control {
-                monitor: Arc::clone(&progress) as _,
-                cancel: stop.clone(),
-                ..self.control.clone()
-            },
+        let importing = match self.has_database() {
+            false => None,
+            true => Some(Importing {
+                engine: self.engine,
+                customer: self.customer,
+                found: &found,
+                server: self.server()?,
+                control: Control {
+                    monitor: Arc::clone(&progress) as _,
+                    cancel: stop.clone(),
+                    ..self.control.clone()
+                },
+            }),
         };
         let files_control = Control {
             cancel: stop.clone(),
             ..self.control.clone()
         };
         let (files, database) = thread::scope(|scope| {
-            let database = self.has_database().then(|| {
+            let database = importing.as_ref().map(|importing| {
                 scope.spawn(|| contained(|| importing.run()).inspect_err(|_| stop.cancel()))
             });
             let files = contained(|| self.stage_files(&found, &files_control));
@@ -111,34 +115,35 @@ struct Importing<'a> {
     engine: &'a Engine,
     customer: &'a Customer,
     found: &'a Found,
+    server: Server,
     control: Control,
 }
 
 impl Importing<'_> {
     fn run(&self) -> Result<(Shadow, Inventory)> {
-        let (found, control) = (self.found, &self.control);
+        let (found, server, control) = (self.found, &self.server, &self.control);
         let live = self.customer.db_name.as_str();
-        let server = self.engine.server(self.customer)?;
-        self.tidy_up_after_others(&server, live)?;
+        self.tidy_up_after_others()?;
         let dump = found
             .repository
             .stream_file(&found.snapshot, &found.contents.dump, control)?;
         control.monitor.bytes_total(dump.bytes);
         let account = import_account(self.customer);
-        let mut shadow = database::prepare_shadow(&server, live, &account, control)?;
+        let mut shadow = database::prepare_shadow(server, live, &account, control)?;
         fault::point("in stage database")?;
         let limit = self.engine.config.import_timeout();
-        database::import(&server, &mut shadow, Box::new(dump), limit, control)?;
-        let inventory = database::verify(&server, &shadow, control)?;
+        database::import(server, &mut shadow, Box::new(dump), limit, control)?;
+        let inventory = database::verify(server, &shadow, control)?;
         Ok((shadow, inventory))
     }
 
     /// What restores whose journals are lost left in the database: nobody else is at it, for we hold the customer.
-    fn tidy_up_after_others(&self, server: &Server, live: &str) -> Result<()> {
-        for left in self.engine.end_exchanges(self.customer, &self.control)? {
-            self.control.monitor.warning(&left);
+    fn tidy_up_after_others(&self) -> Result<()> {
+        let (server, control) = (&self.server, &self.control);
+        for left in self.engine.end_exchanges(server, self.customer, control)? {
+            control.monitor.warning(&left);
         }
-        database::remove_leftovers(server, live, &self.control)?;
+        database::remove_leftovers(server, self.customer.db_name.as_str(), control)?;
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 //! Everything here acts on what the journal says, so that it is the same whether this process wrote it or one that died. Every step and every undoing
 //! can be repeated. Never: an act whose step is not written down; a step undone after the commit unless the journal says that the restore goes back.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,8 @@ pub(super) struct Restore<'a> {
     pub(super) site: Site,
     pub(super) control: &'a Control,
     pub(super) journal: Journal,
+    /// The database server, once it was needed.
+    server: RefCell<Option<Server>>,
     /// The backup, until all of it is staged.
     pub(super) found: Option<Found>,
     pub(super) staging: Option<Staging>,
@@ -49,6 +52,7 @@ impl<'a> Restore<'a> {
             site,
             control,
             journal,
+            server: RefCell::default(),
             found: None,
             staging: None,
             shadow: None,
@@ -242,7 +246,13 @@ impl<'a> Restore<'a> {
     }
 
     pub(super) fn server(&self) -> Result<Server> {
-        self.engine.server(self.customer)
+        let server = self.engine.server(self.customer)?;
+        let mut known = self.server.borrow_mut();
+        match &*known {
+            // Unless somebody has changed its password meanwhile.
+            Some(known) if known.is_as(&server) => Ok(known.clone()),
+            _ => Ok(known.insert(server).clone()),
+        }
     }
 
     fn live(&self) -> &str {
