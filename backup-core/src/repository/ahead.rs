@@ -164,8 +164,8 @@ impl ReadAhead {
         Ok(())
     }
 
-    /// Puts by those of these directories for which there is room, each for as many times as it stands there, and gives what `find` found in them, which is asked for each
-    /// directory below. One that was put by before is not looked into again.
+    /// Puts by those of these directories for which there is room, each for as many times as it stands there, and gives what `find`, which is asked for
+    /// each directory below, found in them. One that was put by before is not looked into again.
     fn read_level<F: Send>(
         &self,
         shelf: &Shelf,
@@ -532,6 +532,29 @@ mod tests {
         assert_eq!(shelves.kept().0, above + 1 + 51 + 4 + 1);
         drop(ahead);
         assert_eq!(shelves.kept(), (0, 0));
+    }
+
+    /// As a restore saves what it replaced, beside a dump.
+    #[test]
+    fn what_lies_elsewhere_now_is_read_ahead_under_the_path_it_has_in_the_parent() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 300);
+        let first = bench.save(&[&site], None);
+        let path = site.join("side-by-side");
+        let replaced = bench.scratch.path().join("replaced");
+        std::fs::rename(&path, &replaced).unwrap();
+        let mut request = request(&[&path], Some(&first));
+        request.trees[0].root = replaced;
+        request.streams.push(StreamSource {
+            path: bench.scratch.path().join("dumps/a.sql"),
+            reader: Box::new(&b"a dump"[..]),
+        });
+        bench.shelves();
+        bench.watch.requests.store(0, Ordering::SeqCst);
+        let second = bench.archive(request, &Control::default()).unwrap();
+        let requests = bench.watch.requests.swap(0, Ordering::SeqCst);
+        assert!(requests <= 10, "{requests} requests");
+        assert_eq!(bench.tree(&first, &path), bench.tree(&second, &path));
     }
 
     #[test]
