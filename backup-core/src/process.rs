@@ -1179,7 +1179,7 @@ mod tests {
         let (short, cancel) = (Duration::from_millis(100), Cancel::new());
         let error = keep("exec sleep 1000").ask(b"", b"end\n", 10, short, &cancel);
         assert_eq!(error.unwrap_err().kind(), ErrorKind::Timeout);
-        let error = keep("yes").ask(b"", b"end\n", 10_000, LONG, &cancel);
+        let error = keep("read -r line; yes").ask(b"\n", b"end\n", 10_000, LONG, &cancel);
         let error = error.unwrap_err().to_string();
         assert!(error.contains("more than 10000 bytes"), "{error}");
         let mut kept = keep("exec sleep 1000");
