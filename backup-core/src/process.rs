@@ -583,6 +583,8 @@ impl Kept {
 
     /// Until it is woken nothing is asked of it, and after `most` its input is closed.
     pub(crate) fn rest(&mut self, most: Duration) {
+        // What it said until now has nothing to do with how it ends.
+        self.running.said.lock().tail.clear();
         if let (Some(stdin), Some(until)) = (self.stdin.take(), Instant::now().checked_add(most)) {
             self.running.watch.begin(Turn::Rest { until, stdin });
         }

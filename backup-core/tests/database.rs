@@ -1546,7 +1546,7 @@ fn an_error_in_the_last_statement_fails_cleanly() {
 }
 
 #[test]
-fn a_transaction_that_a_dump_prepared_is_named_to_the_operator() {
+fn a_dump_that_leaves_a_prepared_transaction_is_refused_and_that_is_named_to_the_operator() {
     let tenant = target("prepared_1");
     let dump = format!(
         "CREATE TABLE `x` (i INT) ENGINE=InnoDB;\nXA START 'spite';\nINSERT INTO x VALUES (1);\nXA END 'spite';\nXA PREPARE 'spite';\n{TRAILER}"
@@ -1555,14 +1555,10 @@ fn a_transaction_that_a_dump_prepared_is_named_to_the_operator() {
     let (server, control) = (server(), quiet());
     let mut shadow =
         database::prepare_shadow(&server, tenant.name, &tenant.account(), &control).unwrap();
-    database::import(
-        &server,
-        &mut shadow,
-        reader(dump.as_bytes()),
-        LIMIT,
-        &control,
-    )
-    .unwrap();
+    // Its rows are in no table.
+    let dump = reader(dump.as_bytes());
+    let error = database::import(&server, &mut shadow, dump, LIMIT, &control).unwrap_err();
+    assert!(error.chain().contains("1399"), "{error:?}");
     let error = database::discard(&server, tenant.name, shadow.schema()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Busy, "{error:?}");
     assert!(error.chain().contains("XA ROLLBACK: 'spite'"), "{error:?}");
@@ -1620,6 +1616,19 @@ impl Harmed {
             &try_dump(&self.server, Self::NAME, LIMIT, &quiet()).unwrap(),
             &self.live,
         );
+    }
+}
+
+#[test]
+fn the_rows_of_a_dump_that_does_not_say_that_it_commits_are_there() {
+    let harmed = Harmed::new(MariaDb::start_with(&["--autocommit=0"]).unwrap());
+    for begin in ["", "SET autocommit = 0;\n"] {
+        let mut shadow = harmed.stage();
+        let dump =
+            format!("{begin}CREATE TABLE `t` (i INT) ENGINE=InnoDB;\nINSERT INTO `t` VALUES (1);");
+        harmed.import(&mut shadow, &dump).unwrap();
+        let rows = format!("SELECT i FROM `{}`.t", shadow.schema());
+        assert_eq!(harmed.mariadb.sql(&rows).unwrap(), "1\n", "{begin}");
     }
 }
 

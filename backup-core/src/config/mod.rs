@@ -288,7 +288,7 @@ pub struct CustomerDatabaseConfig {
     /// The longest a dump may take. Default: `worker.backup_timeout`.
     #[serde(deserialize_with = "values::optional_duration")]
     dump_timeout: Option<Duration>,
-    /// The longest an import may take. Default: `worker.restore_timeout`.
+    /// The longest an import may take; the files are fetched beside it. Default: `worker.restore_timeout`.
     #[serde(deserialize_with = "values::optional_duration")]
     import_timeout: Option<Duration>,
     /// Where the password comes from, out of the two keys above.

@@ -310,6 +310,11 @@ impl Server {
         Ok(parse_rows(&printed))
     }
 
+    /// End the client that rests, for whoever is about to need its connection: an account may have few.
+    pub(super) fn end_resting(&self) {
+        drop(self.resting.take());
+    }
+
     /// The client that was kept, if it and its server are alive.
     fn woken(&self, cancel: &Cancel) -> Option<Kept> {
         let mut client = self.resting.take()?;
@@ -326,8 +331,8 @@ impl Server {
             .asking(&self.account, None, cancel)?
             .arg("--unbuffered");
         let mut client = program.keep(limit, cancel)?;
-        // Where a server has it otherwise for all, what a question has read would be in use for as long as its client is kept.
-        ask_up_to_word(&mut client, "SET autocommit = 1;", limit, cancel)
+        // In a container it may not be told that its program has ended.
+        ask_up_to_word(&mut client, "SET wait_timeout = 60;", limit, cancel)
             .map_err(|error| explain(self, &self.account, error))?;
         Ok(client)
     }
@@ -353,8 +358,10 @@ fn ask_up_to_word(
 }
 
 /// How a client reads a script: no command of its own but `DELIMITER`, comments kept (a trigger is not what it was without
-/// them), no file of this host sent to a server, rows that can be told apart whatever they hold.
-const SCRIPT_OPTIONS: [&str; 7] = [
+/// them), no file of this host sent to a server, rows that can be told apart whatever they hold. What is changed stays, also where a server
+/// takes back what is not said to be committed.
+const SCRIPT_OPTIONS: [&str; 8] = [
+    "--init-command=SET autocommit = 1",
     "--batch",
     "--skip-column-names",
     "--binary-mode",
@@ -432,6 +439,12 @@ pub(super) fn explain(server: &Server, account: &Account, error: Error) -> SqlEr
             ErrorKind::Refused,
             format!(
                 "the database server at {server} does not let the account {user} in: it is locked, its password has expired, or it may not come from this host; mend what the log names"
+            ),
+        )),
+        Some(1040 | 1203 | 1226) => Some((
+            ErrorKind::Busy,
+            format!(
+                "the database server at {server} has no connection left for the account {user}; try again, or raise max_connections or the account's own limit"
             ),
         )),
         Some(1049) => Some((
@@ -930,6 +943,9 @@ mod tests {
             .sql("SET lock_wait_timeout = 0; RENAME TABLE x.t TO x.u;")
             .unwrap();
         assert_eq!(number(&server, "SELECT COUNT(*) FROM x.u;"), 1);
+        // Whoever asks: what was changed stays when its client ends.
+        server.change("UPDATE x.u SET i = 2;", &cancel).unwrap();
+        assert_eq!(number(&server, "SELECT i FROM x.u;"), 2);
     }
 
     #[test]

@@ -109,6 +109,7 @@ where
         .args(options)
         .arg("--")
         .arg(database);
+    server.end_resting();
     let mut running = program.spawn(limit, &control.cancel)?;
     drop(running.take_stdin());
     let stdout = running

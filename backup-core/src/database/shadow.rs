@@ -368,7 +368,8 @@ fn stream(
         ));
     }
     let token = format!("{:032x}", rand::random::<u128>());
-    out.extend_from_slice(format!("\nSELECT '{token}';\n").as_bytes());
+    // A dump may have said that it commits by itself, and not have done so.
+    out.extend_from_slice(format!("\nCOMMIT;\nSELECT '{token}';\n").as_bytes());
     let _ = stdin.write_all(&out);
     drop(stdin);
     let answer = answer.join().unwrap_or_default();

@@ -180,7 +180,8 @@ impl Worker {
             tracing::info!("ending: {} jobs are still running", running.len());
         }
         self.finish(running, stopping).await;
-        // What it does can be broken off at any point. It has ended before this returns: the caller closes the connections that it uses.
+        // What it does can be broken off at any point. Nothing of it but what is at work in a repository goes on after this: the caller closes the connections
+        // that the rest of it uses.
         upkeep.abort();
         let _ = upkeep.await;
         if let Err(error) = recovery.await {

@@ -66,7 +66,12 @@ impl Restore<'_> {
         });
         let imported = match (files, database) {
             (Ok(()), imported) => imported?,
-            (Err(_), Err(error)) if error.kind() != ErrorKind::Cancelled => return Err(error),
+            (Err(files), Err(error)) if error.kind() != ErrorKind::Cancelled => {
+                if files.kind() != ErrorKind::Cancelled {
+                    tracing::error!("the files cannot be staged either: {}", files.chain());
+                }
+                return Err(error);
+            }
             (Err(error), _) => return Err(error),
         };
         if let Some((shadow, inventory)) = imported {
