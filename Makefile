@@ -11,6 +11,9 @@ as_root := sudo --preserve-env env PATH=$(PATH)
 export CARGO_TARGET_$(host)_RUNNER := $(as_root)
 endif
 
+# A test mostly waits for servers that it has started: two at a time for each core.
+export RUST_TEST_THREADS ?= $(shell expr 2 \* $$(nproc))
+
 # All of the workspace at once: one package alone would be built with other features of its dependencies, and they anew.
 programs := $(or $(CARGO_TARGET_DIR),target)/debug
 
