@@ -3,38 +3,41 @@
 //! rustic reads a directory of the parent when the walk comes to it, one after the other, and each costs a round trip. Here those above all parts are
 //! read before the run, and those of a part when its walk begins: level by level, for they lie side by side, and each range of a pack once, since
 //! what lies below a directory is found beside it. The bridge hands rustic what is there, and rustic reads the rest itself. So
-//! nothing depends on it: what goes wrong here ends the reading ahead of one part, and is nobody's error.
+//! nothing depends on it, and what goes wrong here is nobody's error: on the way it ends the reading ahead of all parts that were not found by then,
+//! below a part what is left of that one.
 //!
-//! A part is read ahead in the thread that walks, before its first entry is handed out. So rustic never asks for a directory that is on its way: there is
-//! nothing to wait for and nothing read twice. The levels cost about as many round trips as the part is deep.
+//! A part is read ahead in the thread that walks, just before rustic asks for its root. So rustic never asks for a directory that is on its way: there
+//! is nothing to wait for and nothing read twice. The levels cost about as many round trips as the part is deep.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use rustic_core::TreeId;
+use bytes::Bytes;
 use rustic_core::repofile::Node;
+use rustic_core::{Id, TreeId};
 
 use super::archive::{ArchiveRequest, names};
 use super::blobs::{self, Blob, Ranges, Sorted};
 use super::bridge::file_id;
 use super::index::Index;
 use super::seal::Sealer;
-use super::shelf::Shelf;
+use super::shelf::{Reserved, Shelf};
 use super::tree::Nodes;
 use super::{Repository, SnapshotId};
-use crate::error::{Error, Result};
-use crate::progress::Cancel;
+use crate::error::{Error, ErrorKind, Result};
 use crate::storage::{FileKind, Storage};
 
 /// A directory that takes more, with some 100,000 entries, is left to rustic: its round trip is the least of what it costs.
 const TREE_BYTES_MAX: u32 = 8 * 1024 * 1024;
 /// What is read along before a range, where a level takes few of them: there lies what is below, and that is cheaper than another round trip.
 const LEAD_BYTES: u32 = 256 * 1024;
-/// How many directories of one level are noted at most, before it is known what room they take.
-const LEVEL_MAX: usize = 100_000;
+/// A part of which so much was read has its directories all over the packs: what lies before a range is not what is below.
+const LEADS_UNTIL_BYTES: usize = 2 * 1024 * 1024;
+/// How many directories of one level are noted at most, before it is known what room they take. The notes are beside that room: some hundred bytes each.
+const LEVEL_MAX: usize = 20_000;
 
 /// The names on the way from the root to what is saved.
 #[derive(Debug, Default)]
@@ -61,12 +64,17 @@ impl Way {
     }
 }
 
+/// Whether the run is to end: then nothing is read ahead any more.
+pub(super) type MustStop = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// The parent of one archive run. Dropping it forgets all that was read.
 pub(super) struct ReadAhead {
     storage: Arc<dyn Storage>,
     sealer: Arc<Sealer>,
     index: Index,
-    cancel: Cancel,
+    must_stop: MustStop,
+    /// The parent's root.
+    root: TreeId,
     /// Where the parts begin in the parent, by their paths.
     parts: HashMap<PathBuf, TreeId>,
     /// The directories above the parts.
@@ -77,35 +85,48 @@ pub(super) struct ReadAhead {
     ranges: Ranges,
 }
 
+/// A directory of a level.
+#[derive(Clone, Copy)]
+struct Directory {
+    tree: TreeId,
+    /// How many times it stands there.
+    times: u32,
+}
+
 impl ReadAhead {
-    /// Reads what lies on the way; None where there is nothing to read ahead.
-    pub(super) fn start(
+    /// Nothing of its directories is read yet. None where there is no such parent.
+    pub(super) fn of(
         repository: &Repository,
         index: &Index,
         parent: &SnapshotId,
-        way: &Way,
-        cancel: &Cancel,
+        must_stop: MustStop,
     ) -> Option<Self> {
         let read = repository.read_snapshots(std::slice::from_ref(parent));
         let root = read.ok()?.snapshots.first()?.tree;
-        let mut ahead = Self {
+        Some(Self {
             storage: Arc::clone(&repository.storage),
             sealer: Arc::clone(&repository.shared.sealer),
             index: index.clone(),
-            cancel: cancel.clone(),
+            must_stop,
+            root,
             parts: HashMap::new(),
             above: index.shelves().add(),
             part: None,
             ranges: Ranges::default(),
-        };
-        match ahead.read_way(root, way) {
-            Ok((parts, ranges)) => (ahead.parts, ahead.ranges) = (parts, ranges),
-            Err(error) => note(&error),
-        }
-        Some(ahead)
+        })
     }
 
-    /// The walk of the tree that has this path begins. rustic is through with the one before, but perhaps for an empty directory at its very end.
+    /// Reads what lies on the way. Call it before the run.
+    pub(super) fn read_way(&mut self, way: &Way) {
+        let mut parts = HashMap::new();
+        let mut ranges = Ranges::default();
+        if let Err(error) = self.find_parts(way, &mut parts, &mut ranges) {
+            note(&error);
+        }
+        (self.parts, self.ranges) = (parts, ranges);
+    }
+
+    /// The walk of the tree that has this path begins. rustic is through with the one before.
     pub(super) fn begin(&mut self, path: &Path) {
         self.part = None;
         let ranges = std::mem::take(&mut self.ranges);
@@ -120,21 +141,27 @@ impl ReadAhead {
     }
 
     /// Where the parts begin, and what was read to find them.
-    fn read_way(&self, root: TreeId, way: &Way) -> Result<(HashMap<PathBuf, TreeId>, Ranges)> {
-        let mut parts = HashMap::new();
-        let mut ranges = Ranges::default();
-        let mut level = HashMap::from([(root, vec![way])]);
+    fn find_parts(
+        &self,
+        way: &Way,
+        parts: &mut HashMap<PathBuf, TreeId>,
+        ranges: &mut Ranges,
+    ) -> Result<()> {
+        let mut level = HashMap::from([(self.root, vec![way])]);
         while !level.is_empty() {
-            let (trees, ways): (Vec<_>, Vec<_>) = level
+            let (directories, ways): (Vec<_>, Vec<_>) = level
                 .into_iter()
-                .map(|(tree, ways)| ((tree, count(ways.len())), ways))
+                .map(|(tree, ways)| {
+                    let times = count(ways.len());
+                    (Directory { tree, times }, ways)
+                })
                 .unzip();
             let find = |at: usize, node: &Node, below: TreeId, found: &mut Vec<_>| {
                 let name = node.name();
                 let next = ways[at].iter().filter_map(|way| way.below.get(&*name));
                 found.extend(next.map(|way| (way, below)));
             };
-            let found = self.read_level(&self.above, &mut ranges, &trees, find)?;
+            let found = self.read_level(&self.above, ranges, &directories, find)?;
             level = HashMap::new();
             for (way, tree) in found {
                 match &way.part {
@@ -145,20 +172,24 @@ impl ReadAhead {
                 }
             }
         }
-        Ok((parts, ranges))
+        Ok(())
     }
 
     /// All that is below a directory, as far as there is room for it.
     fn read_below(&self, root: TreeId, mut ranges: Ranges, shelf: &Shelf) -> Result<()> {
         let mut level = HashMap::from([(root, 1)]);
         while !level.is_empty() {
-            let trees: Vec<(TreeId, u32)> = level.drain().collect();
-            let find = |at: usize, _: &Node, below: TreeId, found: &mut Vec<_>| {
-                found.push((below, trees[at].1));
+            let directories: Vec<Directory> = level
+                .drain()
+                .map(|(tree, times)| Directory { tree, times })
+                .collect();
+            let find = |at: usize, _: &Node, tree: TreeId, found: &mut Vec<_>| {
+                let times = directories[at].times;
+                found.push(Directory { tree, times });
             };
-            for (tree, times) in self.read_level(shelf, &mut ranges, &trees, find)? {
-                let wanted: &mut u32 = level.entry(tree).or_default();
-                *wanted = wanted.saturating_add(times);
+            for found in self.read_level(shelf, &mut ranges, &directories, find)? {
+                let times: &mut u32 = level.entry(found.tree).or_default();
+                *times = times.saturating_add(found.times);
             }
         }
         Ok(())
@@ -170,25 +201,28 @@ impl ReadAhead {
         &self,
         shelf: &Shelf,
         ranges: &mut Ranges,
-        trees: &[(TreeId, u32)],
+        directories: &[Directory],
         find: impl Fn(usize, &Node, TreeId, &mut Vec<F>) + Sync,
     ) -> Result<Vec<F>> {
-        let mut wanted = Vec::with_capacity(trees.len());
-        for (at, (id, times)) in trees.iter().enumerate() {
+        let mut wanted = Vec::with_capacity(directories.len());
+        for (at, Directory { tree, times }) in directories.iter().enumerate() {
             // What the index lacks is rustic's to tell.
-            let Ok(location) = self.index.locate(id) else {
+            let Ok(location) = self.index.locate(tree) else {
                 continue;
             };
-            if location.length <= TREE_BYTES_MAX && !shelf.is_wanted_again(&location.into(), *times)
-            {
-                wanted.push((Blob { location, id: **id }, at));
+            if location.length <= TREE_BYTES_MAX && !shelf.want_again(&location.into(), *times) {
+                let blob = Blob {
+                    location,
+                    id: **tree,
+                };
+                wanted.push((blob, at));
             }
         }
         wanted.sort_unstable();
-        self.fetch(shelf, ranges, &wanted)?;
+        let reserved = Mutex::new(self.fetch(shelf, ranges, &wanted)?);
         let noted = AtomicUsize::new(0);
         let found = blobs::in_parallel(&wanted, |(blob, at)| {
-            self.cancel.check()?;
+            self.check()?;
             let mut found = Vec::new();
             let Some(sealed) = ranges.get(&blob.location) else {
                 return Ok(found);
@@ -201,11 +235,17 @@ impl ReadAhead {
                 }
                 Ok(())
             };
-            // A damaged one, too, is rustic's to tell: it reads it itself.
-            if self.look_into(blob, &sealed, look).is_err()
-                || !shelf.put(blob.location.into(), sealed, trees[*at].1)
-            {
-                found.clear();
+            if self.look_into(blob, &sealed, look).is_err() {
+                // A damaged one, too, is rustic's to tell: it reads it itself.
+                return Ok(Vec::new());
+            }
+            let room = reserved
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .pop();
+            // There is none reserved for what was read along with something else. What is below may be put by all the same.
+            if let Some(room) = room.or_else(|| shelf.reserve_piece()) {
+                shelf.put(blob.location.into(), sealed, directories[*at].times, room);
             }
             Ok(found)
         })?;
@@ -223,8 +263,13 @@ impl ReadAhead {
         Nodes { blob, opened }.for_each(look)
     }
 
-    /// Reads the ranges that hold these blobs, if they were not read before and there is room for them.
-    fn fetch(&self, shelf: &Shelf, ranges: &mut Ranges, wanted: &[(Blob, usize)]) -> Result<()> {
+    /// Reads the ranges that hold these blobs, if they were not read before and there is room for them; gives the room to put the blobs by.
+    fn fetch(
+        &self,
+        shelf: &Shelf,
+        ranges: &mut Ranges,
+        wanted: &[(Blob, usize)],
+    ) -> Result<Vec<Reserved>> {
         let missing: Vec<Blob> = wanted
             .iter()
             .map(|(blob, _)| *blob)
@@ -239,30 +284,68 @@ impl ReadAhead {
         while at < missing.len() {
             let range = sorted.range_from(at)?;
             at = range.end;
-            joined.push((missing[range.start].location, missing[at - 1].location));
+            joined.push(range);
         }
-        let lead = match joined.len() <= blobs::THREADS {
-            true => LEAD_BYTES,
-            false => 0,
-        };
-        let fetched = blobs::in_parallel(&joined, |(first, last)| {
-            self.cancel.check()?;
+        let has_lead = joined.len() <= blobs::THREADS && ranges.bytes() < LEADS_UNTIL_BYTES;
+        let lead = if has_lead { LEAD_BYTES } else { 0 };
+        let fetched = blobs::in_parallel(&joined, |range| {
+            self.check()?;
+            self.fetch_range(shelf, &missing[range.clone()], lead)
+        })?;
+        let mut reserved = Vec::new();
+        for fetched in fetched.into_iter().flatten() {
+            ranges.add(fetched.pack, fetched.start, fetched.bytes);
+            reserved.extend(fetched.pieces);
+        }
+        Ok(reserved)
+    }
+
+    /// Reads neighbours, or the first of them where there is no room for all.
+    fn fetch_range(
+        &self,
+        shelf: &Shelf,
+        mut blobs: &[Blob],
+        mut lead: u32,
+    ) -> Result<Option<Fetched>> {
+        while let [first, .., last] | [first @ last] = blobs {
+            let (first, last) = (&first.location, &last.location);
             let start = first.offset.saturating_sub(lead);
             let length = blobs::end(last) - u64::from(start);
-            let Some(room) = shelf.reserve(length) else {
-                return Ok(None);
-            };
-            let pack = file_id(&first.pack);
-            let bytes = self
-                .storage
-                .read_range(FileKind::Pack, &pack, start.into(), length)?;
-            Ok(Some((first.pack, start, room.hold(bytes))))
-        })?;
-        for (pack, start, bytes) in fetched.into_iter().flatten() {
-            ranges.add(pack, start, bytes);
+            if let Some((room, pieces)) = shelf.reserve(length, blobs.len()) {
+                let pack = file_id(&first.pack);
+                let bytes = self
+                    .storage
+                    .read_range(FileKind::Pack, &pack, start.into(), length)?;
+                return Ok(Some(Fetched {
+                    pack: first.pack,
+                    start,
+                    bytes: room.hold(bytes),
+                    pieces,
+                }));
+            }
+            match lead {
+                0 => blobs = &blobs[..blobs.len() / 2],
+                _ => lead = 0,
+            }
         }
-        Ok(())
+        Ok(None)
     }
+
+    fn check(&self) -> Result<()> {
+        match (self.must_stop)() {
+            true => Err(Error::new(ErrorKind::Cancelled, "the run is to end")),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A range that was read.
+struct Fetched {
+    pack: Id,
+    start: u32,
+    bytes: Bytes,
+    /// The room for each blob that it was read for.
+    pieces: Vec<Reserved>,
 }
 
 fn count(times: usize) -> u32 {
@@ -279,15 +362,15 @@ fn note(error: &Error) {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::sync::Mutex;
 
-    use bytes::Bytes;
     use jiff::Zoned;
 
     use super::*;
-    use crate::error::ErrorKind;
-    use crate::progress::Control;
-    use crate::repository::shelf::{Reserved, Shelves};
+    use rustic_core::{ReadSource, ReadSourceOpen};
+
+    use crate::progress::{Cancel, Control};
+    use crate::repository::shelf::Shelves;
+    use crate::repository::source::{MixedSource, OnFailure};
     use crate::repository::{Snapshot, StreamSource, TreeSource};
     use crate::storage::{self, FileId, Location as Place};
 
@@ -438,6 +521,12 @@ mod tests {
             self.shelves().leave(0)
         }
 
+        fn ahead(&self, parent: &Snapshot) -> ReadAhead {
+            let index = self.repository.fresh_index().unwrap();
+            let never = Box::new(|| false);
+            ReadAhead::of(&self.repository, &index, &parent.id, never).unwrap()
+        }
+
         fn fault(&self, fault: Option<Fault>) {
             *self.watch.fault.lock().unwrap() = fault;
         }
@@ -518,11 +607,9 @@ mod tests {
         }
 
         let shelves = bench.shelves();
-        let index = bench.repository.fresh_index().unwrap();
         let way = Way::to(&request(&sites[1..2], None));
-        let cancel = Cancel::new();
-        let ahead = ReadAhead::start(&bench.repository, &index, &second.id, &way, &cancel);
-        let mut ahead = ahead.unwrap();
+        let mut ahead = bench.ahead(&second);
+        ahead.read_way(&way);
         let above = sites[1].ancestors().skip(1).count();
         assert_eq!(shelves.kept().0, above);
         ahead.begin(sites[0]);
@@ -616,6 +703,101 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_little_room_nothing_is_read_that_cannot_be_put_by() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 0);
+        let mut parent = None;
+        // Each in a pack of its own.
+        for at in 0..24 {
+            let directory = site.join(format!("side-by-side/{at}"));
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(directory.join("file"), "content").unwrap();
+            parent = Some(bench.save(&[&site], parent.as_ref()));
+        }
+        let parent = parent.unwrap();
+        let way = Way::to(&request(&[&site], None));
+        let shelves = bench.shelves();
+        let put_by = |room: usize| {
+            let mut ahead = bench.ahead(&parent);
+            ahead.read_way(&way);
+            let above = shelves.kept().0;
+            let _room = shelves.leave_of_the_rest(room);
+            bench.watch.requests.store(0, Ordering::SeqCst);
+            ahead.begin(&site);
+            let requests = bench.watch.requests.swap(0, Ordering::SeqCst);
+            (shelves.kept().0 - above, requests)
+        };
+        let (all, _) = put_by(1_000_000);
+        assert!(all > 24, "{all}");
+        let (some, requests) = put_by(5_000);
+        assert!((5..all).contains(&some), "{some} of {all}");
+        assert!(requests <= some, "{requests} requests for {some}");
+    }
+
+    #[test]
+    fn the_room_is_the_same_however_often_the_index_is_read_anew() {
+        let bench = Bench::new();
+        let site = bench.site("customer-1", 1);
+        let before = bench.shelves();
+        bench.save(&[&site], None);
+        assert!(Arc::ptr_eq(&before, &bench.shelves()));
+    }
+
+    /// The source of a run that saves a dump right before a tree.
+    fn dump_and_site(bench: &Bench, dump: impl Read + Send + 'static) -> (MixedSource, PathBuf) {
+        let site = bench.site("customer-1", 20);
+        let first = bench.save(&[&site], None);
+        let mut request = request(&[&site], Some(&first));
+        request.streams.push(StreamSource {
+            path: site.with_file_name("a.sql"),
+            reader: Box::new(dump),
+        });
+        let way = Way::to(&request);
+        let (trees, streams) = (request.trees, request.streams);
+        let source = MixedSource::new(trees, streams, OnFailure::Fail, Control::default()).unwrap();
+        let mut ahead = bench.ahead(&first);
+        ahead.must_stop = source.must_stop();
+        source.read_ahead(ahead, &way);
+        (source, site)
+    }
+
+    #[test]
+    fn a_dump_right_before_a_tree_does_not_wait_for_what_is_read_ahead() {
+        let bench = Bench::new();
+        let (source, site) = dump_and_site(&bench, &b"a dump"[..]);
+        let shelves = bench.shelves();
+        let above = shelves.kept().0;
+        // With the root in hand rustic passes the dump on.
+        let mut entries = source.entries().map(std::result::Result::unwrap);
+        entries.find(|entry| entry.path == site).unwrap();
+        assert_eq!(shelves.kept().0, above);
+        entries.next().unwrap();
+        assert!(shelves.kept().0 > above + 20);
+    }
+
+    #[test]
+    fn nothing_more_is_read_ahead_when_a_dump_failed() {
+        struct Fails;
+        impl Read for Fails {
+            fn read(&mut self, _: &mut [u8]) -> std::io::Result<usize> {
+                Err(std::io::Error::other("broke off"))
+            }
+        }
+        let bench = Bench::new();
+        let (source, site) = dump_and_site(&bench, Fails);
+        let mut entries = source.entries().map(std::result::Result::unwrap);
+        let dump = entries.find_map(|entry| entry.open).unwrap();
+        let root = entries.next().unwrap();
+        assert_eq!(root.path, site);
+        let mut content = Vec::new();
+        let mut reader = dump.open().unwrap();
+        reader.read_to_end(&mut content).unwrap_err();
+        bench.watch.requests.store(0, Ordering::SeqCst);
+        assert!(entries.next().is_none());
+        assert_eq!(bench.watch.requests.load(Ordering::SeqCst), 0);
+    }
+
+    #[test]
     fn a_fault_does_no_more_than_without_reading_ahead() {
         let bench = Bench::new();
         let site = bench.site("customer-1", 100);
@@ -659,8 +841,7 @@ mod tests {
         bench.repository.forget(&[first.id]).unwrap();
         bench.save(&[&site], Some(&first));
         let nobody = SnapshotId(FileId::default());
-        let way = Way::default();
-        let none = ReadAhead::start(&bench.repository, &index, &nobody, &way, &Cancel::new());
+        let none = ReadAhead::of(&bench.repository, &index, &nobody, Box::new(|| false));
         assert!(none.is_none());
     }
 

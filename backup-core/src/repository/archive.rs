@@ -19,9 +19,8 @@ use rustic_core::{BackupOptions, Id, ParentOptions, SnapshotOptions, StringList,
 use serde_json::json;
 
 use super::ahead::{ReadAhead, Way};
-use super::blobs::Ranges;
 use super::bridge::{IndexWatch, from_rustic};
-use super::index::{ExtendedIndex, Index};
+use super::index::{ExtendedIndex, Index, Recent};
 use super::locks::Lock;
 use super::source::{Findings, MixedSource, OnFailure, StreamSource, TreeSource};
 use super::{Repository, SnapshotId};
@@ -128,23 +127,21 @@ impl Repository {
             .map(|stream| stream.path.clone())
             .collect();
         let way = Way::to(&request);
-        let mut source =
-            MixedSource::new(request.trees, request.streams, on_failure, control.clone())?;
-        if let Some(parent) = &request.parent {
-            source.read_ahead(ReadAhead::start(
-                self,
-                &index,
-                parent,
-                &way,
-                &control.cancel,
-            ));
-        }
+        let source = MixedSource::new(request.trees, request.streams, on_failure, control.clone())?;
+        let ahead = request
+            .parent
+            .and_then(|parent| ReadAhead::of(self, &index, &parent, source.must_stop()));
         let source = Arc::new(source);
 
         let watch = index.watch();
         let run = {
             let (index, source) = (index.clone(), Arc::clone(&source));
-            move || run_rustic(&index, &options, &source, draft, &request.paths)
+            move || {
+                if let Some(ahead) = ahead {
+                    source.read_ahead(ahead, &way);
+                }
+                run_rustic(&index, &options, &source, draft, &request.paths)
+            }
         };
         let (result, lock) = self.run_apart(lock, run, &control.cancel)?;
         let mut findings = source.take_findings();
@@ -225,7 +222,7 @@ impl Repository {
         let mut correction = Correction {
             repository: self,
             index: &index,
-            ranges: Ranges::default(),
+            recent: Recent::default(),
             trees: Vec::new(),
         };
         snapshot.tree = correction.tree(snapshot.tree, &changes)?;
@@ -466,8 +463,8 @@ pub(super) fn names(path: &Path) -> impl Iterator<Item = &OsStr> {
 struct Correction<'a> {
     repository: &'a Repository,
     index: &'a ExtendedIndex<'a>,
-    /// What was read of the old ones.
-    ranges: Ranges,
+    /// What was read last of the old ones.
+    recent: Recent,
     /// The new trees with their ids.
     trees: Vec<(Id, Vec<u8>)>,
 }
@@ -478,7 +475,7 @@ impl Correction<'_> {
             &*self.repository.storage,
             &self.repository.shared.sealer,
             &id,
-            &mut self.ranges,
+            &mut self.recent,
         )?;
         for (name, change) in changes {
             self.apply(&mut tree, name, change)?;

@@ -174,21 +174,34 @@ pub(super) fn end(location: &Location) -> u64 {
     u64::from(location.offset) + u64::from(location.length)
 }
 
-/// What was read of the packs, by where it begins. Ranges may overlap.
+/// What was read of the packs. Ranges may overlap.
 #[derive(Default)]
-pub(super) struct Ranges(BTreeMap<(Id, u32), Bytes>);
+pub(super) struct Ranges {
+    /// By pack, and where they begin in it.
+    ranges: BTreeMap<(Id, u32), Bytes>,
+    bytes: usize,
+}
 
 impl Ranges {
     pub(super) fn add(&mut self, pack: Id, start: u32, bytes: Bytes) {
-        self.0.insert((pack, start), bytes);
+        self.bytes += bytes.len();
+        if let Some(replaced) = self.ranges.insert((pack, start), bytes) {
+            self.bytes -= replaced.len();
+        }
+    }
+
+    /// What all of them hold.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// A blob, if it is in one of them.
     pub(super) fn get(&self, location: &Location) -> Option<Bytes> {
-        // One that reaches over the next is as a rule one of the next few. If not, it is read again.
+        // Where ranges overlap the blob may lie in one that begins some ranges before it. Only the nearest few are looked at, so that a look costs the
+        // same however many there are; a blob that lies in none of them is read again.
         const LOOKS: usize = 4;
         let before = (location.pack, 0)..=(location.pack, location.offset);
-        let mut before = self.0.range(before).rev().take(LOOKS);
+        let mut before = self.ranges.range(before).rev().take(LOOKS);
         before.find_map(|((_, start), bytes)| {
             let from = (location.offset - start) as usize;
             let to = from.checked_add(location.length as usize)?;
@@ -220,7 +233,7 @@ pub(super) fn in_parallel<I: Sync, O: Send>(
     Ok(done.into_iter().map(|(_, result)| result).collect())
 }
 
-/// `work` on what `next` gives by so many threads, until it gives nothing more. The first error ends it.
+/// `work` on what `next` gives by so many threads, or fewer where the system has no more, until it gives nothing more. The first error ends it.
 pub(super) fn work_off<I>(
     threads: usize,
     next: impl Fn() -> Option<I> + Sync,
@@ -240,7 +253,11 @@ pub(super) fn work_off<I>(
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            scope.spawn(run);
+            let started = std::thread::Builder::new().spawn_scoped(scope, run);
+            if let Err(error) = started {
+                tracing::debug!("fewer threads read than should: {error}");
+                break;
+            }
         }
         run();
     });
@@ -290,6 +307,22 @@ mod tests {
             prop_assert!(sorted.range_from(next).unwrap().is_empty());
             prop_assert_eq!(next, wanted.len());
         }
+    }
+
+    #[test]
+    fn a_blob_is_found_in_what_was_read_and_its_bytes_are_counted_once() {
+        let mut ranges = Ranges::default();
+        let pack = Id::new([1; 32]);
+        ranges.add(pack, 10, Bytes::from_static(b"0123456789"));
+        ranges.add(pack, 15, Bytes::from_static(b"567"));
+        ranges.add(pack, 15, Bytes::from_static(b"56"));
+        assert_eq!(ranges.bytes(), 12);
+        let get = |offset, length| ranges.get(&blob(1, offset, length).location);
+        assert_eq!(get(15, 2).unwrap(), "56");
+        assert_eq!(get(16, 4).unwrap(), "6789");
+        assert_eq!(get(16, 5), None);
+        assert_eq!(get(9, 2), None);
+        assert_eq!(ranges.get(&blob(2, 15, 2).location), None);
     }
 
     #[test]

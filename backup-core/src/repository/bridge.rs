@@ -76,11 +76,11 @@ impl Drop for IndexWatch<'_> {
 }
 
 impl Bridge {
-    pub(super) fn new(storage: Arc<dyn Storage>) -> Self {
+    pub(super) fn new(storage: Arc<dyn Storage>, shelves: Arc<Shelves>) -> Self {
         Self {
             storage: RwLock::new(storage),
             written: Mutex::default(),
-            shelves: Arc::default(),
+            shelves,
         }
     }
 
@@ -247,7 +247,8 @@ mod tests {
     fn a_watch_sees_what_was_written_since_it_began_and_nothing_is_kept_for_nobody() {
         let scratch = tempfile::tempdir().unwrap();
         let location = crate::storage::Location::from(scratch.path());
-        let bridge = Bridge::new(crate::storage::open(&location, &Default::default()).unwrap());
+        let storage = crate::storage::open(&location, &Default::default()).unwrap();
+        let bridge = Bridge::new(storage, Arc::default());
         bridge.create().unwrap();
         let write = |byte: u8| {
             bridge

@@ -82,7 +82,7 @@ impl Index {
         self.bridge.watch_indexes()
     }
 
-    /// What was read ahead for rustic, by all who use this index.
+    /// What was read ahead for rustic, by all who use this repository.
     pub(super) fn shelves(&self) -> &Arc<Shelves> {
         self.bridge.shelves()
     }
@@ -105,6 +105,36 @@ impl Index {
 
 /// What is read along before a tree that was just written, in the same request: there lie those below it.
 const LEAD_BYTES: u32 = 32 * 1024;
+/// What is kept of that: enough for the few directories above dumps, and for some files that were cut short.
+const RECENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// What was read of the packs for trees that were just written. However many there are: no more than [`RECENT_BYTES`], or a single range.
+pub(super) struct Recent {
+    ranges: Ranges,
+    lead_bytes: u32,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Self {
+            ranges: Ranges::default(),
+            lead_bytes: LEAD_BYTES,
+        }
+    }
+}
+
+impl Recent {
+    fn add(&mut self, pack: Id, start: u32, bytes: Bytes) {
+        if self.ranges.bytes() + bytes.len() > RECENT_BYTES {
+            // So many trees lie apart: what is before the next ones is not asked for, either.
+            *self = Self {
+                ranges: Ranges::default(),
+                lead_bytes: 0,
+            };
+        }
+        self.ranges.add(pack, start, bytes);
+    }
+}
 
 /// The index of one moment, and what an archive run has added to it since.
 pub(super) struct ExtendedIndex<'a> {
@@ -149,13 +179,13 @@ impl<'a> ExtendedIndex<'a> {
         storage: &dyn Storage,
         sealer: &Sealer,
         id: &TreeId,
-        ranges: &mut Ranges,
+        recent: &mut Recent,
     ) -> Result<Tree> {
         let location = self.locate(id)?;
-        let sealed = match ranges.get(&location) {
+        let sealed = match recent.ranges.get(&location) {
             Some(sealed) => sealed,
             None => {
-                let start = location.offset.saturating_sub(LEAD_BYTES);
+                let start = location.offset.saturating_sub(recent.lead_bytes);
                 let bytes = storage.read_range(
                     FileKind::Pack,
                     &super::bridge::file_id(&location.pack),
@@ -164,7 +194,7 @@ impl<'a> ExtendedIndex<'a> {
                 )?;
                 let from = (location.offset - start) as usize;
                 let sealed = bytes.slice(from.min(bytes.len())..);
-                ranges.add(location.pack, start, bytes);
+                recent.add(location.pack, start, bytes);
                 sealed
             }
         };
@@ -206,4 +236,28 @@ fn missing(id: &Id, error: Box<rustic_core::RusticError>) -> Error {
         ),
         error,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn however_many_trees_are_read_little_of_them_is_kept() {
+        let mut recent = Recent::default();
+        let range = Bytes::from(vec![0; LEAD_BYTES as usize]);
+        for pack in 0..=u8::MAX {
+            let start = u32::from(pack);
+            recent.add(Id::new([pack; 32]), start, range.clone());
+            assert!(recent.ranges.bytes() <= RECENT_BYTES);
+            let is_first = recent.lead_bytes == LEAD_BYTES;
+            assert_eq!(
+                is_first,
+                (usize::from(pack) + 1) * range.len() <= RECENT_BYTES
+            );
+        }
+        let large = Bytes::from(vec![0; RECENT_BYTES + 1]);
+        recent.add(Id::default(), 0, large.clone());
+        assert_eq!(recent.ranges.bytes(), large.len());
+    }
 }

@@ -126,7 +126,10 @@ impl Founder {
             .set_datapack_growfactor(0u32)
             .set_treepack_growfactor(0u32);
         let draft = Arc::new(Draft::default());
-        let rustic = connect(&Arc::new(Bridge::new(Arc::clone(&draft) as _)))?;
+        let rustic = connect(&Arc::new(Bridge::new(
+            Arc::clone(&draft) as _,
+            Arc::default(),
+        )))?;
         let master = MasterKey::new();
         let (key_id, key) = seal_key(&master, password)?;
         let credentials = Credentials::Masterkey(master);

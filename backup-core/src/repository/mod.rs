@@ -49,6 +49,7 @@ use crate::storage::{FileId, FileKind, Storage};
 use bridge::{Bridge, from_rustic};
 use index::Index;
 use seal::Sealer;
+use shelf::Shelves;
 use stragglers::Stragglers;
 
 /// Large enough for fast uploads, small enough that nobody needs much memory to restore.
@@ -71,6 +72,8 @@ struct Shared {
     sealer: Arc<Sealer>,
     opened: rustic_core::Repository<OpenStatus>,
     index: Mutex<Option<Index>>,
+    /// What was read ahead for rustic: the room for it is one, however often the index is read anew.
+    shelves: Arc<Shelves>,
     /// Held by whoever reads the index: one reads it for all.
     reading: Mutex<()>,
     /// Snapshot files never change: each is read once.
@@ -163,7 +166,7 @@ impl Repository {
         if !Self::exists(&*stoppable)? {
             return Ok(None);
         }
-        let bridge = Arc::new(Bridge::new(stoppable));
+        let bridge = Arc::new(Bridge::new(stoppable, Arc::default()));
         let rustic = connect(&bridge)?;
         let opened = guarded(|| rustic.open(&credentials(password)))?.map_err(|error| {
             let wrong_password = error.is_incorrect_password();
@@ -199,6 +202,7 @@ impl Repository {
                 sealer,
                 opened,
                 index: Mutex::new(None),
+                shelves: Arc::default(),
                 reading: Mutex::default(),
                 snapshots: Mutex::default(),
                 stragglers: Stragglers::default(),
@@ -406,7 +410,8 @@ impl Repository {
             return Ok(index);
         }
         // rustic consumes what it indexes; with the master key in hand another opening costs two small reads.
-        let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage)));
+        let shelves = Arc::clone(&self.shared.shelves);
+        let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage), shelves));
         let rustic = connect(&bridge)?;
         let key = Credentials::Masterkey(self.shared.opened.key());
         let indexed = guarded(|| {

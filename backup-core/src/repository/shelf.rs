@@ -1,6 +1,6 @@
 //! Pieces of packs that were read before rustic asks for them.
 //!
-//! All archive runs of one bridge share the room, and each has a shelf of its own. Never: more held than [`BYTES_MAX`], whoever reads how much; a
+//! All archive runs of one open repository share the room, and each has a shelf of its own. Never: more held than [`BYTES_MAX`], whoever reads how much; a
 //! piece handed out for another place than the one it was read from; anything left when the last shelf is gone.
 
 use std::collections::{BTreeMap, HashMap};
@@ -35,7 +35,7 @@ impl From<Location> for Place {
     }
 }
 
-/// All shelves of a bridge.
+/// All shelves of an open repository.
 #[derive(Debug, Default)]
 pub(super) struct Shelves {
     room: Arc<Room>,
@@ -97,11 +97,8 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// Put a piece there that will be asked for so many times; false where there is no room for it.
-    pub(super) fn put(&self, place: Place, sealed: Bytes, times: u32) -> bool {
-        let Some(room) = self.shelves.room.reserve(PIECE_BYTES) else {
-            return false;
-        };
+    /// Put a piece there that will be asked for so many times, in the room that was reserved for it.
+    pub(super) fn put(&self, place: Place, sealed: Bytes, times: u32, room: Reserved) {
         let piece = Piece {
             sealed,
             times: times.max(1),
@@ -111,11 +108,10 @@ impl Shelf {
         if let Some(shelf) = held.shelves.get_mut(&self.number) {
             shelf.insert(place, piece);
         }
-        true
     }
 
     /// Note that a piece will be asked for some more times; false where it is not there.
-    pub(super) fn is_wanted_again(&self, place: &Place, times: u32) -> bool {
+    pub(super) fn want_again(&self, place: &Place, times: u32) -> bool {
         let mut held = self.shelves.held();
         let shelf = held.shelves.get_mut(&self.number);
         let Some(piece) = shelf.and_then(|shelf| shelf.get_mut(place)) else {
@@ -125,9 +121,18 @@ impl Shelf {
         true
     }
 
-    /// Room for what is about to be read; None where there is not so much left.
-    pub(super) fn reserve(&self, bytes: u64) -> Option<Reserved> {
-        self.shelves.room.reserve(usize::try_from(bytes).ok()?)
+    /// Room for a range that is about to be read, and for each of so many pieces of it; None where there is not so much left.
+    pub(super) fn reserve(&self, bytes: u64, pieces: usize) -> Option<(Reserved, Vec<Reserved>)> {
+        let bytes = usize::try_from(bytes).ok()?;
+        let beside = pieces.checked_mul(PIECE_BYTES)?;
+        let mut room = self.shelves.room.reserve(bytes.checked_add(beside)?)?;
+        let pieces = (0..pieces).map(|_| room.split_off(PIECE_BYTES)).collect();
+        Some((room, pieces))
+    }
+
+    /// Room for one more piece of what was read.
+    pub(super) fn reserve_piece(&self) -> Option<Reserved> {
+        self.shelves.room.reserve(PIECE_BYTES)
     }
 }
 
@@ -166,6 +171,15 @@ pub(super) struct Reserved {
 }
 
 impl Reserved {
+    fn split_off(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self {
+            room: Arc::clone(&self.room),
+            bytes,
+        }
+    }
+
     /// What was read into it: it is given back when nobody holds a slice of that any more, rustic included.
     pub(super) fn hold(self, bytes: Bytes) -> Bytes {
         // Nobody else has it: that copies nothing. A buffer that grew as the bytes came is larger than they are.
@@ -202,6 +216,12 @@ impl Shelves {
         self.room.reserve(BYTES_MAX - bytes).unwrap()
     }
 
+    /// The same where something is held already.
+    pub(super) fn leave_of_the_rest(&self, bytes: usize) -> Reserved {
+        let taken = self.room.taken.load(Ordering::Acquire);
+        self.room.reserve(BYTES_MAX - taken - bytes).unwrap()
+    }
+
     /// How many pieces there are, and what they take.
     pub(super) fn kept(&self) -> (usize, usize) {
         let pieces = self.held().shelves.values().map(HashMap::len).sum();
@@ -221,18 +241,19 @@ mod tests {
         }
     }
 
-    fn read(shelf: &Shelf, bytes: &'static [u8]) -> Bytes {
-        let room = shelf.reserve(bytes.len() as u64).unwrap();
-        room.hold(Bytes::from_static(bytes))
+    fn read_and_put(shelf: &Shelf, place: Place, bytes: &'static [u8]) {
+        let (room, mut pieces) = shelf.reserve(bytes.len() as u64, 1).unwrap();
+        let sealed = room.hold(Bytes::from_static(bytes));
+        shelf.put(place, sealed, 1, pieces.pop().unwrap());
     }
 
     #[test]
     fn a_piece_is_there_as_often_as_it_is_wanted_and_then_gone() {
         let shelves = Arc::new(Shelves::default());
         let shelf = shelves.add();
-        assert!(!shelf.is_wanted_again(&place(1), 1));
-        assert!(shelf.put(place(1), read(&shelf, b"one"), 1));
-        assert!(shelf.is_wanted_again(&place(1), 1));
+        assert!(!shelf.want_again(&place(1), 1));
+        read_and_put(&shelf, place(1), b"one");
+        assert!(shelf.want_again(&place(1), 1));
         assert_eq!(shelves.take(&place(2)), None);
         for _ in 0..2 {
             assert_eq!(shelves.take(&place(1)).unwrap(), "one");
@@ -245,9 +266,9 @@ mod tests {
     fn each_takes_back_only_his_own() {
         let shelves = Arc::new(Shelves::default());
         let (mine, his) = (shelves.add(), shelves.add());
-        assert!(mine.put(place(1), read(&mine, b"one"), 1));
-        assert!(his.put(place(1), read(&his, b"one"), 1));
-        assert!(his.put(place(2), read(&his, b"two"), 1));
+        read_and_put(&mine, place(1), b"one");
+        read_and_put(&his, place(1), b"one");
+        read_and_put(&his, place(2), b"two");
         assert_eq!(shelves.kept().0, 3);
         drop(mine);
         assert_eq!(shelves.take(&place(1)).unwrap(), "one");
@@ -257,14 +278,36 @@ mod tests {
     }
 
     #[test]
+    fn what_was_read_has_the_room_to_be_put_by() {
+        let shelves = Arc::new(Shelves::default());
+        let (shelf, his) = (shelves.add(), shelves.add());
+        let others = shelves.leave(6 + 2 * PIECE_BYTES + 2);
+        let (room, pieces) = shelf.reserve(6, 2).unwrap();
+        assert!(his.reserve(3, 0).is_none());
+        let range = room.hold(Bytes::from_static(b"onetwo"));
+        for (at, room) in pieces.into_iter().enumerate() {
+            let sealed = range.slice(at * 3..at * 3 + 3);
+            shelf.put(place(u32::try_from(at).unwrap()), sealed, 1, room);
+        }
+        drop(range);
+        drop(others);
+        assert_eq!(shelves.kept(), (2, 6 + 2 * PIECE_BYTES));
+        assert_eq!(shelves.take(&place(0)).unwrap(), "one");
+        assert_eq!(shelves.take(&place(1)).unwrap(), "two");
+        assert_eq!(shelves.kept(), (0, 0));
+    }
+
+    #[test]
     fn no_more_is_held_than_there_is_room_for() {
         let shelves = Arc::new(Shelves::default());
         let shelf = shelves.add();
         let others = shelves.leave(PIECE_BYTES + 4);
-        assert!(shelf.reserve(PIECE_BYTES as u64 + 5).is_none());
-        let one = read(&shelf, b"one");
-        assert!(shelf.put(place(1), one, 1));
-        assert!(!shelf.put(place(2), Bytes::from_static(b"two"), 1));
+        assert!(shelf.reserve(PIECE_BYTES as u64 + 5, 0).is_none());
+        assert!(shelf.reserve(5, 1).is_none());
+        assert!(shelf.reserve(0, usize::MAX).is_none());
+        assert!(shelf.reserve(u64::MAX, 1).is_none());
+        read_and_put(&shelf, place(1), b"one");
+        assert!(shelf.reserve_piece().is_none());
         // Whoever was given it has it longer than the shelf.
         let taken = shelves.take(&place(1)).unwrap();
         drop(others);

@@ -29,7 +29,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use xattr::FileExt;
 
-use super::ahead::ReadAhead;
+use super::ahead::{MustStop, ReadAhead, Way};
 use super::mode;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Control;
@@ -363,9 +363,16 @@ impl MixedSource {
         })
     }
 
-    /// What rustic will read of the parent is read when the walk of a tree begins.
-    pub(super) fn read_ahead(&mut self, ahead: Option<ReadAhead>) {
-        self.ahead = Mutex::new(ahead);
+    /// What rustic will read of the parent is read before: what lies on the way here, what is below a tree when rustic comes to it.
+    pub(super) fn read_ahead(&self, mut ahead: ReadAhead, way: &Way) {
+        ahead.read_way(way);
+        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) = Some(ahead);
+    }
+
+    /// To be asked whether the run is cancelled or failed: then it reads nothing any more.
+    pub(super) fn must_stop(&self) -> MustStop {
+        let shared = Arc::clone(&self.shared);
+        Box::new(move || shared.must_stop())
     }
 
     /// What was noticed until now.
@@ -396,6 +403,7 @@ impl ReadSource for MixedSource {
             last_ancestor: PathBuf::from("/"),
             part: None,
             walk: None,
+            walk_told: None,
             is_behind_stream: false,
         }
     }
@@ -411,6 +419,8 @@ pub(super) struct Entries {
     last_ancestor: PathBuf,
     part: Option<Part>,
     walk: Option<Walk>,
+    /// The last entry was the root of this tree.
+    walk_told: Option<PathBuf>,
     /// The last entry was a stream's.
     is_behind_stream: bool,
 }
@@ -421,6 +431,11 @@ impl Iterator for Entries {
     type Item = RusticResult<Entry>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        // rustic passes an entry on, and reads what the parent has there, only with the next one in hand. So by now it is through with all that came
+        // before the root: a dump among that is being read while this here waits. What the parent has at the root it asks for after this call.
+        if let Some((path, ahead)) = self.walk_told.take().zip(self.ahead.as_mut()) {
+            ahead.begin(&path);
+        }
         loop {
             if self.shared.must_stop() {
                 return None;
@@ -469,13 +484,11 @@ impl Entries {
                 return None;
             }
         };
-        if let Some(ahead) = &mut self.ahead {
-            ahead.begin(&tree.path);
-        }
         let reading = Reading::tree(&self.shared, &tree.path, held, tree.limit);
         match Walk::start(tree, Arc::clone(&reading)) {
             Ok((walk, root)) => {
                 self.walk = Some(walk);
+                self.walk_told = Some(root.path.clone());
                 Some(root)
             }
             Err(error) => {
