@@ -215,13 +215,22 @@ pub(super) fn in_parallel<I: Sync, O: Send>(
     items: &[I],
     work: impl Fn(&I) -> Result<O> + Sync,
 ) -> Result<Vec<O>> {
+    in_parallel_by(THREADS, items, work)
+}
+
+/// As [`in_parallel`], by so many threads.
+pub(super) fn in_parallel_by<I: Sync, O: Send>(
+    threads: usize,
+    items: &[I],
+    work: impl Fn(&I) -> Result<O> + Sync,
+) -> Result<Vec<O>> {
     let taken = AtomicUsize::new(0);
     let done: Mutex<Vec<(usize, O)>> = Mutex::new(Vec::with_capacity(items.len()));
     let next = || {
         let at = taken.fetch_add(1, Ordering::Relaxed);
         items.get(at).map(|item| (at, item))
     };
-    work_off(THREADS.min(items.len()), next, |(at, item)| {
+    work_off(threads.min(items.len()), next, |(at, item)| {
         let result = work(item)?;
         done.lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -3,7 +3,7 @@
 //! rustic writes a snapshot file at the end of every archive run, however many files it had dropped on the way. That
 //! write is answered here without being done: a snapshot becomes visible only by [`super::archive::Uncommitted::commit`].
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -23,6 +23,8 @@ pub(super) struct Bridge {
     storage: RwLock<Arc<dyn Storage>>,
     written: Mutex<Written>,
     shelves: Arc<Shelves>,
+    /// Index files that were read before rustic asks for them.
+    indexes: Mutex<HashMap<FileId, Bytes>>,
 }
 
 /// The sealed index files that rustic wrote while somebody wanted to know: they say where new blobs lie.
@@ -81,6 +83,7 @@ impl Bridge {
             storage: RwLock::new(storage),
             written: Mutex::default(),
             shelves,
+            indexes: Mutex::default(),
         }
     }
 
@@ -92,6 +95,20 @@ impl Bridge {
     /// What is there, rustic need not read.
     pub(super) fn shelves(&self) -> &Arc<Shelves> {
         &self.shelves
+    }
+
+    /// Have an index file at hand for when rustic asks for it.
+    pub(super) fn put_index(&self, id: FileId, sealed: Bytes) {
+        self.indexes().insert(id, sealed);
+    }
+
+    /// Forget the index files that rustic has not asked for.
+    pub(super) fn forget_indexes(&self) {
+        *self.indexes() = HashMap::new();
+    }
+
+    fn indexes(&self) -> MutexGuard<'_, HashMap<FileId, Bytes>> {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn storage(&self) -> Arc<dyn Storage> {
@@ -131,6 +148,11 @@ impl ReadBackend for Bridge {
     }
 
     fn read_full(&self, tpe: FileType, id: &Id) -> RusticResult<Bytes> {
+        if tpe == FileType::Index
+            && let Some(sealed) = self.indexes().remove(&file_id(id))
+        {
+            return Ok(sealed);
+        }
         self.storage()
             .read(kind(tpe), &file_id(id))
             .map_err(into_rustic)

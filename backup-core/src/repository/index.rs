@@ -240,7 +240,111 @@ fn missing(id: &Id, error: Box<rustic_core::RusticError>) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use jiff::Zoned;
+
     use super::*;
+    use crate::progress::{Cancel, Control};
+    use crate::repository::{ArchiveRequest, Repository, TreeSource};
+    use crate::storage;
+
+    /// Counts how often each index file is read; one read of them fails if that is wanted.
+    #[derive(Debug)]
+    struct Counting {
+        inner: Arc<dyn Storage>,
+        reads: Mutex<BTreeMap<FileId, u32>>,
+        fails: AtomicBool,
+    }
+
+    #[derive(Debug, Clone)]
+    struct Counted(Arc<Counting>);
+
+    impl Storage for Counted {
+        fn location(&self) -> &str {
+            self.0.inner.location()
+        }
+        fn create(&self) -> Result<()> {
+            self.0.inner.create()
+        }
+        fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>> {
+            self.0.inner.list(kind)
+        }
+        fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes> {
+            if kind == FileKind::Index {
+                *self.0.reads.lock().unwrap().entry(*id).or_default() += 1;
+                if self.0.fails.swap(false, Ordering::SeqCst) {
+                    return Err(Error::new(ErrorKind::Unreachable, "away"));
+                }
+            }
+            self.0.inner.read(kind, id)
+        }
+        fn read_range(
+            &self,
+            kind: FileKind,
+            id: &FileId,
+            offset: u64,
+            length: u64,
+        ) -> Result<Bytes> {
+            self.0.inner.read_range(kind, id, offset, length)
+        }
+        fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()> {
+            self.0.inner.write(kind, id, content)
+        }
+        fn remove(&self, kind: FileKind, id: &FileId) -> Result<()> {
+            self.0.inner.remove(kind, id)
+        }
+        fn with_stop(&self, _: &Cancel) -> Arc<dyn Storage> {
+            Arc::new(self.clone())
+        }
+    }
+
+    #[test]
+    fn every_index_file_is_read_once_and_one_that_could_not_be_read_ahead_is_read_again() {
+        const BACKUPS: u32 = 20;
+        let scratch = tempfile::tempdir().unwrap();
+        let location = storage::Location::from(&*scratch.path().join("repository"));
+        let inner = storage::open(&location, &Default::default()).unwrap();
+        let password = "password".to_owned().into();
+        let repository = Repository::init(Arc::clone(&inner), &password).unwrap();
+        let site = scratch.path().join("site");
+        std::fs::create_dir(&site).unwrap();
+        for number in 0..BACKUPS {
+            std::fs::write(site.join("file"), number.to_string()).unwrap();
+            let request = ArchiveRequest {
+                trees: vec![TreeSource::in_place(site.clone(), Vec::new())],
+                streams: Vec::new(),
+                paths: vec![site.clone()],
+                tags: Vec::new(),
+                time: Zoned::now(),
+                note: None,
+                parent: None,
+            };
+            let control = Control::default();
+            let lock = repository.lock_shared().unwrap();
+            let uncommitted = repository.archive(lock, request, &control).unwrap();
+            uncommitted.commit(&control).unwrap();
+        }
+        for fails in [false, true] {
+            let counting = Arc::new(Counting {
+                inner: Arc::clone(&inner),
+                reads: Mutex::default(),
+                fails: AtomicBool::new(fails),
+            });
+            let storage = Arc::new(Counted(Arc::clone(&counting)));
+            let repository = Repository::open(storage, &password).unwrap();
+            let view = repository.view().unwrap();
+            for snapshot in repository.snapshots().unwrap() {
+                let path = site.join("file");
+                assert!(view.entries(&snapshot, &[path]).unwrap()[0].is_some());
+            }
+            let reads = counting.reads.lock().unwrap();
+            assert_eq!(reads.len(), BACKUPS as usize);
+            assert_eq!(reads.values().sum::<u32>(), BACKUPS + u32::from(fails));
+        }
+    }
 
     #[test]
     fn however_many_trees_are_read_little_of_them_is_kept() {

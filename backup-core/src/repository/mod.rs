@@ -55,6 +55,13 @@ use stragglers::Stragglers;
 /// Large enough for fast uploads, small enough that nobody needs much memory to restore.
 const PACK_BYTES: u64 = 16 * 1024 * 1024;
 
+/// Index files up to this size are read before rustic asks for them,
+const SMALL_INDEX_BYTES: u64 = 256 * 1024;
+/// so many bytes of them,
+const INDEXES_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
+/// so many at once: what two connections carry.
+const INDEXES_AT_ONCE: usize = 8;
+
 /// An open repository. Opening costs a third of a second of key derivation, so keep it; it may be used from many threads at once.
 /// All methods block; call them from a thread that may.
 pub struct Repository {
@@ -396,12 +403,8 @@ impl Repository {
 
     /// The index, read again when the repository has other index files than the one in memory was made from. Call it under a lock.
     fn fresh_index(&self) -> Result<Index> {
-        let files: BTreeSet<FileId> = self
-            .storage
-            .list(FileKind::Index)?
-            .into_iter()
-            .map(|(id, _)| id)
-            .collect();
+        let listed = self.storage.list(FileKind::Index)?;
+        let files: BTreeSet<FileId> = listed.iter().map(|(id, _)| *id).collect();
         if let Some(index) = self.shared.index_made_from(&files) {
             return Ok(index);
         }
@@ -414,6 +417,7 @@ impl Repository {
         let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage), shelves));
         let rustic = connect(&bridge)?;
         let key = Credentials::Masterkey(self.shared.opened.key());
+        self.read_small_indexes(&listed, &bridge);
         let indexed = guarded(|| {
             rustic
                 .open(&key)
@@ -422,9 +426,31 @@ impl Repository {
         .map_err(|error| from_rustic("the index of the repository cannot be read", error))?;
         // Others will use it, and whoever read it may be told to stop: that is nothing to them.
         bridge.use_storage(Arc::clone(&self.shared.storage));
+        bridge.forget_indexes();
         let index = Index::new(files, indexed, bridge);
         *self.shared.kept_index() = Some(index.clone());
         Ok(index)
+    }
+
+    /// Every backup adds an index file or two, and rustic reads as many at a time as there are cores: here as many as the connections carry. Large ones are
+    /// few and take more memory once they are open. What goes wrong is rustic's to meet, and to tell.
+    fn read_small_indexes(&self, listed: &[(FileId, u64)], bridge: &Bridge) {
+        let mut bytes = 0;
+        let mut small = Vec::new();
+        for (id, size) in listed {
+            if *size <= SMALL_INDEX_BYTES && bytes + size <= INDEXES_AHEAD_BYTES {
+                bytes += size;
+                small.push(*id);
+            }
+        }
+        let read = blobs::in_parallel_by(INDEXES_AT_ONCE, &small, |id| {
+            self.stop.check()?;
+            bridge.put_index(*id, self.storage.read(FileKind::Index, id)?);
+            Ok(())
+        });
+        if let Err(error) = read {
+            tracing::debug!("no more index files are read ahead: {}", error.chain());
+        }
     }
 }
 

@@ -88,23 +88,28 @@ fn a_file_more_to_restore_takes_hardly_any_memory() {
             .collect();
         let site = forger.directories([Value::Array(of_each)]);
         let root = forger.directories([json!([directory("site", &site)])]);
-        let name = "repository::restore::memory::a_file_more_to_restore_takes_hardly_any_memory";
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args([name, "--exact", "--nocapture"])
-            .env(
-                RESTORES,
-                format!("{}:{root}", forger.scratch.path().display()),
-            )
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout);
-        let held = said.lines().find_map(|line| line.split_once("held:"));
-        let (_, held) = held.unwrap_or_else(|| panic!("{output:?}"));
-        held.parse::<u64>().unwrap()
+        let restored = || {
+            let name =
+                "repository::restore::memory::a_file_more_to_restore_takes_hardly_any_memory";
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args([name, "--exact", "--nocapture"])
+                .env(
+                    RESTORES,
+                    format!("{}:{root}", forger.scratch.path().display()),
+                )
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            let held = said.lines().find_map(|line| line.split_once("held:"));
+            let (_, held) = held.unwrap_or_else(|| panic!("{output:?}"));
+            held.parse::<u64>().unwrap()
+        };
+        // What threads and the allocator take besides differs from run to run.
+        (0..3).map(|_| restored()).min().unwrap()
     });
     let more = (DIRECTORIES[1] - DIRECTORIES[0]) * FILES;
     let each = held[1].saturating_sub(held[0]) / more as u64;
     println!("{each} bytes for each file: {held:?}");
-    // What threads and the allocator take besides differs from run to run. With the plan in memory it was more than 200.
+    // With the plan in memory it was more than 200.
     assert!(each < 96, "{each} bytes for each file: {held:?}");
 }
