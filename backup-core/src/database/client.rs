@@ -442,9 +442,9 @@ pub(super) fn explain(server: &Server, account: &Account, error: Error) -> SqlEr
             ),
         )),
         Some(1040 | 1203 | 1226) => Some((
-            ErrorKind::Busy,
+            ErrorKind::Unreachable,
             format!(
-                "the database server at {server} has no connection left for the account {user}; try again, or raise max_connections or the account's own limit"
+                "the database server at {server} lets the account {user} do no more now: it has as many connections as there may be, or has reached a limit of its own; raise what the log names"
             ),
         )),
         Some(1049) => Some((

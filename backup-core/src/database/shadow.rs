@@ -368,8 +368,8 @@ fn stream(
         ));
     }
     let token = format!("{:032x}", rand::random::<u128>());
-    // A dump may have said that it commits by itself, and not have done so.
-    out.extend_from_slice(format!("\nCOMMIT;\nSELECT '{token}';\n").as_bytes());
+    // A dump may have said that it commits by itself, and not have done so. Not before the token: as a name it would close what is not closed.
+    out.extend_from_slice(format!("\nSELECT '{token}';\nCOMMIT;\n").as_bytes());
     let _ = stdin.write_all(&out);
     drop(stdin);
     let answer = answer.join().unwrap_or_default();

@@ -229,9 +229,11 @@ impl ReadAhead {
             };
             let look = |node: Node| {
                 if let Some(below) = node.subtree
-                    && noted.fetch_add(1, Ordering::Relaxed) < LEVEL_MAX
+                    && noted.load(Ordering::Relaxed) < LEVEL_MAX
                 {
+                    let before = found.len();
                     find(*at, &node, below, &mut found);
+                    noted.fetch_add(found.len() - before, Ordering::Relaxed);
                 }
                 Ok(())
             };

@@ -276,7 +276,7 @@ mod tests {
             if kind == FileKind::Index {
                 *self.0.reads.lock().unwrap().entry(*id).or_default() += 1;
                 if self.0.fails.swap(false, Ordering::SeqCst) {
-                    return Err(Error::new(ErrorKind::Unreachable, "away"));
+                    return Err(Error::new(ErrorKind::Failed, "not now"));
                 }
             }
             self.0.inner.read(kind, id)

@@ -417,7 +417,7 @@ impl Repository {
         let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage), shelves));
         let rustic = connect(&bridge)?;
         let key = Credentials::Masterkey(self.shared.opened.key());
-        self.read_small_indexes(&listed, &bridge);
+        self.read_small_indexes(&listed, &bridge)?;
         let indexed = guarded(|| {
             rustic
                 .open(&key)
@@ -433,8 +433,9 @@ impl Repository {
     }
 
     /// Every backup adds an index file or two, and rustic reads as many at a time as there are cores: here as many as the connections carry. Large ones are
-    /// few and take more memory once they are open. What goes wrong is rustic's to meet, and to tell.
-    fn read_small_indexes(&self, listed: &[(FileId, u64)], bridge: &Bridge) {
+    /// few and take more memory once they are open. An outage that was waited out is not waited out once more; all else that goes wrong is rustic's to meet, and to
+    /// tell.
+    fn read_small_indexes(&self, listed: &[(FileId, u64)], bridge: &Bridge) -> Result<()> {
         let mut bytes = 0;
         let mut small = Vec::new();
         for (id, size) in listed {
@@ -448,8 +449,20 @@ impl Repository {
             bridge.put_index(*id, self.storage.read(FileKind::Index, id)?);
             Ok(())
         });
-        if let Err(error) = read {
-            tracing::debug!("no more index files are read ahead: {}", error.chain());
+        match read {
+            Ok(_) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Unreachable | ErrorKind::Cancelled | ErrorKind::Timeout
+                ) =>
+            {
+                Err(error)
+            }
+            Err(error) => {
+                tracing::debug!("no more index files are read ahead: {}", error.chain());
+                Ok(())
+            }
         }
     }
 }
