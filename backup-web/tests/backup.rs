@@ -7,7 +7,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -1087,9 +1087,7 @@ fn backups_run_side_by_side_and_a_prune_waits_its_turn() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    wait_until("restic has its lock", || {
-        !product.repository_files("locks").is_empty()
-    });
+    begin_to_read(&mut backup);
     assert_says(
         &product.run("--json prune"),
         1,
@@ -1301,17 +1299,15 @@ fn damage_is_found_and_only_dead_locks_are_removed() {
     // Two locks of restic: the owner of one lives.
     let restic = product.bed.restic().unwrap();
     let mut held: Vec<_> = (0..2)
-        .map(|count| {
+        .map(|_| {
             let mut backup = restic.command(["backup", "--stdin"]);
-            let child = backup
+            let mut child = backup
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            wait_until("restic has its lock", || {
-                product.repository_files("locks").len() > count
-            });
+            begin_to_read(&mut child);
             child
         })
         .collect();
@@ -1339,6 +1335,12 @@ fn damage_is_found_and_only_dead_locks_are_removed() {
             .contains("1 stale locks removed")
     );
     assert!(product.repository_files("locks").is_empty());
+}
+
+/// Until restic reads its input, which is more than a pipe holds: then it has looked for others' locks once more after it had written its own, and keeps that.
+fn begin_to_read(restic: &mut Child) {
+    let input = restic.stdin.as_mut().unwrap();
+    input.write_all(&vec![b'x'; 1 << 20]).unwrap();
 }
 
 /// What runs with a repository for each customer, over SFTP.
