@@ -365,15 +365,13 @@ fn note(error: &Error) {
 mod tests {
     use std::io::Read;
 
-    use jiff::Zoned;
-
     use super::*;
     use rustic_core::{ReadSource, ReadSourceOpen};
 
     use crate::progress::{Cancel, Control};
     use crate::repository::shelf::Shelves;
     use crate::repository::source::{MixedSource, OnFailure};
-    use crate::repository::{Snapshot, StreamSource, TreeSource};
+    use crate::repository::{Snapshot, StreamSource};
     use crate::storage::{self, FileId, Location as Place};
 
     /// What is wrong with the packs.
@@ -542,18 +540,9 @@ mod tests {
     }
 
     fn request(sites: &[&Path], parent: Option<&Snapshot>) -> ArchiveRequest {
-        let sites = sites.iter().map(|site| site.to_path_buf());
         ArchiveRequest {
-            trees: sites
-                .clone()
-                .map(|site| TreeSource::in_place(site, Vec::new()))
-                .collect(),
-            streams: Vec::new(),
-            paths: sites.collect(),
-            tags: Vec::new(),
-            time: Zoned::now(),
-            note: None,
             parent: parent.map(|snapshot| snapshot.id),
+            ..ArchiveRequest::of_trees(sites)
         }
     }
 

@@ -51,6 +51,23 @@ pub struct ArchiveRequest {
     pub parent: Option<SnapshotId>,
 }
 
+#[cfg(test)]
+impl ArchiveRequest {
+    /// These trees where they are, and nothing else of any kind.
+    pub(super) fn of_trees(trees: &[&Path]) -> Self {
+        let in_place = |tree: &&Path| TreeSource::in_place(tree.to_path_buf(), Vec::new());
+        Self {
+            trees: trees.iter().map(in_place).collect(),
+            streams: Vec::new(),
+            paths: trees.iter().map(|tree| tree.to_path_buf()).collect(),
+            tags: Vec::new(),
+            time: Zoned::now(),
+            note: None,
+            parent: None,
+        }
+    }
+}
+
 /// Everything is in the repository but the snapshot itself. Dropping it leaves no trace that anybody can see.
 #[derive(Debug)]
 pub struct Uncommitted<'a> {

@@ -244,11 +244,9 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
 
-    use jiff::Zoned;
-
     use super::*;
     use crate::progress::{Cancel, Control};
-    use crate::repository::{ArchiveRequest, Repository, TreeSource};
+    use crate::repository::{ArchiveRequest, Repository};
     use crate::storage;
 
     /// Counts how often each index file is read; one read of them fails if that is wanted.
@@ -313,15 +311,7 @@ mod tests {
         std::fs::create_dir(&site).unwrap();
         for number in 0..BACKUPS {
             std::fs::write(site.join("file"), number.to_string()).unwrap();
-            let request = ArchiveRequest {
-                trees: vec![TreeSource::in_place(site.clone(), Vec::new())],
-                streams: Vec::new(),
-                paths: vec![site.clone()],
-                tags: Vec::new(),
-                time: Zoned::now(),
-                note: None,
-                parent: None,
-            };
+            let request = ArchiveRequest::of_trees(&[&site]);
             let control = Control::default();
             let lock = repository.lock_shared().unwrap();
             let uncommitted = repository.archive(lock, request, &control).unwrap();

@@ -241,13 +241,12 @@ pub(super) fn is_entry_name(name: &OsStr) -> bool {
 mod tests {
     use std::collections::BTreeSet;
 
-    use jiff::Zoned;
     use proptest::prelude::*;
     use proptest::strategy::ValueTree;
 
     use super::*;
     use crate::progress::Control;
-    use crate::repository::{ArchiveRequest, TreeSource};
+    use crate::repository::ArchiveRequest;
     use crate::storage;
 
     const NAMES: [&str; 4] = ["a", "aa", "b", "ü "];
@@ -268,15 +267,7 @@ mod tests {
             let site = scratch.path().join("site");
             std::fs::create_dir(&site).unwrap();
             fill(&site, 4, &mut 1);
-            let request = ArchiveRequest {
-                trees: vec![TreeSource::in_place(site.clone(), Vec::new())],
-                streams: Vec::new(),
-                paths: vec![site],
-                tags: Vec::new(),
-                time: Zoned::now(),
-                note: None,
-                parent: None,
-            };
+            let request = ArchiveRequest::of_trees(&[&site]);
             let control = Control::default();
             let lock = repository.lock_shared().unwrap();
             let uncommitted = repository.archive(lock, request, &control).unwrap();

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::process::Command;
 
-use jiff::Zoned;
 use serde_json::{Value, json};
 
-use super::super::{ArchiveRequest, Repository, TreeSource, seal};
+use super::super::{ArchiveRequest, Repository, seal};
 use super::tests::{Forger, directory, file, restore_into, storage_at};
 use crate::progress::Control;
 
@@ -56,15 +55,7 @@ fn a_file_more_to_restore_takes_hardly_any_memory() {
     let tiny = forger.scratch.path().join("tiny");
     std::fs::create_dir(&tiny).unwrap();
     std::fs::write(tiny.join("file"), "tiny").unwrap();
-    let request = ArchiveRequest {
-        trees: vec![TreeSource::in_place(tiny.clone(), Vec::new())],
-        streams: Vec::new(),
-        paths: vec![tiny],
-        tags: Vec::new(),
-        time: Zoned::now(),
-        note: None,
-        parent: None,
-    };
+    let request = ArchiveRequest::of_trees(&[&tiny]);
     let lock = forger.repository.lock_shared().unwrap();
     let control = Control::default();
     let saved = forger.repository.archive(lock, request, &control).unwrap();
