@@ -32,6 +32,9 @@ use crate::storage::FileKind;
 const CANCEL_PATIENCE: Duration = Duration::from_secs(5);
 const CANCEL_POLL: Duration = Duration::from_millis(50);
 
+/// Corrected directories are written once they have so many bytes.
+const CORRECTED_BYTES: usize = if cfg!(test) { 8 << 10 } else { 8 << 20 };
+
 /// What to save, and how the snapshot is to be labelled.
 #[derive(Debug)]
 pub struct ArchiveRequest {
@@ -241,9 +244,10 @@ impl Repository {
             index: &index,
             recent: Recent::default(),
             trees: Vec::new(),
+            bytes: 0,
         };
         snapshot.tree = correction.tree(snapshot.tree, &changes)?;
-        self.write_tree_pack(&correction.trees)?;
+        correction.write()?;
         Ok(snapshot)
     }
 
@@ -482,11 +486,22 @@ struct Correction<'a> {
     index: &'a ExtendedIndex<'a>,
     /// What was read last of the old ones.
     recent: Recent,
-    /// The new trees with their ids.
+    /// The new trees that are not written yet, with their ids: whoever changes files in many directories while they are read makes many.
     trees: Vec<(Id, Vec<u8>)>,
+    /// How much that is.
+    bytes: usize,
 }
 
 impl Correction<'_> {
+    fn write(&mut self) -> Result<()> {
+        if !self.trees.is_empty() {
+            self.repository.write_tree_pack(&self.trees)?;
+        }
+        self.trees = Vec::new();
+        self.bytes = 0;
+        Ok(())
+    }
+
     fn tree(&mut self, id: TreeId, changes: &BTreeMap<OsString, Change>) -> Result<TreeId> {
         let mut tree = self.index.read_tree(
             &*self.repository.storage,
@@ -504,7 +519,11 @@ impl Correction<'_> {
                 error.to_string(),
             )
         })?;
+        self.bytes += json.len();
         self.trees.push((*id, json));
+        if self.bytes >= CORRECTED_BYTES {
+            self.write()?;
+        }
         Ok(id)
     }
 
@@ -550,7 +569,11 @@ impl Correction<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Cursor;
+
+    use super::super::EntryKind;
     use super::*;
+    use crate::storage;
 
     #[test]
     fn changes_meet_in_common_directories() {
@@ -586,6 +609,42 @@ mod tests {
             ("var", below(vec![("z", Change::Remove)])),
         ]);
         assert_eq!(Change::Below(changes(&findings)), expected);
+    }
+
+    #[test]
+    fn corrected_directories_are_written_in_pieces_and_all_of_them_are_there() {
+        const STREAMS: u8 = 40;
+        let scratch = tempfile::tempdir().unwrap();
+        let location = storage::Location::from(&*scratch.path().join("repository"));
+        let storage = storage::open(&location, &Default::default()).unwrap();
+        let password = "password".to_owned().into();
+        let repository = Repository::init(Arc::clone(&storage), &password).unwrap();
+        let name = "a".repeat(250);
+        let path = |number: u8| PathBuf::from(format!("/dumps/{number}/{name}"));
+        let mut request = ArchiveRequest::of_trees(&[]);
+        request.paths = vec!["/dumps".into()];
+        request.streams = (1..=STREAMS)
+            .map(|number| StreamSource {
+                path: path(number),
+                reader: Box::new(Cursor::new(vec![number; number.into()])),
+            })
+            .collect();
+        let control = Control::default();
+        let lock = repository.lock_shared().unwrap();
+        let uncommitted = repository.archive(lock, request, &control).unwrap();
+        let id = uncommitted.commit(&control).unwrap().snapshot;
+        // rustic's, and those of more than one piece.
+        assert!(storage.list(FileKind::Index).unwrap().len() > 2);
+
+        let snapshot = repository.snapshot(&id).unwrap().unwrap();
+        let paths: Vec<PathBuf> = (1..=STREAMS).map(path).collect();
+        let view = repository.view().unwrap();
+        let found = view.entries(&snapshot, &paths).unwrap();
+        let of_bytes = |number: u8| {
+            let bytes = number.into();
+            Some(EntryKind::File { bytes })
+        };
+        assert_eq!(found, (1..=STREAMS).map(of_bytes).collect::<Vec<_>>());
     }
 
     #[test]
