@@ -1076,6 +1076,34 @@ fn a_busy_server_is_waited_for() {
 }
 
 #[test]
+fn where_no_second_connection_is_to_be_had_the_first_one_serves_all() {
+    // A fault that somebody meets is told at once.
+    let network = Network::start(Duration::ZERO);
+    let whole = content(1, 300_000);
+    let written = network
+        .storage
+        .write(FileKind::Pack, &id(1), std::slice::from_ref(&whole));
+    written.unwrap();
+    let before = network.proxy.connections_accepted();
+    let begun = Instant::now();
+    network.proxy.refuse(true);
+    std::thread::scope(|scope| {
+        for _ in 0..20 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    let read = network.storage.read(FileKind::Pack, &id(1));
+                    assert_same(&read.unwrap(), &whole);
+                }
+            });
+        }
+    });
+    // It was wanted, and not again and again.
+    let tries = network.proxy.connections_accepted() - before;
+    let most = 1 + begun.elapsed().as_secs() / 5;
+    assert!(tries > 0 && tries as u64 <= most, "{tries} tries");
+}
+
+#[test]
 fn never_more_connections_than_allowed() {
     let network = Network::start(PATIENCE);
     let most = AtomicUsize::new(0);

@@ -1,10 +1,12 @@
 //! The few connections that all calls share.
 //!
-//! A call takes the connection with the fewest calls on it; a connection that is missing is made by whoever needs it
-//! first. Never: more connections than configured; a call that waits for a connection while it holds one.
+//! A call takes the connection with the fewest calls on it. One that is missing is made beside those that are there, which serve
+//! all until then; only where there is none does a call wait for it. Never: more connections than configured; a call that waits for
+//! a connection while it holds one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -16,10 +18,13 @@ use crate::error::{Error, ErrorKind};
 /// How many calls use one connection at once; the others wait.
 const CALLS_PER_CONNECTION: usize = 4;
 
+/// Where one more connection was not to be had, it is not tried again for so long: others do the work.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+
 pub(super) struct Pool {
-    target: Target,
+    target: Arc<Target>,
     turns: Arc<Semaphore>,
-    slots: Vec<Slot>,
+    slots: Vec<Arc<Slot>>,
 }
 
 #[derive(Default)]
@@ -51,9 +56,9 @@ pub(super) struct Lease<'a> {
 impl Pool {
     pub(super) fn new(target: Target, connections: usize) -> Self {
         Self {
-            target,
+            target: Arc::new(target),
             turns: Arc::new(Semaphore::new(connections * CALLS_PER_CONNECTION)),
-            slots: (0..connections).map(|_| Slot::default()).collect(),
+            slots: (0..connections).map(|_| Arc::default()).collect(),
         }
     }
 
@@ -69,27 +74,21 @@ impl Pool {
 
     /// A connection that works as far as anybody knows.
     pub(super) async fn lease(&self) -> Result<Lease<'_>, Fault> {
-        let Some(slot) = self
-            .slots
-            .iter()
-            .min_by_key(|slot| slot.calls.load(Ordering::Relaxed))
-        else {
+        let Some(slot) = self.slots.iter().min_by_key(|slot| slot.load()) else {
             return Err(Fault::Permanent(Error::new(
                 ErrorKind::Configuration,
                 "`connections` must be at least 1",
             )));
         };
+        if slot.session().is_none()
+            && let Some(lease) = self.lease_connected()
+        {
+            slot.connect_meanwhile(&self.target);
+            return Ok(lease);
+        }
         let counted = Counted::new(slot);
         let since = Instant::now();
         let mut connection = slot.connection.lock().await;
-        if let Some(session) = connection
-            .session
-            .as_ref()
-            .filter(|session| session.is_usable())
-        {
-            return Ok(counted.lease(session.clone()));
-        }
-        connection.session = None;
         // Whoever waited while somebody else tried in vain has had his try.
         if let Some(failed) = connection
             .failed
@@ -98,18 +97,17 @@ impl Pool {
         {
             return Err(failed.fault());
         }
-        match Session::connect(&self.target).await {
-            Ok(session) => {
-                let session = Arc::new(session);
-                connection.session = Some(session.clone());
-                connection.failed = None;
-                Ok(counted.lease(session))
-            }
-            Err(fault) => {
-                connection.failed = Some(Failed::new(&fault));
-                Err(fault)
-            }
-        }
+        Ok(counted.lease(connection.session(&self.target).await?))
+    }
+
+    /// The connection with the fewest calls of those that are there.
+    fn lease_connected(&self) -> Option<Lease<'_>> {
+        let there = self
+            .slots
+            .iter()
+            .filter_map(|slot| Some((slot, slot.session()?)));
+        let (slot, session) = there.min_by_key(|(slot, _)| slot.load())?;
+        Some(Counted::new(slot).lease(session))
     }
 
     /// A file is not what it was: nobody may read on from a handle of the old one.
@@ -119,6 +117,62 @@ impl Pool {
                 && let Some(session) = &connection.session
             {
                 session.cache.forget(path);
+            }
+        }
+    }
+}
+
+impl Slot {
+    fn load(&self) -> usize {
+        self.calls.load(Ordering::Relaxed)
+    }
+
+    /// Its connection, if it is there and nobody is just making one.
+    fn session(&self) -> Option<Arc<Session>> {
+        self.connection.try_lock().ok()?.usable()
+    }
+
+    /// Connect on a task of its own, unless somebody is at it, or has just failed. Whoever needs this slot alone tries for himself.
+    fn connect_meanwhile(self: &Arc<Self>, target: &Arc<Target>) {
+        let (slot, target) = (Arc::clone(self), Arc::clone(target));
+        tokio::spawn(async move {
+            let Ok(mut connection) = slot.connection.try_lock() else {
+                return;
+            };
+            let failed = connection.failed.as_ref();
+            if failed.is_some_and(|failed| failed.at.elapsed() < PAUSE_AFTER_FAILURE) {
+                return;
+            }
+            if let Err(fault) = connection.session(&target).await {
+                tracing::warn!(
+                    "{} is used with fewer connections than configured: {}",
+                    target.server(),
+                    fault.into_error().chain()
+                );
+            }
+        });
+    }
+}
+
+impl Connection {
+    fn usable(&self) -> Option<Arc<Session>> {
+        self.session.clone().filter(|session| session.is_usable())
+    }
+
+    /// The session that is there, or a new one.
+    async fn session(&mut self, target: &Target) -> Result<Arc<Session>, Fault> {
+        if let Some(session) = self.usable() {
+            return Ok(session);
+        }
+        self.session = None;
+        match Session::connect(target).await {
+            Ok(session) => {
+                self.failed = None;
+                Ok(Arc::clone(self.session.insert(Arc::new(session))))
+            }
+            Err(fault) => {
+                self.failed = Some(Failed::new(&fault));
+                Err(fault)
             }
         }
     }
