@@ -4,6 +4,7 @@
 //! can fail any more: forgetting older ones is a step of its own, which its caller takes.
 
 use std::path::PathBuf;
+use std::thread;
 
 use jiff::{Timestamp, Zoned};
 use serde::Serialize;
@@ -119,14 +120,11 @@ impl Engine {
 
         let repository = self.manual_for(customer.id, &control.cancel)?;
         let lock = repository.lock_shared()?;
-        let previous = newest_with_files(&repository, customer.id)?;
-        // Read the index before the dump starts: a server gives up on a dump that nobody reads.
-        drop(repository.view()?);
+        let previous = read_in(&repository, customer.id, has_files)?;
 
         control.monitor.phase(Phase::Saving);
         // What it was last time is the best guess of what it will be; of a dump alone that says nothing.
-        let alike = previous.as_ref().filter(|_| has_files);
-        if let Some(bytes) = alike.and_then(|snapshot| snapshot.bytes) {
+        if let Some(bytes) = previous.as_ref().and_then(|snapshot| snapshot.bytes) {
             control.monitor.bytes_total(bytes);
         }
         let dump = match request.backup_type.has_database() {
@@ -142,7 +140,7 @@ impl Engine {
             time: Zoned::now(),
             trees: tree.into_iter().collect(),
             dump,
-            parent: previous.filter(|_| has_files),
+            parent: previous,
         };
         let mut report = self.save(customer, &repository, lock, saving, control)?;
         report.warnings = noting.warnings();
@@ -296,11 +294,26 @@ pub(super) fn of_customer(repository: &Repository, customer: CustomerId) -> Resu
     Ok(snapshots)
 }
 
-/// Unchanged files need not be read again: they are as in this one.
-pub(super) fn newest_with_files(
+/// The index, before a dump starts: a server gives up on one that nobody reads. For a backup of files with it the newest snapshot that has some.
+pub(super) fn read_in(
     repository: &Repository,
     customer: CustomerId,
+    has_files: bool,
 ) -> Result<Option<Snapshot>> {
+    thread::scope(|scope| {
+        let index = scope.spawn(|| repository.view().map(drop));
+        let newest = match has_files {
+            true => newest_with_files(repository, customer),
+            false => Ok(None),
+        };
+        let broke_off = || Error::new(ErrorKind::Failed, "reading the index broke off");
+        index.join().unwrap_or_else(|_| Err(broke_off()))?;
+        newest
+    })
+}
+
+/// Unchanged files need not be read again: they are as in this one.
+fn newest_with_files(repository: &Repository, customer: CustomerId) -> Result<Option<Snapshot>> {
     let with_files =
         |snapshot: &Snapshot| snapshot.backup_type().is_some_and(BackupType::has_files);
     Ok(of_customer(repository, customer)?

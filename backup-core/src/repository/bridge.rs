@@ -23,8 +23,14 @@ pub(super) struct Bridge {
     storage: RwLock<Arc<dyn Storage>>,
     written: Mutex<Written>,
     shelves: Arc<Shelves>,
-    /// Index files that were read before rustic asks for them.
-    indexes: Mutex<HashMap<FileId, Bytes>>,
+    at_hand: Mutex<AtHand>,
+}
+
+/// What was read before rustic asks for it. Each is given once; what rustic asks for again is read again.
+#[derive(Debug, Default)]
+struct AtHand {
+    lists: HashMap<FileKind, Vec<(FileId, u64)>>,
+    files: HashMap<(FileKind, FileId), Bytes>,
 }
 
 /// The sealed index files that rustic wrote while somebody wanted to know: they say where new blobs lie.
@@ -83,7 +89,7 @@ impl Bridge {
             storage: RwLock::new(storage),
             written: Mutex::default(),
             shelves,
-            indexes: Mutex::default(),
+            at_hand: Mutex::default(),
         }
     }
 
@@ -97,18 +103,30 @@ impl Bridge {
         &self.shelves
     }
 
-    /// Have an index file at hand for when rustic asks for it.
-    pub(super) fn put_index(&self, id: FileId, sealed: Bytes) {
-        self.indexes().insert(id, sealed);
+    /// Have a listing at hand for when rustic asks for it.
+    pub(super) fn put_list(&self, kind: FileKind, listed: Vec<(FileId, u64)>) {
+        self.at_hand().lists.insert(kind, listed);
     }
 
-    /// Forget the index files that rustic has not asked for.
-    pub(super) fn forget_indexes(&self) {
-        *self.indexes() = HashMap::new();
+    /// Have a file at hand for when rustic asks for it.
+    pub(super) fn put_file(&self, kind: FileKind, id: FileId, content: Bytes) {
+        self.at_hand().files.insert((kind, id), content);
     }
 
-    fn indexes(&self) -> MutexGuard<'_, HashMap<FileId, Bytes>> {
-        self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Have the one `config` at hand for when rustic asks for it.
+    pub(super) fn put_config(&self, content: Bytes) {
+        let id = FileId::default();
+        self.put_list(FileKind::Config, vec![(id, content.len() as u64)]);
+        self.put_file(FileKind::Config, id, content);
+    }
+
+    /// Forget what rustic has not asked for.
+    pub(super) fn forget_at_hand(&self) {
+        *self.at_hand() = AtHand::default();
+    }
+
+    fn at_hand(&self) -> MutexGuard<'_, AtHand> {
+        self.at_hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn storage(&self) -> Arc<dyn Storage> {
@@ -134,7 +152,11 @@ impl ReadBackend for Bridge {
     }
 
     fn list_with_size(&self, tpe: FileType) -> RusticResult<Vec<(Id, u32)>> {
-        let files = self.storage().list(kind(tpe)).map_err(into_rustic)?;
+        let at_hand = self.at_hand().lists.remove(&kind(tpe));
+        let files = match at_hand {
+            Some(files) => files,
+            None => self.storage().list(kind(tpe)).map_err(into_rustic)?,
+        };
         files
             .into_iter()
             .map(|(id, size)| match u32::try_from(size) {
@@ -148,10 +170,9 @@ impl ReadBackend for Bridge {
     }
 
     fn read_full(&self, tpe: FileType, id: &Id) -> RusticResult<Bytes> {
-        if tpe == FileType::Index
-            && let Some(sealed) = self.indexes().remove(&file_id(id))
-        {
-            return Ok(sealed);
+        let file = (kind(tpe), file_id(id));
+        if let Some(content) = self.at_hand().files.remove(&file) {
+            return Ok(content);
         }
         self.storage()
             .read(kind(tpe), &file_id(id))

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustic_core::repofile::{ConfigFile, SnapshotFile};
-use rustic_core::{Credentials, OpenStatus, RepositoryBackends, RepositoryOptions};
+use rustic_core::{Credentials, OpenStatus, ReadBackend, RepositoryBackends, RepositoryOptions};
 use secrecy::{ExposeSecret, SecretString};
 
 pub use archive::{ArchiveRequest, Archived, Uncommitted};
@@ -61,6 +61,11 @@ const SMALL_INDEX_BYTES: u64 = 256 * 1024;
 const INDEXES_AHEAD_BYTES: u64 = 16 * 1024 * 1024;
 /// so many at once: what two connections carry.
 const INDEXES_AT_ONCE: usize = 8;
+
+/// Key files up to this size are read before rustic asks for them: restic's have half a kilobyte,
+const KEY_BYTES: u64 = 16 * 1024;
+/// so many of them: few repositories have more than one.
+const KEYS_AHEAD: usize = 8;
 
 /// An open repository. Opening costs a third of a second of key derivation, so keep it; it may be used from many threads at once.
 /// All methods block; call them from a thread that may.
@@ -170,27 +175,29 @@ impl Repository {
         stop: &Cancel,
     ) -> Result<Option<Self>> {
         let stoppable = storage.with_stop(stop);
-        if !Self::exists(&*stoppable)? {
-            return Ok(None);
-        }
-        let bridge = Arc::new(Bridge::new(stoppable, Arc::default()));
-        let rustic = connect(&bridge)?;
-        let opened = guarded(|| rustic.open(&credentials(password)))?.map_err(|error| {
-            let wrong_password = error.is_incorrect_password();
-            let error = from_rustic(
-                format!("cannot open the repository at {}", storage.location()),
-                error,
-            );
-            if wrong_password {
-                error.context(format!(
-                    "the password of the repository at {} is wrong: check its password_file",
-                    storage.location()
-                ))
-            } else {
-                error
+        let bridge = Arc::new(Bridge::new(Arc::clone(&stoppable), Arc::default()));
+        let both = [FileKind::Config, FileKind::Key];
+        let read = blobs::in_parallel_by(both.len(), &both, |kind| match kind {
+            FileKind::Key => read_keys(&*stoppable, &bridge),
+            _ => {
+                bridge.put_config(stoppable.read(*kind, &FileId::default())?);
+                Ok(())
             }
-        })?;
+        });
+        match read {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            read => read?,
+        };
+        let opened = match open_by(&bridge, password) {
+            // Its keys may have been read before the `config` of one that was just being made.
+            Err(error) if matches!(error.kind(), ErrorKind::Refused | ErrorKind::Failed) => {
+                bridge.forget_at_hand();
+                open_by(&bridge, password)?
+            }
+            opened => opened?,
+        };
         bridge.use_storage(Arc::clone(&storage));
+        bridge.forget_at_hand();
         Self::assemble(storage, opened).map(Some)
     }
 
@@ -412,12 +419,14 @@ impl Repository {
         if let Some(index) = self.shared.index_made_from(&files) {
             return Ok(index);
         }
-        // rustic consumes what it indexes; with the master key in hand another opening costs two small reads.
+        // rustic consumes what it indexes, so it opens the repository once more. With the `config` of now: where another repository was made in the
+        // place of this one, its key fits no longer.
         let shelves = Arc::clone(&self.shared.shelves);
         let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage), shelves));
         let rustic = connect(&bridge)?;
         let key = Credentials::Masterkey(self.shared.opened.key());
-        self.read_small_indexes(&listed, &bridge)?;
+        self.read_ahead(&listed, &bridge)?;
+        bridge.put_list(FileKind::Index, listed);
         let indexed = guarded(|| {
             rustic
                 .open(&key)
@@ -426,44 +435,33 @@ impl Repository {
         .map_err(|error| from_rustic("the index of the repository cannot be read", error))?;
         // Others will use it, and whoever read it may be told to stop: that is nothing to them.
         bridge.use_storage(Arc::clone(&self.shared.storage));
-        bridge.forget_indexes();
+        bridge.forget_at_hand();
         let index = Index::new(files, indexed, bridge);
         *self.shared.kept_index() = Some(index.clone());
         Ok(index)
     }
 
-    /// Every backup adds an index file or two, and rustic reads as many at a time as there are cores: here as many as the connections carry. Large ones are
-    /// few and take more memory once they are open. An outage that was waited out is not waited out once more; all else that goes wrong is rustic's to meet, and to
-    /// tell.
-    fn read_small_indexes(&self, listed: &[(FileId, u64)], bridge: &Bridge) -> Result<()> {
+    /// The `config`, and the small index files: every backup adds one or two, and rustic reads as many at a time as there are cores, here as many as the
+    /// connections carry. Large ones are few and take more memory once they are open.
+    fn read_ahead(&self, listed: &[(FileId, u64)], bridge: &Bridge) -> Result<()> {
         let mut bytes = 0;
-        let mut small = Vec::new();
+        let mut files = vec![(FileKind::Config, FileId::default())];
         for (id, size) in listed {
             if *size <= SMALL_INDEX_BYTES && bytes + size <= INDEXES_AHEAD_BYTES {
                 bytes += size;
-                small.push(*id);
+                files.push((FileKind::Index, *id));
             }
         }
-        let read = blobs::in_parallel_by(INDEXES_AT_ONCE, &small, |id| {
+        let read = blobs::in_parallel_by(INDEXES_AT_ONCE, &files, |(kind, id)| {
             self.stop.check()?;
-            bridge.put_index(*id, self.storage.read(FileKind::Index, id)?);
+            let content = self.storage.read(*kind, id)?;
+            match kind {
+                FileKind::Config => bridge.put_config(content),
+                _ => bridge.put_file(*kind, *id, content),
+            }
             Ok(())
         });
-        match read {
-            Ok(_) => Ok(()),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    ErrorKind::Unreachable | ErrorKind::Cancelled | ErrorKind::Timeout
-                ) =>
-            {
-                Err(error)
-            }
-            Err(error) => {
-                tracing::debug!("no more index files are read ahead: {}", error.chain());
-                Ok(())
-            }
-        }
+        read_ahead_as_far(read.map(drop))
     }
 }
 
@@ -483,6 +481,57 @@ impl Shared {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.stragglers.join();
+    }
+}
+
+/// Open a repository, with what is at hand of it.
+fn open_by(
+    bridge: &Arc<Bridge>,
+    password: &SecretString,
+) -> Result<rustic_core::Repository<OpenStatus>> {
+    let rustic = connect(bridge)?;
+    guarded(|| rustic.open(&credentials(password)))?.map_err(|error| {
+        let wrong_password = error.is_incorrect_password();
+        let location = bridge.location();
+        let error = from_rustic(format!("cannot open the repository at {location}"), error);
+        if wrong_password {
+            error.context(format!(
+                "the password of the repository at {location} is wrong: check its password_file"
+            ))
+        } else {
+            error
+        }
+    })
+}
+
+/// Have the key files at hand, and that they are all.
+fn read_keys(storage: &dyn Storage, bridge: &Bridge) -> Result<()> {
+    let read = storage.list(FileKind::Key).and_then(|listed| {
+        let small = listed.iter().filter(|(_, size)| *size <= KEY_BYTES);
+        let ids: Vec<FileId> = small.map(|(id, _)| *id).take(KEYS_AHEAD).collect();
+        blobs::in_parallel(&ids, |id| {
+            bridge.put_file(FileKind::Key, *id, storage.read(FileKind::Key, id)?);
+            Ok(())
+        })?;
+        bridge.put_list(FileKind::Key, listed);
+        Ok(())
+    });
+    read_ahead_as_far(read)
+}
+
+/// An outage that was waited out is not waited out once more; all else that goes wrong before rustic asks is rustic's to meet, and to tell.
+fn read_ahead_as_far(outcome: Result<()>) -> Result<()> {
+    match outcome {
+        Err(error)
+            if !matches!(
+                error.kind(),
+                ErrorKind::Unreachable | ErrorKind::Cancelled | ErrorKind::Timeout
+            ) =>
+        {
+            tracing::debug!("no more is read ahead: {}", error.chain());
+            Ok(())
+        }
+        outcome => outcome,
     }
 }
 

@@ -14,7 +14,7 @@ use crate::catalog::BackupEntry;
 use crate::database::{self, Dump};
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::operations::backup::{Saving, newest_with_files};
+use crate::operations::backup::{Saving, read_in};
 use crate::progress::{Control, Gate, Phase};
 use crate::repository::{BackupType, Origin, SnapshotId, TreeSource};
 
@@ -32,9 +32,8 @@ impl Restore<'_> {
         };
         let repository = self.engine.manual_for(self.customer.id, &control.cancel)?;
         let lock = repository.lock_shared()?;
-        // Read the index before the dump starts: a server gives up on a dump that nobody reads.
-        drop(repository.view()?);
         let trees = self.replaced_trees()?;
+        let parent = read_in(&repository, self.customer.id, !trees.is_empty())?;
         let dump = self.replaced_dump(&control)?;
         let Some(backup_type) = BackupType::of(dump.is_some(), !trees.is_empty()) else {
             return Ok(None);
@@ -45,10 +44,7 @@ impl Restore<'_> {
             backup_type,
             note: None,
             time: Zoned::new(exchanged.unwrap_or_else(Timestamp::now), TimeZone::system()),
-            parent: match trees.is_empty() {
-                true => None,
-                false => newest_with_files(&repository, self.customer.id)?,
-            },
+            parent,
             trees,
             dump,
         };
