@@ -194,7 +194,10 @@ impl Shop {
 
     #[track_caller]
     pub fn assert_nothing_left(&self) {
-        assert_eq!(self.journals(), [] as [PathBuf; 0]);
+        // Whoever is killed while he writes his first journal leaves a draft of it. Nobody reads it, and the customer's next restore removes it.
+        let mut journals = self.journals();
+        journals.retain(|path| path.extension().is_none_or(|it| it != "draft"));
+        assert_eq!(journals, [] as [PathBuf; 0]);
         assert!(!self.world.in_maintenance(self.world.customer(1)));
         assert_eq!(self.world.staging_directories(), [] as [PathBuf; 0]);
         assert_eq!(self.world.schemas_beside(), [] as [String; 0]);
@@ -499,6 +502,8 @@ fn a_restore_that_is_killed_at_a_random_moment_leaves_nothing_half_done() {
             shop.reset();
         }
     }
+    shop.restore("").good();
+    assert_eq!(shop.journals(), [] as [PathBuf; 0]);
     shop.assert_sound();
     println!("{} undone, {} carried to their end", ended[0], ended[1]);
 }
