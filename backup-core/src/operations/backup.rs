@@ -300,14 +300,19 @@ pub(super) fn read_in(
     customer: CustomerId,
     has_files: bool,
 ) -> Result<Option<Snapshot>> {
+    let read_index = || repository.view().map(drop);
     thread::scope(|scope| {
-        let index = scope.spawn(|| repository.view().map(drop));
+        let index = thread::Builder::new().spawn_scoped(scope, read_index);
         let newest = match has_files {
             true => newest_with_files(repository, customer),
             false => Ok(None),
         };
         let broke_off = || Error::new(ErrorKind::Failed, "reading the index broke off");
-        index.join().unwrap_or_else(|_| Err(broke_off()))?;
+        match index {
+            Ok(index) => index.join().unwrap_or_else(|_| Err(broke_off()))?,
+            // The system has no more threads: then one after the other.
+            Err(_) => read_index()?,
+        }
         newest
     })
 }

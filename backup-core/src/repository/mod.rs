@@ -400,7 +400,7 @@ impl Repository {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the repository holds now. Its index is read if need be: that is the slow part of the first operation.
+    /// What the repository holds now; call it under a lock. Its index is read if need be: that is the slow part of the first operation.
     pub fn view(&self) -> Result<View<'_>> {
         Ok(View {
             repository: self,

@@ -4,11 +4,11 @@
 //! all until then; only where there is none does a call wait for it. Never: more connections than configured; a call that waits for
 //! a connection while it holds one.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use super::fault::Fault;
@@ -18,8 +18,10 @@ use crate::error::{Error, ErrorKind};
 /// How many calls use one connection at once; the others wait.
 const CALLS_PER_CONNECTION: usize = 4;
 
-/// Where one more connection was not to be had, it is not tried again for so long: others do the work.
-const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// Where one more connection was not to be had, it is not tried again for so long, and each next time for twice as long: others do the work, and whoever tries to
+/// log in all the time is shut out.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5 * 60);
 
 pub(super) struct Pool {
     target: Arc<Target>,
@@ -30,13 +32,10 @@ pub(super) struct Pool {
 #[derive(Default)]
 struct Slot {
     calls: AtomicUsize,
-    connection: Mutex<Connection>,
-}
-
-#[derive(Default)]
-struct Connection {
-    session: Option<Arc<Session>>,
-    failed: Option<Failed>,
+    /// Locked for a moment, whoever connects.
+    session: Mutex<Option<Arc<Session>>>,
+    /// Locked by whoever connects.
+    failed: tokio::sync::Mutex<Option<Failed>>,
 }
 
 /// Why the last try to connect failed, for those who were waiting for it.
@@ -45,6 +44,8 @@ struct Failed {
     passing: bool,
     kind: ErrorKind,
     text: String,
+    /// How long it is not tried beside others.
+    pause: Duration,
 }
 
 /// A connection in use by one call.
@@ -80,24 +81,22 @@ impl Pool {
                 "`connections` must be at least 1",
             )));
         };
-        if slot.session().is_none()
-            && let Some(lease) = self.lease_connected()
-        {
+        if let Some(session) = slot.session() {
+            return Ok(Counted::new(slot).lease(session));
+        }
+        if let Some(lease) = self.lease_connected() {
             slot.connect_meanwhile(&self.target);
             return Ok(lease);
         }
         let counted = Counted::new(slot);
         let since = Instant::now();
-        let mut connection = slot.connection.lock().await;
+        let mut failed = slot.failed.lock().await;
         // Whoever waited while somebody else tried in vain has had his try.
-        if let Some(failed) = connection
-            .failed
-            .as_ref()
-            .filter(|failed| failed.at >= since)
-        {
+        if let Some(failed) = failed.as_ref().filter(|failed| failed.at >= since) {
             return Err(failed.fault());
         }
-        Ok(counted.lease(connection.session(&self.target).await?))
+        let connected = slot.connect(&self.target, &mut failed, FIRST_PAUSE).await?;
+        Ok(counted.lease(connected))
     }
 
     /// The connection with the fewest calls of those that are there.
@@ -113,9 +112,7 @@ impl Pool {
     /// A file is not what it was: nobody may read on from a handle of the old one.
     pub(super) fn forget(&self, path: &str) {
         for slot in &self.slots {
-            if let Ok(connection) = slot.connection.try_lock()
-                && let Some(session) = &connection.session
-            {
+            if let Some(session) = slot.last_session().as_ref() {
                 session.cache.forget(path);
             }
         }
@@ -127,65 +124,76 @@ impl Slot {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// Its connection, if it is there and nobody is just making one.
+    fn last_session(&self) -> MutexGuard<'_, Option<Arc<Session>>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its connection, if it is there and works as far as anybody knows.
     fn session(&self) -> Option<Arc<Session>> {
-        self.connection.try_lock().ok()?.usable()
+        let session = self.last_session().clone();
+        session.filter(|session| session.is_usable())
+    }
+
+    /// Its connection, or a new one. `failed` is what it has locked.
+    async fn connect(
+        &self,
+        target: &Target,
+        failed: &mut Option<Failed>,
+        pause: Duration,
+    ) -> Result<Arc<Session>, Fault> {
+        if let Some(session) = self.session() {
+            return Ok(session);
+        }
+        *self.last_session() = None;
+        match Session::connect(target).await {
+            Ok(session) => {
+                let session = Arc::new(session);
+                *self.last_session() = Some(Arc::clone(&session));
+                *failed = None;
+                Ok(session)
+            }
+            Err(fault) => {
+                *failed = Some(Failed::new(&fault, pause));
+                Err(fault)
+            }
+        }
     }
 
     /// Connect on a task of its own, unless somebody is at it, or has just failed. Whoever needs this slot alone tries for himself.
     fn connect_meanwhile(self: &Arc<Self>, target: &Arc<Target>) {
         let (slot, target) = (Arc::clone(self), Arc::clone(target));
         tokio::spawn(async move {
-            let Ok(mut connection) = slot.connection.try_lock() else {
+            let Ok(mut failed) = slot.failed.try_lock() else {
                 return;
             };
-            let failed = connection.failed.as_ref();
-            if failed.is_some_and(|failed| failed.at.elapsed() < PAUSE_AFTER_FAILURE) {
-                return;
-            }
-            if let Err(fault) = connection.session(&target).await {
-                tracing::warn!(
-                    "{} is used with fewer connections than configured: {}",
-                    target.server(),
-                    fault.into_error().chain()
-                );
+            let pause = match failed.as_ref() {
+                Some(failed) if failed.at.elapsed() < failed.pause => return,
+                Some(failed) => (failed.pause * 2).min(LONGEST_PAUSE),
+                None => FIRST_PAUSE,
+            };
+            if let Err(fault) = slot.connect(&target, &mut failed, pause).await {
+                let server = target.server();
+                let cause = fault.into_error().chain();
+                match pause {
+                    FIRST_PAUSE => tracing::warn!(
+                        "{server} is used with fewer connections than configured: {cause}"
+                    ),
+                    _ => tracing::debug!("{server} still gives no more connections: {cause}"),
+                }
             }
         });
     }
 }
 
-impl Connection {
-    fn usable(&self) -> Option<Arc<Session>> {
-        self.session.clone().filter(|session| session.is_usable())
-    }
-
-    /// The session that is there, or a new one.
-    async fn session(&mut self, target: &Target) -> Result<Arc<Session>, Fault> {
-        if let Some(session) = self.usable() {
-            return Ok(session);
-        }
-        self.session = None;
-        match Session::connect(target).await {
-            Ok(session) => {
-                self.failed = None;
-                Ok(Arc::clone(self.session.insert(Arc::new(session))))
-            }
-            Err(fault) => {
-                self.failed = Some(Failed::new(&fault));
-                Err(fault)
-            }
-        }
-    }
-}
-
 impl Failed {
-    fn new(fault: &Fault) -> Self {
+    fn new(fault: &Fault, pause: Duration) -> Self {
         let (Fault::Passing(error) | Fault::Permanent(error)) = fault;
         Self {
             at: Instant::now(),
             passing: matches!(fault, Fault::Passing(_)),
             kind: error.kind(),
             text: error.chain(),
+            pause,
         }
     }
 
