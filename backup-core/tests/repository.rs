@@ -1603,6 +1603,25 @@ impl Monitor for Resizing {
 }
 
 #[test]
+fn files_are_cut_where_restic_cuts_them() {
+    let bench = Bench::new();
+    std::fs::create_dir(bench.site()).unwrap();
+    for (name, bytes) in [("small", 1_000), ("large", 30_000_000)] {
+        std::fs::write(bench.site().join(name), noise(bytes, bytes as u64)).unwrap();
+    }
+    bench.backup(None, true).unwrap();
+    let mut backup = bench.restic.command(["backup", "--json", "--force"]);
+    let output = backup.arg(bench.site()).output().unwrap();
+    let summary = String::from_utf8(output.stdout).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(summary.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&summary["files_new"], &summary["data_blobs"]),
+        (&2.into(), &0.into()),
+        "{summary}"
+    );
+}
+
+#[test]
 fn a_file_that_shrinks_or_grows_while_it_is_read_is_stored_consistently() {
     for (length, stored) in [(100_000, 100_000), (9_000_000, 4_000_000)] {
         let bench = Bench::new();
