@@ -42,6 +42,10 @@ const LOCK_TRIES: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
 const BUSY: u16 = 1205;
 
+/// A statement that a client left behind at the server is waited for so long.
+const STATEMENT_SECONDS: u32 = 60;
+const NO_SUCH_TABLE: u16 = 1146;
+
 /// The record's table before the commit, once it is given up, after the commit, and once the live schema is whole.
 const PENDING: &str = "~shophosting backup: pending";
 const UNDOING: &str = "~shophosting backup: undoing";
@@ -123,11 +127,11 @@ pub enum ReplacedState {
 }
 
 impl ReplacedState {
-    /// By the tables of the replaced schema. One without a record is of a swap that had changed nothing yet.
-    fn of(tables: &[String]) -> Self {
-        match tables.iter().find(|table| is_record(table)) {
-            Some(table) if table == COMPLETED => Self::Completed,
-            Some(table) if table == COMMITTED => Self::Committed,
+    /// By the record's name. A swap without a record had changed nothing yet.
+    fn of(record: Option<&str>) -> Self {
+        match record {
+            Some(COMPLETED) => Self::Completed,
+            Some(COMMITTED) => Self::Committed,
             Some(table) if table.starts_with(REVERSING) => Self::Reversing,
             _ => Self::Pending,
         }
@@ -605,10 +609,7 @@ impl Swap<'_> {
     /// Nothing happens where the record has another name than `from`.
     fn rename_record(&self, from: &str, to: &str, cancel: &Cancel) -> Result<()> {
         let replaced = &self.record.replaced;
-        if tables(self.server, replaced, cancel)?
-            .iter()
-            .any(|table| table == from)
-        {
+        if record_name(self.server, replaced, cancel)?.as_deref() == Some(from) {
             let (schema, from, to) = (identifier(replaced), identifier(from), identifier(to));
             self.server.query(
                 &format!("RENAME TABLE {schema}.{from} TO {schema}.{to};"),
@@ -669,8 +670,8 @@ impl Swap<'_> {
 
     fn is_committed_after_all(&self, cancel: &Cancel) -> Result<bool> {
         give_up_commit(self.server, &self.record.replaced, cancel)?;
-        let tables = tables(self.server, &self.record.replaced, cancel)?;
-        Ok(tables.iter().any(|table| table == COMMITTED))
+        let name = record_name(self.server, &self.record.replaced, cancel)?;
+        Ok(ReplacedState::of(name.as_deref()) != ReplacedState::Pending)
     }
 
     /// After the commit: the old tables back in their place, the new ones in the shadow schema, then the undo of what comes before the commit. Can be
@@ -693,8 +694,7 @@ impl Swap<'_> {
     ///
     /// A try whose process died may have left its server about to move the tables. That names the record, so it is waited for, or fails from now on.
     fn begin_reversal(&self) -> Result<Option<(Record, String)>> {
-        let tables = tables(self.server, &self.record.replaced, &Cancel::new())?;
-        let Some(from) = tables.iter().find(|table| is_record(table)) else {
+        let Some(from) = record_name(self.server, &self.record.replaced, &Cancel::new())? else {
             return Ok(None);
         };
         if [PENDING, UNDOING].contains(&from.as_str()) {
@@ -705,7 +705,7 @@ impl Swap<'_> {
             false => self.record.clone(),
         };
         let mark = format!("{REVERSING}{:08x}", rand::random::<u32>());
-        let is_marked = rename_away(self.server, &record.replaced, from, &mark, &Cancel::new())?;
+        let is_marked = rename_away(self.server, &record.replaced, &from, &mark, &Cancel::new())?;
         Ok(is_marked.then_some((record, mark)))
     }
 
@@ -807,6 +807,37 @@ fn tables(server: &Server, schema: &str, cancel: &Cancel) -> Result<Vec<String>>
     rows.iter().map(|row| name_from_hex(row.first())).collect()
 }
 
+/// The name of the record in a replaced schema, which says how far a swap came.
+///
+/// What a server is just renaming may be missing from its list of tables, and a client that was killed may have left it at that. So there is none only
+/// where there is none once nothing is under way.
+fn record_name(server: &Server, replaced: &str, cancel: &Cancel) -> Result<Option<String>> {
+    let listed = || -> Result<_> {
+        let tables = tables(server, replaced, cancel)?;
+        Ok(tables.into_iter().find(|table| is_record(table)))
+    };
+    match listed()? {
+        None if wait_for_statements(server, replaced, cancel)? => listed(),
+        name => Ok(name),
+    }
+}
+
+/// Wait for all that the server does in a schema; false where there is no such schema.
+fn wait_for_statements(server: &Server, schema: &str, cancel: &Cancel) -> Result<bool> {
+    let Some((charset, collation)) = default_charset(server, schema, cancel)? else {
+        return Ok(false);
+    };
+    // Nothing is changed by it, but nothing else goes on in the schema meanwhile.
+    server.change(
+        &format!(
+            "SET lock_wait_timeout = {STATEMENT_SECONDS}; ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};",
+            identifier(schema)
+        ),
+        cancel,
+    )?;
+    Ok(true)
+}
+
 /// The swaps of `live` whose replaced state is still there, with how far they came: what a crash, or a restore that was not ended, left.
 ///
 /// # Errors
@@ -818,7 +849,8 @@ pub fn find_replaced(
 ) -> Result<Vec<(Replaced, ReplacedState)>> {
     let mut found = Vec::new();
     for schema in schemas_beside(server, live, REPLACED_MARK, &control.cancel)? {
-        let state = ReplacedState::of(&tables(server, &schema, &control.cancel)?);
+        let name = record_name(server, &schema, &control.cancel)?;
+        let state = ReplacedState::of(name.as_deref());
         let replaced = Replaced {
             live: live.to_owned(),
             schema,
@@ -840,8 +872,8 @@ pub fn resume(
     account: &ImportAccount,
     control: &Control,
 ) -> Result<ReplacedState> {
-    let tables = tables(server, &replaced.schema, &control.cancel)?;
-    let state = ReplacedState::of(&tables);
+    let name = record_name(server, &replaced.schema, &control.cancel)?;
+    let state = ReplacedState::of(name.as_deref());
     if state == ReplacedState::Completed {
         return Ok(state);
     }
@@ -911,12 +943,10 @@ fn rename_away(
     to: &str,
     cancel: &Cancel,
 ) -> Result<bool> {
-    const NO_SUCH_TABLE: u16 = 1146;
-    const SECONDS: u32 = 60;
     let (schema, from, to) = (identifier(replaced), identifier(from), identifier(to));
     let renamed = server.change(
         &format!(
-            "SET lock_wait_timeout = {SECONDS}; RENAME TABLE {schema}.{from} TO {schema}.{to};"
+            "SET lock_wait_timeout = {STATEMENT_SECONDS}; RENAME TABLE {schema}.{from} TO {schema}.{to};"
         ),
         cancel,
     );
@@ -938,10 +968,10 @@ fn with_record<T>(
     let cancel = &control.cancel;
     let warn = |text: &str| control.monitor.warning(text);
     give_up_commit(server, &replaced.schema, cancel)?;
-    let tables = tables(server, &replaced.schema, cancel)?;
-    let state = ReplacedState::of(&tables);
-    let record = match tables.iter().find(|table| is_record(table)) {
-        Some(table) => read_record(server, &replaced.schema, table, cancel)?,
+    let found = find_record(server, &replaced.schema, cancel)?;
+    let state = ReplacedState::of(found.as_ref().map(|(name, _)| name.as_str()));
+    let record = match found {
+        Some((_, record)) => record,
         // It did not come to recording anything, so it changed nothing either.
         None => {
             let (live, schema) = (&replaced.live, &replaced.schema);
@@ -988,23 +1018,49 @@ fn with_record<T>(
     result.and_then(|value| settled.map(|()| value))
 }
 
-fn read_record(server: &Server, schema: &str, table: &str, cancel: &Cancel) -> Result<Record> {
+/// The record, and its name.
+fn find_record(
+    server: &Server,
+    replaced: &str,
+    cancel: &Cancel,
+) -> Result<Option<(String, Record)>> {
+    while let Some(name) = record_name(server, replaced, cancel)? {
+        // It has another name by now where the server was still at giving it that.
+        if let Some(record) = read_record(server, replaced, &name, cancel)? {
+            return Ok(Some((name, record)));
+        }
+    }
+    Ok(None)
+}
+
+/// None where no record has this name.
+fn read_record(
+    server: &Server,
+    schema: &str,
+    table: &str,
+    cancel: &Cancel,
+) -> Result<Option<Record>> {
     let damaged = |message: &str| {
         Error::new(
             ErrorKind::Damaged,
             format!("the record of the swap in {schema} {message}"),
         )
     };
-    let rows = server.change(
+    let read = server.change(
         &format!(
             "SELECT HEX(record) FROM {}.{};",
             identifier(schema),
             identifier(table)
         ),
         cancel,
-    )?;
+    );
+    let rows = match read {
+        Err(error) if error.code == Some(NO_SUCH_TABLE) => return Ok(None),
+        rows => rows?,
+    };
     let json = from_hex(rows.first().and_then(|row| row.first()))?;
-    serde_json::from_slice(&json).map_err(|_| damaged("cannot be read"))
+    let record = serde_json::from_slice(&json).map_err(|_| damaged("cannot be read"))?;
+    Ok(Some(record))
 }
 
 /// End a swap for good: what it replaced is deleted. There is no way back after it. Safe to repeat.
@@ -1022,17 +1078,21 @@ pub fn drop_replaced(server: &Server, replaced: &Replaced, control: &Control) ->
 }
 
 fn check_completed(server: &Server, schema: &str, cancel: &Cancel) -> Result<()> {
-    match ReplacedState::of(&tables(server, schema, cancel)?) {
+    match ReplacedState::of(record_name(server, schema, cancel)?.as_deref()) {
         ReplacedState::Completed => Ok(()),
         ReplacedState::Pending | ReplacedState::Committed | ReplacedState::Reversing => {
-            Err(Error::new(
-                ErrorKind::InvalidInput,
-                format!(
-                    "the swap that made {schema} was interrupted; it has to be completed or undone first"
-                ),
-            ))
+            Err(not_completed(schema))
         }
     }
+}
+
+fn not_completed(schema: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidInput,
+        format!(
+            "the swap that made {schema} was interrupted; it has to be completed or undone first"
+        ),
+    )
 }
 
 /// The record of a swap that came to its end.
@@ -1050,7 +1110,7 @@ pub(super) fn completed_record(
         ));
     }
     check_completed(server, schema, cancel)?;
-    read_record(server, schema, COMPLETED, cancel)
+    read_record(server, schema, COMPLETED, cancel)?.ok_or_else(|| not_completed(schema))
 }
 
 impl fmt::Display for Replaced {
@@ -1546,8 +1606,8 @@ mod tests {
         let (bed, backup) = Bed::new();
         let before = bed.dump();
         let cancel = Cancel::new();
-        // It comes to the record last, or holds others when it comes to it.
-        for holds_record in [false, true] {
+        // It comes to the record last, or holds others when it comes to it; and more than once, for it may be at any point when it is met.
+        for holds_record in [false, true].repeat(3) {
             let begun = std::cell::RefCell::new((String::new(), String::new()));
             let (replaced, state) = bed.interrupted(&backup, |swap| {
                 swap.up_to_commit(&cancel).unwrap();
