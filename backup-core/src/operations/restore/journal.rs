@@ -6,10 +6,12 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -322,7 +324,7 @@ impl Journal {
             path: directory.join(name),
             record,
         };
-        journal.write(&journal.record)?;
+        journal.write_first()?;
         journal.sync()?;
         Ok(journal)
     }
@@ -411,21 +413,44 @@ impl Journal {
         self.sync()
     }
 
-    fn write(&self, record: &Record) -> Result<()> {
-        let failed = |e: std::io::Error| {
-            Error::io(
-                format!("cannot write the journal {}", self.path.display()),
-                e,
-            )
+    /// Without a name until it is whole: who is killed meanwhile leaves nothing behind, for nobody would look for what has no journal.
+    fn write_first(&self) -> Result<()> {
+        let unnamed = self.path.parent().and_then(|directory| {
+            let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR).ok()
+        });
+        // Not every file system has such files.
+        let Some(unnamed) = unnamed.map(File::from) else {
+            return self.write(&self.record);
         };
-        let content = serde_json::to_vec_pretty(record).map_err(|e| failed(e.into()))?;
+        let content = self.content(&self.record)?;
+        (&unnamed)
+            .write_all(&content)
+            .and_then(|()| unnamed.sync_all())
+            .and_then(|()| name(&unnamed, &self.path))
+            .map_err(|e| self.not_written(e))
+    }
+
+    fn content(&self, record: &Record) -> Result<Vec<u8>> {
+        serde_json::to_vec_pretty(record).map_err(|e| self.not_written(e.into()))
+    }
+
+    fn not_written(&self, error: std::io::Error) -> Error {
+        Error::io(
+            format!("cannot write the journal {}", self.path.display()),
+            error,
+        )
+    }
+
+    fn write(&self, record: &Record) -> Result<()> {
+        let content = self.content(record)?;
         let draft = self.draft();
         let written = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed())
+            .custom_flags(OFlags::NOFOLLOW.bits().cast_signed())
             .open(&draft)
             .and_then(|mut file| {
                 file.write_all(&content)?;
@@ -436,16 +461,11 @@ impl Journal {
             // Best effort: nobody reads it.
             let _ = std::fs::remove_file(&draft);
         }
-        written.map_err(failed)
+        written.map_err(|e| self.not_written(e))
     }
 
     fn sync(&self) -> Result<()> {
-        self.sync_directory().map_err(|e| {
-            Error::io(
-                format!("cannot write the journal {}", self.path.display()),
-                e,
-            )
-        })
+        self.sync_directory().map_err(|e| self.not_written(e))
     }
 
     /// The restore has ended and all who have to know do.
@@ -466,6 +486,13 @@ impl Journal {
             None => Ok(()),
         }
     }
+}
+
+/// Give an unnamed file its name, which nothing else has.
+fn name(file: &File, path: &Path) -> std::io::Result<()> {
+    let descriptor = format!("/proc/self/fd/{}", file.as_raw_fd());
+    rustix::fs::linkat(CWD, descriptor, CWD, path, AtFlags::SYMLINK_FOLLOW)?;
+    Ok(())
 }
 
 /// All journals, oldest first, with those that cannot be understood.
