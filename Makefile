@@ -45,7 +45,7 @@ bundle: programs ## The browser's part of the dashboard: script, WebAssembly, st
 	$(programs)/xtask-bundle
 
 test: deps lint licences ## Everything that has to pass before a change goes in
-	cargo test --workspace --locked --no-fail-fast
+	@xtask/cargo-test --workspace --locked --no-fail-fast
 	@$(MAKE) --no-print-directory end2end
 
 test-crash: deps ## Kill restores at 200 random moments; each has to leave the site wholly old or wholly new
