@@ -380,15 +380,13 @@ fn a_dump_that_was_not_read_to_its_end_is_not_whole() {
 
 /// Dump with a dump program that behaves as told.
 fn dump_with_program(behaviour: &str) -> Error {
-    use std::os::unix::fs::PermissionsExt;
     sql("CREATE DATABASE IF NOT EXISTS programs");
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("mariadb-dump");
     let script = format!(
-        "#!/bin/sh\ncase \"$*\" in *--version*) exec /usr/bin/mariadb-dump \"$@\";; esac\n{behaviour}\n"
+        "case \"$*\" in *--version*) exec /usr/bin/mariadb-dump \"$@\";; esac\n{behaviour}"
     );
-    std::fs::write(&program, script).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    xtask::script::write(&program, &script).unwrap();
     let path = format!("PATH={}:/usr/bin:/bin", dir.path().display());
     try_dump(
         &server_through(&["env", &path]),

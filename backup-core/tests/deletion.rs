@@ -587,6 +587,8 @@ async fn what_the_catalogue_does_not_know_yet_is_no_restores_to_lose() {
                 ))
                 .await;
             let whose = customer(1);
+            let jobs = async || other.jobs(Some(whose), 100).await.unwrap().len();
+            let before = jobs().await;
             let made = tokio::spawn({
                 let (service, engine) = (world.service.clone(), Arc::clone(&world.engine));
                 let request = BackupRequest {
@@ -599,6 +601,10 @@ async fn what_the_catalogue_does_not_know_yet_is_no_restores_to_lose() {
                     made.await.unwrap()
                 }
             });
+            // Its job first: it does not wait for a restore's.
+            while jobs().await == before && !made.is_finished() {
+                tokio::task::yield_now().await;
+            }
             // From when its own job lets it until there is nothing to restore.
             let restored = loop {
                 let is_made = made.is_finished();

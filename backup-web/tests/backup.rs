@@ -647,9 +647,7 @@ fn programs_before(product: &Product, scripts: &[(&str, &str)]) -> String {
         .unwrap()
         .keep();
     for (name, script) in scripts {
-        let path = directory.join(name);
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        xtask::script::write(&directory.join(name), script).unwrap();
     }
     format!("{}:/usr/bin:/bin", directory.display())
 }

@@ -19,6 +19,7 @@ pub mod redis;
 pub mod restic;
 pub mod s3;
 pub mod sandbox;
+pub mod script;
 pub mod smtp;
 pub mod sshd;
 pub mod synthetic;

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -77,9 +76,7 @@ impl Machine {
         let socket = world.bed.mariadb().socket();
         let mariadb = format!("exec /usr/bin/mariadb \"$@\" --socket={}", socket.display());
         for (name, line) in [("ssh", ssh), ("mariadb", mariadb)] {
-            let program = programs.join(name);
-            fs::write(&program, format!("#!/bin/sh\n{line}\n")).unwrap();
-            fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+            xtask::script::write(&programs.join(name), &line).unwrap();
         }
         // On Debian root logs in to the database server by its socket.
         let password = world.bed.mariadb().root_password();

@@ -65,8 +65,7 @@ fn hook(world: &World, command: &mut Command, action: &str, script: &str) {
         .bed
         .scratch()
         .join(format!("{action}-{:08x}", rand::random::<u32>()));
-    fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    xtask::script::write(&path, script).unwrap();
     let array = format!("[{:?}]", path.display().to_string());
     command.env(format!("BACKUP__SITE__{}", action.to_uppercase()), array);
 }

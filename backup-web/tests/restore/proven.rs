@@ -279,12 +279,11 @@ fn manual_restic(world: &World) -> xtask::restic::Restic {
 fn a_table_that_a_dump_program_left_out_is_found_and_named() {
     let world = World::new(&[1]);
     let filter = world.bed.scratch().join("filter.sh");
-    fs::write(
+    xtask::script::write(
         &filter,
-        "#!/bin/sh\nfor word; do case $word in *dump) \"$@\" | sed '/^-- Table structure for table `audit`/,/^UNLOCK TABLES/d'; exit;; esac; done\nexec \"$@\"\n",
+        "for word; do case $word in *dump) \"$@\" | sed '/^-- Table structure for table `audit`/,/^UNLOCK TABLES/d'; exit;; esac; done\nexec \"$@\"",
     )
     .unwrap();
-    fs::set_permissions(&filter, fs::Permissions::from_mode(0o755)).unwrap();
     let through_filter = |line: &str| -> Command {
         let mut command = world.command(line);
         let exec = format!("[{:?}]", filter.display().to_string());

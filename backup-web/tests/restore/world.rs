@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -148,12 +147,11 @@ impl World {
         if !script.exists() {
             let hooks = self.hooks.display();
             let text = format!(
-                "#!/bin/sh\nmaintenance=off\n[ -f .maintenance ] && maintenance=on\n\
+                "maintenance=off\n[ -f .maintenance ] && maintenance=on\n\
                  echo \"$1, maintenance $maintenance, $(cat wordpress/marker)\" >> '{hooks}/log'\n\
-                 if [ -e '{hooks}/fail-'$1 ]; then rm '{hooks}/fail-'$1; echo 'the containers do not listen' >&2; exit 7; fi\n"
+                 if [ -e '{hooks}/fail-'$1 ]; then rm '{hooks}/fail-'$1; echo 'the containers do not listen' >&2; exit 7; fi"
             );
-            fs::write(&script, text).unwrap();
-            fs::set_permissions(&script, fs::Permissions::from_mode(0o700)).unwrap();
+            xtask::script::write(&script, &text).unwrap();
         }
         for action in ["stop", "start"] {
             let array = format!("[{:?}, {action:?}]", script.display().to_string());

@@ -1,7 +1,6 @@
 //! The way to the backup server, of a certain length and width, on which everything is counted.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -55,14 +54,13 @@ impl Line {
     pub fn counting() -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let server = directory.path().join("server");
-        fs::write(
+        xtask::script::write(
             &server,
-            format!(
-                "#!/bin/sh\nexec /usr/lib/openssh/sftp-server -e -l DEBUG3 2>{}/$$.log\n",
+            &format!(
+                "exec /usr/lib/openssh/sftp-server -e -l DEBUG3 2>{}/$$.log",
                 directory.path().display()
             ),
         )?;
-        fs::set_permissions(&server, fs::Permissions::from_mode(0o755))?;
         let force = format!("ForceCommand {}", server.display());
         Self::to(Sshd::start_with(&[&force])?, KINDS[0], Some(directory))
     }
