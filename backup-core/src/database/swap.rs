@@ -201,6 +201,7 @@ pub fn swap(server: &Server, shadow: &Shadow, control: &Control) -> Result<Repla
     let swap = Swap {
         server,
         record: &record,
+        is_recorded: true,
         tenant: &shadow.tenant,
         warn: &warn,
     };
@@ -278,6 +279,8 @@ fn refuse_foreign_keys_from_outside(server: &Server, live: &str, cancel: &Cancel
 struct Swap<'a> {
     server: &'a Server,
     record: &'a Record,
+    /// Whether the record is in the replaced schema, or may be: not where none was found, and this one tells of nothing.
+    is_recorded: bool,
     tenant: &'a Identity,
     warn: &'a dyn Fn(&str),
 }
@@ -671,6 +674,15 @@ impl Swap<'_> {
     fn is_committed_after_all(&self, cancel: &Cancel) -> Result<bool> {
         give_up_commit(self.server, &self.record.replaced, cancel)?;
         let name = record_name(self.server, &self.record.replaced, cancel)?;
+        if name.is_some() && !self.is_recorded {
+            return Err(Error::new(
+                ErrorKind::Busy,
+                format!(
+                    "the server is still at the swap into {}: try again",
+                    self.record.replaced
+                ),
+            ));
+        }
         Ok(ReplacedState::of(name.as_deref()) != ReplacedState::Pending)
     }
 
@@ -828,14 +840,18 @@ fn wait_for_statements(server: &Server, schema: &str, cancel: &Cancel) -> Result
         return Ok(false);
     };
     // Nothing is changed by it, but nothing else goes on in the schema meanwhile.
-    server.change(
+    let waited = server.change(
         &format!(
             "SET lock_wait_timeout = {STATEMENT_SECONDS}; ALTER DATABASE {} CHARACTER SET {charset} COLLATE {collation};",
             identifier(schema)
         ),
         cancel,
-    )?;
-    Ok(true)
+    );
+    match waited {
+        // What it was at may have been to drop it.
+        Err(_) if default_charset(server, schema, cancel)?.is_none() => Ok(false),
+        waited => Ok(waited.map(|_| true)?),
+    }
 }
 
 /// The swaps of `live` whose replaced state is still there, with how far they came: what a crash, or a restore that was not ended, left.
@@ -969,6 +985,7 @@ fn with_record<T>(
     let warn = |text: &str| control.monitor.warning(text);
     give_up_commit(server, &replaced.schema, cancel)?;
     let found = find_record(server, &replaced.schema, cancel)?;
+    let is_recorded = found.is_some();
     let state = ReplacedState::of(found.as_ref().map(|(name, _)| name.as_str()));
     let record = match found {
         Some((_, record)) => record,
@@ -1003,6 +1020,7 @@ fn with_record<T>(
     let mut swap = Swap {
         server,
         record: &record,
+        is_recorded,
         tenant: &tenant,
         warn: &warn,
     };
@@ -1024,13 +1042,20 @@ fn find_record(
     replaced: &str,
     cancel: &Cancel,
 ) -> Result<Option<(String, Record)>> {
-    while let Some(name) = record_name(server, replaced, cancel)? {
-        // It has another name by now where the server was still at giving it that.
+    for _ in 0..LOCK_TRIES {
+        let Some(name) = record_name(server, replaced, cancel)? else {
+            return Ok(None);
+        };
         if let Some(record) = read_record(server, replaced, &name, cancel)? {
             return Ok(Some((name, record)));
         }
+        // It has another name by now where the server was still at giving it that.
+        thread::sleep(LOCK_PAUSE);
     }
-    Ok(None)
+    Err(Error::new(
+        ErrorKind::Damaged,
+        format!("the record of the swap in {replaced} is listed but is not there"),
+    ))
 }
 
 /// None where no record has this name.
@@ -1208,6 +1233,7 @@ mod tests {
             let swap = Swap {
                 server: &self.server,
                 record: &record,
+                is_recorded: true,
                 tenant: &shadow.tenant,
                 warn: &|text| panic!("{text}"),
             };
@@ -1808,6 +1834,7 @@ mod tests {
                 let swap = Swap {
                     server: &bed.server,
                     record: &record,
+                    is_recorded: true,
                     tenant: &shadow.tenant,
                     warn: &|text| panic!("{text}"),
                 };
