@@ -67,18 +67,20 @@ impl Step {
         }
     }
 
-    /// What the shop goes through before.
+    /// What the shop goes through before; and the disk has nothing left to do from before that.
     pub fn prepare(self, bed: &TestBed, shop: &Shop) -> Result<()> {
         match self {
-            Self::Changed | Self::RestoreOnline => shop.change(bed),
-            Self::RestoreFiles | Self::RestoreDatabase | Self::RestoreWhole => shop.wreck(bed),
+            Self::Changed | Self::RestoreOnline => shop.change(bed)?,
+            Self::RestoreFiles | Self::RestoreDatabase | Self::RestoreWhole => shop.wreck(bed)?,
             Self::First
             | Self::Unchanged
             | Self::List
             | Self::Sync
             | Self::RestoreChanged
-            | Self::RestoreUnchanged => Ok(()),
+            | Self::RestoreUnchanged => {}
         }
+        rustix::fs::sync();
+        Ok(())
     }
 
     /// Whether the shop has to be afterwards what it was when it was made.
