@@ -9,6 +9,7 @@ mod daily;
 mod forget;
 mod repositories;
 mod restore;
+mod state;
 mod trial;
 mod verify;
 

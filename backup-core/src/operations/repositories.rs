@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use secrecy::SecretString;
 
-use super::{Engine, init_repository, open_storage_for, storage_options};
+use super::state::directory_of_copies;
+use super::{Engine, init_repository, location, open_storage_for, storage_options};
 use crate::catalog::RepositoryName;
 use crate::config::RepositoryConfig;
 use crate::customer::CustomerId;
@@ -211,7 +212,16 @@ impl Engine {
     ) -> Result<Arc<Repository>> {
         let mut kept = cancel.lock(kept)?;
         self.open_once_by(&mut kept, config, cancel, |storage, password| {
-            Repository::open_with_stop(storage, password, cancel)
+            let opened = Repository::open_with_stop(storage, password, cancel)?;
+            // A large index takes longer to bring here than the backup of a small shop; a customer's own is small.
+            let copies = match location(config)?.is_local() {
+                true => None,
+                false => directory_of_copies(&self.config),
+            };
+            Ok(match copies {
+                Some(directory) => opened.with_copies(&directory),
+                None => opened,
+            })
         })
     }
 

@@ -3,7 +3,7 @@
 //! rustic writes a snapshot file at the end of every archive run, however many files it had dropped on the way. That
 //! write is answered here without being done: a snapshot becomes visible only by [`super::archive::Uncommitted::commit`].
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use rustic_core::{
     WriteBackend,
 };
 
+use super::copies::Copies;
 use super::seal::id_bytes;
 use super::shelf::{Place, Shelves};
 use crate::error::{Error, ErrorKind};
@@ -24,6 +25,9 @@ pub(super) struct Bridge {
     written: Mutex<Written>,
     shelves: Arc<Shelves>,
     at_hand: Mutex<AtHand>,
+    copies: Option<Arc<Copies>>,
+    /// Index files that were just listed, with their sizes: of these a copy will do.
+    listed: BTreeMap<FileId, u64>,
 }
 
 /// What was read before rustic asks for it. Each is given once; what rustic asks for again is read again.
@@ -90,7 +94,20 @@ impl Bridge {
             written: Mutex::default(),
             shelves,
             at_hand: Mutex::default(),
+            copies: None,
+            listed: BTreeMap::new(),
         }
+    }
+
+    /// Of index files that are written copies are kept, and of those that were just listed they will do.
+    pub(super) fn with_copies(
+        mut self,
+        copies: Option<Arc<Copies>>,
+        listed: &[(FileId, u64)],
+    ) -> Self {
+        self.copies = copies;
+        self.listed = listed.iter().copied().collect();
+        self
     }
 
     /// From now on by way of this storage.
@@ -174,9 +191,15 @@ impl ReadBackend for Bridge {
         if let Some(content) = self.at_hand().files.remove(&file) {
             return Ok(content);
         }
-        self.storage()
-            .read(kind(tpe), &file_id(id))
-            .map_err(into_rustic)
+        let (kind, id) = file;
+        let read = || self.storage().read(kind, &id);
+        let content = match (&self.copies, self.listed.get(&id)) {
+            (Some(copies), Some(size)) if kind == FileKind::Index => {
+                copies.read(kind, &id, *size, read)
+            }
+            _ => read(),
+        };
+        content.map_err(into_rustic)
     }
 
     fn read_partial(
@@ -227,6 +250,9 @@ impl WriteBackend for Bridge {
             .write(kind(tpe), &file_id(id), &content)
             .map_err(into_rustic)?;
         if tpe == FileType::Index {
+            if let Some(copies) = &self.copies {
+                copies.keep(FileKind::Index, &file_id(id), &content.concat());
+            }
             let mut written = self.written();
             if !written.watchers.is_empty() {
                 written.indexes.push_back(content.concat().into());

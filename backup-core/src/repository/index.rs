@@ -241,20 +241,44 @@ fn missing(id: &Id, error: Box<rustic_core::RusticError>) -> Error {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::{Path, PathBuf};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicBool, Ordering};
+
+    use secrecy::SecretString;
 
     use super::*;
     use crate::progress::{Cancel, Control};
     use crate::repository::{ArchiveRequest, Repository};
     use crate::storage;
 
-    /// Counts how often each index file is read; one read of them fails if that is wanted.
+    /// Counts how often each file is read whole; one read of an index file fails if that is wanted.
     #[derive(Debug)]
     struct Counting {
         inner: Arc<dyn Storage>,
-        reads: Mutex<BTreeMap<FileId, u32>>,
+        reads: Mutex<BTreeMap<(FileKind, FileId), u32>>,
         fails: AtomicBool,
+    }
+
+    impl Counting {
+        fn new(inner: &Arc<dyn Storage>, fails: bool) -> Arc<Self> {
+            Arc::new(Self {
+                inner: Arc::clone(inner),
+                reads: Mutex::default(),
+                fails: AtomicBool::new(fails),
+            })
+        }
+
+        /// How many files of a kind were read, and how often that was, since this was last asked for one of them.
+        fn reads_of(&self, kind: FileKind) -> (usize, u32) {
+            let mut reads = self.reads.lock().unwrap();
+            let of_kind: Vec<u32> = reads
+                .extract_if(.., |(of, _), _| *of == kind)
+                .map(|(_, count)| count)
+                .collect();
+            (of_kind.len(), of_kind.iter().sum())
+        }
     }
 
     #[derive(Debug, Clone)]
@@ -271,11 +295,9 @@ mod tests {
             self.0.inner.list(kind)
         }
         fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes> {
-            if kind == FileKind::Index {
-                *self.0.reads.lock().unwrap().entry(*id).or_default() += 1;
-                if self.0.fails.swap(false, Ordering::SeqCst) {
-                    return Err(Error::new(ErrorKind::Failed, "not now"));
-                }
+            *self.0.reads.lock().unwrap().entry((kind, *id)).or_default() += 1;
+            if kind == FileKind::Index && self.0.fails.swap(false, Ordering::SeqCst) {
+                return Err(Error::new(ErrorKind::Failed, "not now"));
             }
             self.0.inner.read(kind, id)
         }
@@ -299,41 +321,152 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_index_file_is_read_once_and_one_that_could_not_be_read_ahead_is_read_again() {
-        const BACKUPS: u32 = 20;
-        let scratch = tempfile::tempdir().unwrap();
-        let location = storage::Location::from(&*scratch.path().join("repository"));
-        let inner = storage::open(&location, &Default::default()).unwrap();
-        let password = "password".to_owned().into();
-        let repository = Repository::init(Arc::clone(&inner), &password).unwrap();
-        let site = scratch.path().join("site");
-        std::fs::create_dir(&site).unwrap();
-        for number in 0..BACKUPS {
-            std::fs::write(site.join("file"), number.to_string()).unwrap();
-            let request = ArchiveRequest::of_trees(&[&site]);
+    /// A repository with this many backups of a site, and how it is opened.
+    struct Bed {
+        scratch: tempfile::TempDir,
+        inner: Arc<dyn Storage>,
+        password: SecretString,
+    }
+
+    impl Bed {
+        fn new(backups: u32) -> Self {
+            let scratch = tempfile::tempdir().unwrap();
+            let location = storage::Location::from(&*scratch.path().join("repository"));
+            let bed = Self {
+                inner: storage::open(&location, &Default::default()).unwrap(),
+                password: "password".to_owned().into(),
+                scratch,
+            };
+            let repository = Repository::init(Arc::clone(&bed.inner), &bed.password).unwrap();
+            std::fs::create_dir(bed.site()).unwrap();
+            for _ in 0..backups {
+                bed.back_up(&repository);
+            }
+            bed
+        }
+
+        fn site(&self) -> PathBuf {
+            self.scratch.path().join("site")
+        }
+
+        fn back_up(&self, repository: &Repository) {
+            let content = rand::random::<u64>().to_string();
+            std::fs::write(self.site().join("file"), content).unwrap();
+            let request = ArchiveRequest::of_trees(&[&self.site()]);
             let control = Control::default();
             let lock = repository.lock_shared().unwrap();
             let uncommitted = repository.archive(lock, request, &control).unwrap();
             uncommitted.commit(&control).unwrap();
         }
-        for fails in [false, true] {
-            let counting = Arc::new(Counting {
-                inner: Arc::clone(&inner),
-                reads: Mutex::default(),
-                fails: AtomicBool::new(fails),
-            });
+
+        fn open(&self, fails: bool) -> (Repository, Arc<Counting>) {
+            let counting = Counting::new(&self.inner, fails);
             let storage = Arc::new(Counted(Arc::clone(&counting)));
-            let repository = Repository::open(storage, &password).unwrap();
+            let repository = Repository::open(storage, &self.password).unwrap();
+            (repository, counting)
+        }
+
+        /// Look into every snapshot.
+        fn look(&self, repository: &Repository) {
             let view = repository.view().unwrap();
             for snapshot in repository.snapshots().unwrap() {
-                let path = site.join("file");
+                let path = self.site().join("file");
                 assert!(view.entries(&snapshot, &[path]).unwrap()[0].is_some());
             }
-            let reads = counting.reads.lock().unwrap();
-            assert_eq!(reads.len(), BACKUPS as usize);
-            assert_eq!(reads.values().sum::<u32>(), BACKUPS + u32::from(fails));
         }
+    }
+
+    #[test]
+    fn every_index_file_is_read_once_and_one_that_could_not_be_read_ahead_is_read_again() {
+        const BACKUPS: u32 = 20;
+        let bed = Bed::new(BACKUPS);
+        for fails in [false, true] {
+            let (repository, counting) = bed.open(fails);
+            bed.look(&repository);
+            let expected = (BACKUPS as usize, BACKUPS + u32::from(fails));
+            assert_eq!(counting.reads_of(FileKind::Index), expected);
+        }
+    }
+
+    #[test]
+    fn of_what_there_are_copies_the_server_is_asked_for_nothing_but_by_a_check() {
+        const BACKUPS: usize = 3;
+        let bed = Bed::new(3);
+        let directory = bed.scratch.path().join("copies");
+        let open = || {
+            let (repository, counting) = bed.open(false);
+            (repository.with_copies(&directory), counting)
+        };
+        let read = |counting: &Counting| {
+            [FileKind::Index, FileKind::Snapshot].map(|kind| counting.reads_of(kind).0)
+        };
+
+        let (first, counting) = open();
+        bed.look(&first);
+        assert_eq!(read(&counting), [BACKUPS, BACKUPS]);
+        // It keeps copies of what it writes, too, as far as that is worth it.
+        bed.back_up(&first);
+        assert_eq!(read(&counting), [0, 0]);
+
+        let (second, counting) = open();
+        bed.look(&second);
+        assert_eq!(read(&counting), [0, 1]);
+        // Though all was looked at before.
+        let report = second.check(false).unwrap();
+        assert_eq!(report.errors, [] as [String; 0]);
+        assert_eq!(read(&counting), [BACKUPS + 1, BACKUPS + 1]);
+
+        // What is damaged at the server harms nobody who has a copy, and a check tells it.
+        let place = |kind: FileKind, id: &FileId| {
+            let directory = kind.directory().unwrap();
+            bed.scratch
+                .path()
+                .join(format!("repository/{directory}/{id}"))
+        };
+        let write = |path: &Path, content: &[u8]| {
+            let mode = std::fs::Permissions::from_mode(0o600);
+            std::fs::set_permissions(path, mode).unwrap();
+            std::fs::write(path, content).unwrap();
+        };
+        let damage = |path: &Path| {
+            let mut content = std::fs::read(path).unwrap();
+            content[0] ^= 1;
+            write(path, &content);
+        };
+        let snapshot = second.snapshots().unwrap()[0].id;
+        let path = place(FileKind::Snapshot, &snapshot.0);
+        damage(&path);
+        let (third, counting) = open();
+        bed.look(&third);
+        assert_eq!(read(&counting), [0, 0]);
+        third.snapshot(&snapshot).unwrap_err();
+        let errors = third.check(false).unwrap().errors.join("\n");
+        assert!(errors.contains(&snapshot.to_string()), "{errors}");
+        damage(&path);
+        let index = bed.inner.list(FileKind::Index).unwrap()[0].0;
+        let path = place(FileKind::Index, &index);
+        damage(&path);
+        let (fourth, counting) = open();
+        bed.look(&fourth);
+        assert_eq!(read(&counting), [0, 0]);
+        match fourth.check(false) {
+            Ok(report) => assert_ne!(report.errors, [] as [String; 0]),
+            Err(error) => assert_ne!(error.kind(), ErrorKind::Busy, "{error:?}"),
+        }
+        // One that is cut off is noticed by everybody.
+        let whole = std::fs::read(&path).unwrap();
+        write(&path, &whole[1..]);
+        open().0.view().unwrap_err();
+        write(&path, &whole);
+
+        // What is gone is gone, whatever there is a copy of; and the next listing removes that.
+        bed.inner.remove(FileKind::Snapshot, &snapshot.0).unwrap();
+        assert!(fourth.snapshot(&snapshot).unwrap().is_none());
+        let copies = directory.join(first.id()).join("snapshots");
+        let kept = || std::fs::read_dir(&copies).unwrap().count();
+        assert_eq!(kept(), BACKUPS + 1);
+        fourth.snapshot_ids().unwrap();
+        assert_eq!(kept(), BACKUPS);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::bridge::from_rustic;
-use super::{Repository, SnapshotId, blobs, guarded};
+use super::{ReadSnapshots, Repository, SnapshotId, blobs, guarded};
 use crate::config::Sample;
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
@@ -105,14 +105,13 @@ impl Repository {
     /// Takes the shared lock. An error means that the check itself could not be made; damage is in the report.
     pub fn check(&self, read_data: bool) -> Result<CheckReport> {
         let _lock = self.lock_shared()?;
-        let snapshots = self.snapshots()?;
+        let ReadSnapshots { snapshots, damaged } = self.read_anew()?;
         let trees: Vec<_> = snapshots.iter().map(|snapshot| snapshot.tree).collect();
         let options = CheckOptions::default()
             .trust_cache(true)
             .read_data(read_data);
         let results = guarded(|| self.shared.opened.check_with_trees(options, trees))?
             .map_err(|error| from_rustic("the repository could not be checked", error))?;
-        let damaged = self.damaged_snapshots();
         let mut report = CheckReport {
             snapshots: snapshots.len() + damaged.len(),
             data_read: read_data,
@@ -135,8 +134,8 @@ impl Repository {
         Ok(report)
     }
 
-    /// Read some packs and compare each with its name, which is the hash of all that is in it: what was damaged since it was written is found, whoever
-    /// needs it. What of a snapshot is missing is not: see [`Self::check`].
+    /// Read some packs, and all index files, and compare each with its name, which is the hash of all that is in it: what was damaged since it was written
+    /// is found, whoever needs it. What of a snapshot is missing is not: see [`Self::check`].
     ///
     /// Takes the shared lock, which keeps everybody from pruning: with a limit it ends by then, and the report says how much it came to. An error means that it could
     /// not be done to the end; damage is in the report.
@@ -153,22 +152,36 @@ impl Repository {
         choose(&mut packs, sample);
         // Those that the time does not suffice for are others each time.
         packs.shuffle(&mut rand::rng());
-        let read = blobs::in_parallel(&packs, |(id, bytes)| {
-            let error = match self.hash_of_pack(id, *bytes, &is_over, cancel) {
+        let chosen = packs.len();
+        // Who has copies of these would not notice.
+        let indexes = self.storage.list(FileKind::Index)?;
+        let of_kind = |kind| move |(id, bytes): &(FileId, u64)| (kind, *id, *bytes);
+        let files: Vec<_> = indexes
+            .iter()
+            .map(of_kind(FileKind::Index))
+            .chain(packs.iter().map(of_kind(FileKind::Pack)))
+            .collect();
+        let read = blobs::in_parallel(&files, |(kind, id, bytes)| {
+            let name = match kind {
+                FileKind::Pack => "pack",
+                _ => "index file",
+            };
+            let error = match self.hash_of(*kind, id, *bytes, &is_over, cancel) {
                 Ok(None) => return Ok(None),
                 Ok(Some(hash)) if hash == *id => None,
                 Ok(Some(_)) => Some(format!(
-                    "the pack {id} is damaged: what is in it is not what its name says"
+                    "the {name} {id} is damaged: what is in it is not what its name says"
                 )),
                 Err(error) if matches!(error.kind(), ErrorKind::Damaged | ErrorKind::NotFound) => {
-                    Some(format!("the pack {id} cannot be read: {}", error.chain()))
+                    Some(format!("the {name} {id} cannot be read: {}", error.chain()))
                 }
                 Err(error) => return Err(error),
             };
-            Ok(Some((*bytes, error)))
+            Ok(Some(((*kind == FileKind::Pack).then_some(*bytes), error)))
         })?;
-        let chosen = read.len();
-        let (bytes, errors): (Vec<u64>, Vec<Option<String>>) = read.into_iter().flatten().unzip();
+        let (bytes, errors): (Vec<Option<u64>>, Vec<Option<String>>) =
+            read.into_iter().flatten().unzip();
+        let bytes: Vec<u64> = bytes.into_iter().flatten().collect();
         Ok(SampleReport {
             packs: bytes.len() as u64,
             bytes: bytes.iter().sum(),
@@ -178,8 +191,9 @@ impl Repository {
     }
 
     /// In pieces: other programs make packs of any size. None where the time was over before its end.
-    fn hash_of_pack(
+    fn hash_of(
         &self,
+        kind: FileKind,
         id: &FileId,
         bytes: u64,
         is_over: &impl Fn() -> bool,
@@ -194,7 +208,7 @@ impl Repository {
                 return Ok(None);
             }
             let piece = PIECE.min(bytes - read);
-            hash.update(&self.storage.read_range(FileKind::Pack, id, read, piece)?);
+            hash.update(&self.storage.read_range(kind, id, read, piece)?);
             read += piece;
         }
         Ok(Some(FileId(hash.finalize().into())))

@@ -8,6 +8,7 @@ mod ahead;
 mod archive;
 mod blobs;
 mod bridge;
+mod copies;
 mod index;
 mod init;
 mod key;
@@ -30,6 +31,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use rustic_core::repofile::{ConfigFile, SnapshotFile};
 use rustic_core::{Credentials, OpenStatus, ReadBackend, RepositoryBackends, RepositoryOptions};
 use secrecy::{ExposeSecret, SecretString};
@@ -47,6 +49,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 use crate::storage::{FileId, FileKind, Storage};
 use bridge::{Bridge, from_rustic};
+use copies::Copies;
 use index::Index;
 use seal::Sealer;
 use shelf::Shelves;
@@ -74,6 +77,7 @@ pub struct Repository {
     storage: Arc<dyn Storage>,
     stop: Cancel,
     scratch: PathBuf,
+    copies: Option<Arc<Copies>>,
     shared: Arc<Shared>,
 }
 
@@ -96,6 +100,8 @@ struct Shared {
 /// What is known of the snapshot files.
 #[derive(Debug, Default)]
 struct Snapshots {
+    /// Those that there were when they were last listed, with the sizes of their files.
+    listed: BTreeMap<SnapshotId, u64>,
     read: BTreeMap<SnapshotId, Snapshot>,
     /// Those that cannot be read.
     damaged: BTreeSet<SnapshotId>,
@@ -211,6 +217,7 @@ impl Repository {
             storage: Arc::clone(&storage),
             stop: Cancel::new(),
             scratch: std::env::temp_dir(),
+            copies: None,
             shared: Arc::new(Shared {
                 storage,
                 sealer,
@@ -231,6 +238,7 @@ impl Repository {
             storage: self.shared.storage.with_stop(stop),
             stop: stop.clone(),
             scratch: self.scratch.clone(),
+            copies: self.copies.clone(),
             shared: Arc::clone(&self.shared),
         })
     }
@@ -242,8 +250,21 @@ impl Repository {
             storage: Arc::clone(&self.storage),
             stop: self.stop.clone(),
             scratch: directory.to_owned(),
+            copies: self.copies.clone(),
             shared: Arc::clone(&self.shared),
         })
+    }
+
+    /// Keep copies of index and snapshot files below a directory, each repository's in one of its own, and read from the storage only those that there is no
+    /// copy of. A copy is used only if it is what the file's name says and the file was just listed with its size; [`Self::check`] and [`Self::snapshot`] use none.
+    /// Nobody else should be able to read or write there; all of it may be removed at any time, and is not filled where less than a gibibyte stays free.
+    #[must_use]
+    pub fn with_copies(self, directory: &Path) -> Self {
+        let own = directory.join(self.id());
+        Self {
+            copies: Some(Arc::new(Copies::new(own))),
+            ..self
+        }
     }
 
     /// The id that the repository got when it was made: the same by whatever way it is reached, and another one for a repository that was
@@ -315,39 +336,63 @@ impl Repository {
 
     /// The ids of all snapshots, damaged ones among them: one listing, and nothing is read.
     pub fn snapshot_ids(&self) -> Result<BTreeSet<SnapshotId>> {
-        let listed: BTreeSet<SnapshotId> = self
-            .storage
-            .list(FileKind::Snapshot)?
+        let files = self.storage.list(FileKind::Snapshot)?;
+        if let Some(copies) = &self.copies {
+            copies.retain(
+                FileKind::Snapshot,
+                &files.iter().map(|(id, _)| *id).collect(),
+            );
+        }
+        let sizes: BTreeMap<SnapshotId, u64> = files
             .into_iter()
-            .map(|(id, _)| SnapshotId(id))
+            .map(|(id, size)| (SnapshotId(id), size))
             .collect();
+        let listed: BTreeSet<SnapshotId> = sizes.keys().copied().collect();
         let mut known = self.known_snapshots();
         known.read.retain(|id, _| listed.contains(id));
         known.damaged.retain(|id| listed.contains(id));
+        known.listed = sizes;
         Ok(listed)
     }
 
     /// These snapshots, of which only those not seen before are read, by a few threads. One that is gone is left out; one that is damaged is named
     /// apart, so that the caller need not ask for it again.
     pub fn read_snapshots(&self, ids: &[SnapshotId]) -> Result<ReadSnapshots> {
-        let mut found = ReadSnapshots::default();
+        let mut seen = Vec::new();
         let mut unseen = Vec::new();
         {
             let known = self.known_snapshots();
             for id in ids.iter().collect::<BTreeSet<_>>() {
                 match known.read.get(id) {
-                    Some(snapshot) => found.snapshots.push(snapshot.clone()),
-                    None => unseen.push(*id),
+                    Some(snapshot) => seen.push(snapshot.clone()),
+                    None => unseen.push((*id, known.listed.get(id).copied())),
                 }
             }
         }
-        let read = blobs::in_parallel(&unseen, |id| match self.read_snapshot(&id.0) {
+        let mut found = self.read_each(&unseen)?;
+        found.snapshots.extend(seen);
+        found
+            .snapshots
+            .sort_by_key(|snapshot| (snapshot.time, snapshot.id));
+        Ok(found)
+    }
+
+    /// All snapshots, oldest first, as they are at the storage now, whatever was seen of them before.
+    fn read_anew(&self) -> Result<ReadSnapshots> {
+        let listed: Vec<_> = self.snapshot_ids()?.iter().map(|id| (*id, None)).collect();
+        self.read_each(&listed)
+    }
+
+    /// Of those with a size, which they were listed with, a copy will do.
+    fn read_each(&self, ids: &[(SnapshotId, Option<u64>)]) -> Result<ReadSnapshots> {
+        let read = blobs::in_parallel(ids, |(id, size)| match self.read_snapshot(&id.0, *size) {
             Err(error) if error.kind() == ErrorKind::Damaged => {
                 tracing::error!("{}", error.chain());
                 Ok(Err(*id))
             }
             other => other.map(Ok),
         })?;
+        let mut found = ReadSnapshots::default();
         let mut known = self.known_snapshots();
         for snapshot in read {
             match snapshot {
@@ -359,6 +404,7 @@ impl Repository {
                 // Forgotten since it was listed.
                 Ok(None) => {}
                 Err(damaged) => {
+                    known.read.remove(&damaged);
                     known.damaged.insert(damaged);
                     found.damaged.push(damaged);
                 }
@@ -375,14 +421,14 @@ impl Repository {
         self.known_snapshots().damaged.iter().copied().collect()
     }
 
-    /// One snapshot by its full id; None where there is none.
+    /// One snapshot by its full id; None where there is none. The storage is asked, whatever is known.
     pub fn snapshot(&self, id: &SnapshotId) -> Result<Option<Snapshot>> {
-        self.read_snapshot(&id.0)
+        self.read_snapshot(&id.0, None)
     }
 
     /// None: it was forgotten since it was listed.
-    fn read_snapshot(&self, id: &FileId) -> Result<Option<Snapshot>> {
-        let sealed = match self.storage.read(FileKind::Snapshot, id) {
+    fn read_snapshot(&self, id: &FileId, size: Option<u64>) -> Result<Option<Snapshot>> {
+        let sealed = match self.read_listed(FileKind::Snapshot, id, size) {
             Ok(sealed) => sealed,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -391,6 +437,15 @@ impl Repository {
             error.context(format!("the snapshot {id} cannot be read: run `check`"))
         })?;
         Ok(Some(Snapshot::new(*id, file)))
+    }
+
+    /// A file that never changes: of one that was just listed with a size a copy will do.
+    fn read_listed(&self, kind: FileKind, id: &FileId, size: Option<u64>) -> Result<Bytes> {
+        let read = || self.storage.read(kind, id);
+        match (&self.copies, size) {
+            (Some(copies), Some(size)) => copies.read(kind, id, size, read),
+            _ => read(),
+        }
     }
 
     fn known_snapshots(&self) -> MutexGuard<'_, Snapshots> {
@@ -422,7 +477,11 @@ impl Repository {
         // rustic consumes what it indexes, so it opens the repository once more. With the `config` of now: where another repository was made in the
         // place of this one, its key fits no longer.
         let shelves = Arc::clone(&self.shared.shelves);
-        let bridge = Arc::new(Bridge::new(Arc::clone(&self.storage), shelves));
+        let bridge = Bridge::new(Arc::clone(&self.storage), shelves);
+        let bridge = Arc::new(bridge.with_copies(self.copies.clone(), &listed));
+        if let Some(copies) = &self.copies {
+            copies.retain(FileKind::Index, &files);
+        }
         let rustic = connect(&bridge)?;
         let key = Credentials::Masterkey(self.shared.opened.key());
         self.read_ahead(&listed, &bridge)?;
@@ -445,19 +504,18 @@ impl Repository {
     /// connections carry. Large ones are few and take more memory once they are open.
     fn read_ahead(&self, listed: &[(FileId, u64)], bridge: &Bridge) -> Result<()> {
         let mut bytes = 0;
-        let mut files = vec![(FileKind::Config, FileId::default())];
+        let mut files = vec![(FileKind::Config, FileId::default(), 0)];
         for (id, size) in listed {
             if *size <= SMALL_INDEX_BYTES && bytes + size <= INDEXES_AHEAD_BYTES {
                 bytes += size;
-                files.push((FileKind::Index, *id));
+                files.push((FileKind::Index, *id, *size));
             }
         }
-        let read = blobs::in_parallel_by(INDEXES_AT_ONCE, &files, |(kind, id)| {
+        let read = blobs::in_parallel_by(INDEXES_AT_ONCE, &files, |(kind, id, size)| {
             self.stop.check()?;
-            let content = self.storage.read(*kind, id)?;
             match kind {
-                FileKind::Config => bridge.put_config(content),
-                _ => bridge.put_file(*kind, *id, content),
+                FileKind::Config => bridge.put_config(self.storage.read(*kind, id)?),
+                _ => bridge.put_file(*kind, *id, self.read_listed(*kind, id, Some(*size))?),
             }
             Ok(())
         });

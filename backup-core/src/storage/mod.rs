@@ -102,7 +102,7 @@ pub enum FileKind {
 
 impl FileKind {
     /// The directory of the kind, below that of the repository. [`FileKind::Config`] has none.
-    fn directory(self) -> Option<&'static str> {
+    pub(crate) fn directory(self) -> Option<&'static str> {
         match self {
             Self::Config => None,
             Self::Key => Some("keys"),

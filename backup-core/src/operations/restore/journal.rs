@@ -4,10 +4,10 @@
 //! finished or undone. Never: a step begun that the file does not name; a file that is half written; one that anybody else can read, for it
 //! may hold the password of the customer's database account.
 
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::customer::{Customer, CustomerId};
 use crate::database::Replaced;
 use crate::error::{Error, ErrorKind, Result};
+use crate::operations::state::make_private;
 use crate::repository::{BackupType, SnapshotId};
 use crate::site::{Health, Staged};
 
@@ -427,8 +428,12 @@ impl Journal {
         (&unnamed)
             .write_all(&content)
             .and_then(|()| unnamed.sync_all())
-            .and_then(|()| name(&unnamed, &self.path))
-            .map_err(|e| self.not_written(e))
+            .map_err(|e| self.not_written(e))?;
+        match name(&unnamed, &self.path) {
+            // Some file systems do not take down what is in a file as long as it has no name.
+            Ok(()) => unnamed.sync_all().map_err(|e| self.not_written(e)),
+            Err(_) => self.write(&self.record),
+        }
     }
 
     fn content(&self, record: &Record) -> Result<Vec<u8>> {
@@ -549,38 +554,9 @@ pub(super) fn directory(config: &Config) -> PathBuf {
     config.worker.state_dir.join(DIRECTORY)
 }
 
-/// The directory, which is there then, and only ours.
+/// The directory, which is there then, and only ours: who could write here could have root exchange files for him.
 pub(super) fn make_directory(config: &Config) -> Result<PathBuf> {
     let directory = directory(config);
     make_private(&directory)?;
     Ok(directory)
-}
-
-/// Who could write here could have root exchange files for him.
-fn make_private(directory: &Path) -> Result<()> {
-    let failed = |e: std::io::Error| {
-        Error::io(
-            format!("cannot make the directory {}", directory.display()),
-            e,
-        )
-    };
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .map_err(failed)?;
-    let found = std::fs::symlink_metadata(directory).map_err(failed)?;
-    let is_private = found.is_dir()
-        && found.uid() == rustix::process::geteuid().as_raw()
-        && found.mode() & 0o077 == 0;
-    if !is_private {
-        return Err(Error::new(
-            ErrorKind::Refused,
-            format!(
-                "{} must be a directory that is open to nobody but the user this runs as (owner, mode 700)",
-                directory.display()
-            ),
-        ));
-    }
-    Ok(())
 }
