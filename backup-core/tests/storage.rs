@@ -1573,7 +1573,7 @@ fn a_listing_of_a_bucket_has_every_object_with_its_size_and_nothing_else() {
 fn tls_in_front_of(s3: &S3, directory: &Path) -> (Nginx, String, PathBuf) {
     make_certificate(directory, "IP:127.0.0.1").unwrap();
     let (certificate, key) = (directory.join("certificate.pem"), directory.join("key.pem"));
-    let port = xtask::sshd::free_port().unwrap();
+    let port = xtask::port::free().unwrap();
     let rules = format!(
         "server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {}; ssl_certificate_key {}; client_max_body_size 0;\n\
          set $refuse ''; if (-f {}$uri) {{ set $refuse 'there'; }} if ($http_if_none_match = '*') {{ set $refuse '$refuse and asked for'; }}\n\
@@ -1637,7 +1637,7 @@ fn an_object_store_is_believed_by_its_certificate_and_a_repository_is_made_in_it
 fn a_store_that_knows_no_conditional_writes_gets_one_repository_all_the_same() {
     let s3 = S3::start().unwrap();
     let directory = tempfile::tempdir().unwrap();
-    let port = xtask::sshd::free_port().unwrap();
+    let port = xtask::port::free().unwrap();
     let rules = format!(
         "server {{ listen 127.0.0.1:{port}; client_max_body_size 0; if ($http_if_none_match = '*') {{ return 501; }}\n\
          location / {{ proxy_pass http://127.0.0.1:{}; proxy_set_header Host $http_host; }} }}\n",
@@ -1827,7 +1827,7 @@ fn a_wrong_key_and_a_missing_bucket_are_refused_at_once_in_a_sentence() {
 #[test]
 fn an_object_store_that_is_not_there_is_unreachable_after_the_deadline() {
     let s3 = S3::start().unwrap();
-    let port = xtask::sshd::free_port().unwrap();
+    let port = xtask::port::free().unwrap();
     let begun = Instant::now();
     let error = open_bucket(&s3, port, Duration::from_secs(1)).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");

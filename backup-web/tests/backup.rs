@@ -618,7 +618,7 @@ fn a_dump_that_is_not_whole_is_no_backup() {
     command.env("DB_PASSWORD", "not it");
     assert_says(&product.run_command(command), 1, &["denies", "password"]);
     let mut command = product.command("--json backup 7");
-    let nobody = xtask::sshd::free_port().unwrap().to_string();
+    let nobody = xtask::port::free().unwrap().to_string();
     command.env("BACKUP__CUSTOMER_DATABASE__PORT", nobody);
     assert_says(&product.run_command(command), 1, &["cannot be reached"]);
     mariadb

@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use xtask::port;
 use xtask::sandbox::werkzeug_hash;
-use xtask::sshd::free_port;
 use xtask::testbed::{PLATFORM_SCHEMA, TestBed};
 
 use crate::measure;
@@ -120,7 +120,7 @@ impl Server {
 
     /// The command may have more arguments than `serve`.
     pub fn start_as(command: &mut Command) -> Result<Self> {
-        let port = free_port()?;
+        let port = port::free()?;
         let child = command
             .env("BACKUP__SERVER__LISTEN", format!("127.0.0.1:{port}"))
             .env("RUST_LOG", "warn")

@@ -11,6 +11,7 @@ pub mod machine;
 pub mod mariadb;
 pub mod mount;
 pub mod nginx;
+pub mod port;
 mod private;
 pub mod product;
 pub mod proxy;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -14,6 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::port;
 use crate::private::{Guard, Tied};
 
 const START_LIMIT: Duration = Duration::from_secs(60);
@@ -290,7 +290,7 @@ impl Power {
             let power = Self {
                 server: Arc::default(),
                 dir: dir.to_owned(),
-                port: TcpListener::bind("127.0.0.1:0")?.local_addr()?.port(),
+                port: port::free()?,
                 options: options.iter().map(|&option| option.to_owned()).collect(),
             };
             match power.on() {

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail, ensure};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::port;
 use crate::private::{Guard, Tied};
-use crate::sshd::free_port;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -42,7 +42,7 @@ impl Redis {
         };
         let mut tries = 0;
         loop {
-            this.port = free_port()?;
+            this.port = port::free()?;
             match this.restart() {
                 Ok(()) => return Ok(this),
                 // Somebody else was faster.

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use tempfile::TempDir;
 
+use crate::port;
 use crate::private::{Guard, Tied, tie};
-use crate::sshd::free_port;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -63,7 +63,7 @@ impl S3 {
         fs::set_permissions(this.key_file(), Permissions::from_mode(0o600))?;
         let mut tries = 0;
         loop {
-            this.port = free_port()?;
+            this.port = port::free()?;
             match this.restart() {
                 Ok(()) => return Ok(this),
                 // Somebody else was faster.

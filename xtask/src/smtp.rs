@@ -14,8 +14,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::certificate::make_certificate;
+use crate::port;
 use crate::private::{Guard, Tied, tie};
-use crate::sshd::free_port;
 
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -59,7 +59,7 @@ impl Smtp {
         fs::create_dir(dir.path().join("mails"))?;
         let mut this = Self {
             server: None,
-            port: free_port()?,
+            port: port::free()?,
             manners,
             dir,
             _guard: guard,

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
+
+use crate::port;
 
 const START_LIMIT: Duration = Duration::from_secs(10);
 
@@ -57,7 +59,7 @@ impl Sshd {
     }
 
     fn take_port(&mut self, settings: &[&str]) -> Result<()> {
-        self.port = free_port()?;
+        self.port = port::free()?;
         let line = format!("[127.0.0.1]:{} {}", self.port, self.host_key()?);
         fs::write(self.known_hosts(), line)?;
         self.write_config(settings)
@@ -253,13 +255,6 @@ pub fn make_key_of(path: &Path, kind: &str, passphrase: &str) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// A port that nobody listens on.
-pub fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
 }
 
 fn direct_children(process: u32) -> Vec<u32> {

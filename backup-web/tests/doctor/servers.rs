@@ -9,8 +9,9 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use xtask::mariadb::MariaDb;
+use xtask::port;
 use xtask::redis::Redis;
-use xtask::sshd::{Sshd, free_port, make_key};
+use xtask::sshd::{Sshd, make_key};
 use xtask::testbed::{Customer, PLATFORM_SCHEMA, TestBed};
 
 use crate::diagnosis::{Patient, listing};
@@ -245,7 +246,7 @@ fn what_the_accounts_at_the_database_servers_lack_is_told_and_nothing_is_left() 
         .doctor()
         .warns("customer_database max_allowed_packet", &["16 MiB", "8 MiB"]);
     world.sql("SET GLOBAL max_allowed_packet = 67108864");
-    let port = free_port().unwrap().to_string();
+    let port = port::free().unwrap().to_string();
     world
         .doctor_with(&[("CUSTOMER_DATABASE__PORT", &port)])
         .fails(database, &["cannot be reached"]);
@@ -419,8 +420,8 @@ impl Nginx {
         fs::create_dir(&dir).unwrap();
         Self {
             dir,
-            port: free_port().unwrap(),
-            broken_port: free_port().unwrap(),
+            port: port::free().unwrap(),
+            broken_port: port::free().unwrap(),
             running: None,
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use xtask::certificate::make_certificate;
 use xtask::nginx::Nginx;
-use xtask::sshd::free_port;
+use xtask::port;
 
 use crate::client::Client;
 use crate::world::{PASSWORD, Server, World, credentials};
@@ -31,7 +31,7 @@ impl Front {
     fn of(server: &Server) -> Self {
         let dir = tempfile::tempdir().unwrap();
         make_certificate(dir.path(), &format!("DNS:{NAME}")).unwrap();
-        let (plain, tls) = (free_port().unwrap(), free_port().unwrap());
+        let (plain, tls) = (port::free().unwrap(), port::free().unwrap());
         let mut rules = RULES.to_owned();
         for (line, changed) in [
             ("listen 80;", format!("listen 127.0.0.1:{plain};")),

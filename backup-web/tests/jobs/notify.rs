@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use xtask::certificate::make_certificate;
 use xtask::nginx::Nginx;
-use xtask::sshd::free_port;
+use xtask::port;
 
 use crate::listeners::{
     Listeners, SECRET, USER, assert_genuine, counted, document, is_genuine, make_due,
@@ -409,7 +409,7 @@ fn what_nobody_takes_for_a_day_or_ever_is_given_up() {
 fn what_is_told_goes_over_connections_alone_that_nobody_else_can_read() {
     let mut listeners = Listeners::with_mail("starttls", &[]);
     make_certificate(listeners.dir(), "DNS:localhost").unwrap();
-    let port = free_port().unwrap();
+    let port = port::free().unwrap();
     let (dir, plain) = (listeners.dir().display(), listeners.receiver.port());
     let rules = format!(
         "server {{ listen 127.0.0.1:{port} ssl; ssl_certificate {dir}/certificate.pem; ssl_certificate_key {dir}/key.pem;

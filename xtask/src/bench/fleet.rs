@@ -43,6 +43,8 @@ pub fn measure(binary: &Path, options: &Options, report: &mut Report) -> Result<
         let mut command = bed.product(binary);
         line.lead("MANUAL", &bed.manual_repository(), &mut command);
         line.lead("DAILY", &bed.daily_repository(), &mut command);
+        // Says that the daily backups are the product's.
+        command.env("BACKUP__DAILY__KEEP", "14");
         Ok(measure::run(command.arg("--json").args(arguments))?.1)
     };
     run(&["init"])?;

@@ -25,10 +25,10 @@ use scrypt::Params;
 use serde_json::{Value, json};
 
 use crate::nginx::Nginx;
+use crate::port;
 use crate::private::{Tied, tie};
 use crate::proxy::Proxy;
 use crate::redis::Redis;
-use crate::sshd::free_port;
 use crate::testbed::{Customer, PLATFORM_SCHEMA, PLATFORM_USER, TestBed};
 use control::Control;
 use shops::Shops;
@@ -125,7 +125,7 @@ impl Sandbox {
         let nginx = nginx::start(bed.scratch(), &owners, &shops)?;
         let port = match options.port {
             Some(port) => port,
-            None => free_port()?,
+            None => port::free()?,
         };
         let mut sandbox = Self {
             server: Mutex::new(None),

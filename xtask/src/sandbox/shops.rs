@@ -13,8 +13,8 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{PATIENCE, PAUSE};
+use crate::port;
 use crate::private::{Tied, tie};
-use crate::sshd::free_port;
 use crate::testbed::Customer;
 
 /// The program of `site.stop` and `site.start`, run in the customer's directory.
@@ -78,9 +78,9 @@ impl Shops {
 
     /// Open a shop, closed so far.
     pub fn add(&self, customer: &Customer) -> Result<Address> {
-        let public_port = free_port()?;
+        let public_port = port::free()?;
         let address = Address {
-            port: free_port()?,
+            port: port::free()?,
             public_port,
             url: format!("http://127.0.0.1:{public_port}"),
         };
