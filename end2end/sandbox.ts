@@ -1,9 +1,10 @@
 // The sandbox that the browser is driven against: its facts, its switches, and a look behind the pages.
 
 import { execFileSync, spawn } from 'node:child_process';
-import { readFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { connect } from 'node:net';
 import { text } from 'node:stream/consumers';
+import { setTimeout as pause } from 'node:timers/promises';
 
 export interface Owner {
   id: number;
@@ -39,10 +40,46 @@ export function owner(id: number): Owner {
 
 /** Work a switch: `stop worker`, `start worker`, `line 200000`. */
 export async function turn(line: string): Promise<void> {
+  if (line.startsWith('line ') && line !== 'line 0') await takeLine();
   const socket = connect(facts.control);
   socket.write(`${line}\n`);
   const answer = await text(socket);
   if (answer !== 'done\n') throw new Error(`${line}: ${answer}`);
+  if (line === 'line 0') rmSync(lineHolder, { force: true });
+}
+
+const lineHolder = `${facts.control}.line`;
+
+/** The line to the backup server is everybody's: who slows it down has it for himself, until it is as fast as it goes again. */
+async function takeLine(): Promise<void> {
+  for (;;) {
+    try {
+      return writeFileSync(lineHolder, `${process.pid}`, { flag: 'wx' });
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    }
+    const holder = heldBy();
+    if (holder === process.pid) return;
+    // Who failed with it is gone.
+    if (holder !== undefined && !isAlive(holder)) rmSync(lineHolder, { force: true });
+    else await pause(50);
+  }
+}
+
+function heldBy(): number | undefined {
+  try {
+    return Number(readFileSync(lineHolder, 'utf8')) || undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function isAlive(id: number): boolean {
+  try {
+    return process.kill(id, 0);
+  } catch {
+    return false;
+  }
 }
 
 /** Run SQL as root; a line per row, tabs between columns. */

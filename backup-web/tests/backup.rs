@@ -820,7 +820,7 @@ fn a_backup_killed_at_any_moment_leaves_nothing_half_done() {
     let repository = product.bed.manual_repository();
     let restic = product.bed.restic().unwrap();
     let proxy = Proxy::start(product.bed.sshd().port()).unwrap();
-    proxy.set_bytes_per_second(Some(24 * MIB));
+    proxy.set_bytes_per_second(Some(12 * MIB));
     let count = |kind: &str| product.repository_files(kind).len();
     let packs = || {
         let directories = fs::read_dir(repository.join("data")).unwrap().flatten();
@@ -839,7 +839,7 @@ fn a_backup_killed_at_any_moment_leaves_nothing_half_done() {
             2 => Box::new(|| packs() > packs_before),
             3 => Box::new(|| packs() > packs_before + 1),
             4 => Box::new(|| proxy.bytes_to_target() > sent + 20 * MIB),
-            5 => Box::new(|| proxy.bytes_to_target() > sent + 35 * MIB),
+            5 => Box::new(|| proxy.bytes_to_target() > sent + 32 * MIB),
             6 => Box::new(|| count("index") > indexes),
             7 => Box::new(|| count("index") > indexes + 1),
             8 => Box::new(|| count("snapshots") > snapshots.len()),

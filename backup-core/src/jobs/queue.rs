@@ -561,7 +561,7 @@ mod tests {
             queue.wake("default", 2).await;
             let took = started.elapsed();
             // Half a second, and what a busy machine adds.
-            assert!(took < Duration::from_secs(2), "{took:?}");
+            assert!(took < Duration::from_secs(10), "{took:?}");
         }
         for queue in [&connected, &connected, &unconnected] {
             let at_most = Duration::from_millis(700);

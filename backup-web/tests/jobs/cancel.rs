@@ -32,7 +32,7 @@ fn a_job_is_cancelled_while_it_waits_and_while_it_runs_but_not_once_it_commits()
     assert_eq!(cancel(&world, waiting), answer("ended", 1));
 
     let proxy = world.proxy();
-    proxy.set_bytes_per_second(Some(8 * MIB));
+    proxy.set_bytes_per_second(Some(2 * MIB));
     let worker = world.worker_through(&proxy, &[]);
     add_noise(world.customer(1), "noise", 40 * MIB);
     let running = world.queue(1, BackupType::Files);
@@ -63,9 +63,10 @@ fn a_job_is_cancelled_while_it_waits_and_while_it_runs_but_not_once_it_commits()
     proxy.set_delay(std::time::Duration::from_millis(100));
     let committing = world.queue(1, BackupType::Files);
     eventually("it commits", || !world.job(committing).cancellable);
-    proxy.pause(true);
+    // Several answers away from the end.
+    proxy.set_delay(std::time::Duration::from_secs(1));
     assert_eq!(cancel(&world, committing), answer("too_late", 1));
-    proxy.pause(false);
+    proxy.set_delay(std::time::Duration::ZERO);
     world.completed(committing);
     world.end(worker);
     let unknown = run(&world, "--json cancel 999").refusal(1);
@@ -90,7 +91,8 @@ fn a_foreground_backup_and_a_queued_one_are_in_each_others_way_and_both_can_be_c
     add_noise(world.customer(1), "noise", 40 * MIB);
     let proxy = world.proxy();
     proxy.set_bytes_per_second(Some(2 * MIB));
-    let mut command = world.command("--json backup 1 --type files", &[]);
+    let lease = [("WORKER__LEASE", "30s")];
+    let mut command = world.command("--json backup 1 --type files", &lease);
     world.product.through(&proxy, &mut command).unwrap();
     let mut foreground = world.product.spawn(command);
     foreground.until("it saves", || proxy.bytes_to_target() > MIB);

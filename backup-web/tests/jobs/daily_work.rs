@@ -102,8 +102,11 @@ fn a_prune_waits_for_backups_and_for_an_explanation_of_what_is_missing() {
     world.until_running(job);
     let sent = proxy.bytes_to_target();
     eventually("it saves", || proxy.bytes_to_target() > sent + MIB);
+    // Until whoever prunes has come to it.
+    proxy.set_bytes_per_second(Some(MIB / 4));
     let refused = run("--json prune").refusal(1);
     assert!(refused.contains("in use"), "{refused}");
+    proxy.set_bytes_per_second(None);
     let wanted = world.completed(job);
     world.end(worker);
 

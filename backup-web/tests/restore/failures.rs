@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
+use xtask::proxy::Proxy;
 
 use crate::world::{Gate, World, eventually, half_way, signal};
 
@@ -111,10 +112,11 @@ fn a_restore_of_files_that_is_cancelled_leaves_everything_as_it_was() {
     let snapshot = world.back_up("1 --type files");
     live_state(&world);
     let before = world.evidence();
-    let child = world
-        .command(&format!("restore 1 {snapshot} --yes"))
-        .spawn()
-        .unwrap();
+    let proxy = Proxy::start(world.bed.sshd().port()).unwrap();
+    proxy.set_bytes_per_second(Some(4 << 20));
+    let mut command = world.command(&format!("restore 1 {snapshot} --yes"));
+    world.bed.through(&proxy, &mut command).unwrap();
+    let child = command.spawn().unwrap();
     eventually("files are staged", || {
         let mut staged = world.staging_directories().into_iter();
         staged.any(|staging| staging.join("files/wordpress/large").exists())

@@ -613,7 +613,7 @@ fn killed_at_any_moment_or_cut_off_it_leaves_no_half_backup() {
     let world = World::new(&[1, 12, 123]);
     run(&world, "daily").good();
     let proxy = Proxy::start(world.bed.sshd().port()).unwrap();
-    proxy.set_bytes_per_second(Some(24 * MIB));
+    proxy.set_bytes_per_second(Some(12 * MIB));
     let repository = world.bed.daily_repository();
     let count = |kind: &str| names(&repository.join(kind)).len();
     let through = || {
@@ -636,7 +636,7 @@ fn killed_at_any_moment_or_cut_off_it_leaves_no_half_backup() {
                     0 => count("locks") > locks,
                     1 => proxy.bytes_to_target() > sent + MIB,
                     2 => proxy.bytes_to_target() > sent + 12 * MIB,
-                    3 => proxy.bytes_to_target() > sent + 20 * MIB,
+                    3 => proxy.bytes_to_target() > sent + 18 * MIB,
                     4 => count("index") > indexes,
                     5 => count("index") > indexes + 1,
                     _ => count("snapshots") > before.len(),
