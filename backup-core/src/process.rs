@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::fmt;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -26,6 +26,8 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::Cancel;
 
+/// What the system lets any pipe hold if it is asked to.
+const STREAM_BYTES: usize = 1 << 20;
 /// How long a program may take to end after it was asked politely.
 const GRACE: Duration = Duration::from_secs(2);
 /// The pauses between two looks at a running program, at first and at most.
@@ -397,6 +399,18 @@ impl Running {
     /// The program's standard output, once.
     pub fn take_stdout(&mut self) -> Option<ChildStdout> {
         self.stdout.take()
+    }
+
+    /// Let its input and its output hold a megabyte on their way, for a program that streams: it and we wait less for each other. Where that is not to be
+    /// had they hold what they did. Not after either was taken.
+    pub fn widen(&self) {
+        let pipes = [
+            self.stdin.as_ref().map(AsFd::as_fd),
+            self.stdout.as_ref().map(AsFd::as_fd),
+        ];
+        for pipe in pipes.into_iter().flatten() {
+            let _ = rustix::pipe::fcntl_setpipe_size(pipe, STREAM_BYTES);
+        }
     }
 
     /// Wait for the program's end. A program that reads its standard input ends only after whoever took that closed it.

@@ -832,6 +832,60 @@ fn an_import_that_fails_half_way_leaves_the_live_schema_as_it_was() {
     assert!(!error.chain().contains("secret row"), "{error:?}");
 }
 
+/// Tables of a few megabytes, so that each takes several statements of a dump, among what is hard to bring back.
+fn fill_with_many_rows(tenant: &Tenant) {
+    fill(tenant);
+    tenant.sql(
+        "CREATE TABLE large (id INT PRIMARY KEY, parent INT, body TEXT, KEY (body(20)), UNIQUE KEY (parent, id), FOREIGN KEY (parent) REFERENCES large (id));
+         SET foreign_key_checks = 0; INSERT INTO large SELECT seq, 20001 - seq, REPEAT(SHA2(seq, 512), 2) FROM seq_1_to_20000; SET foreign_key_checks = 1;
+         CREATE TABLE larger (a CHAR(32), b INT, body TEXT, PRIMARY KEY (a, b)); INSERT INTO larger SELECT MD5(body), id, body FROM large;
+         CREATE TABLE no_order (id INT, body TEXT); INSERT INTO no_order SELECT 20001 - id, body FROM large;
+         CREATE TABLE not_transactional (id INT PRIMARY KEY, body TEXT) ENGINE=Aria; INSERT INTO not_transactional SELECT id, body FROM large;
+         CREATE TABLE written_by_trigger (id INT PRIMARY KEY);
+         CREATE TRIGGER writes AFTER INSERT ON large FOR EACH ROW INSERT INTO written_by_trigger VALUES (NEW.id);",
+    );
+}
+
+#[test]
+fn rows_of_large_tables_come_back_whole_and_in_their_order() {
+    let tenant = Tenant::new("many_rows_1");
+    fill_with_many_rows(&tenant);
+    let (dump, sums) = (tenant.dump(), checksums(&tenant));
+    tenant.sql("DELETE FROM no_order; DROP TABLE larger; SET foreign_key_checks = 0; DELETE FROM large WHERE id % 2 = 0;");
+    let wrecked = tenant.dump();
+    let (_, replaced) = tenant.restore(&dump).unwrap();
+    assert_same(&tenant.dump(), &dump);
+    assert_eq!(checksums(&tenant), sums);
+    assert_eq!(
+        sql("SELECT COUNT(*) FROM many_rows_1.written_by_trigger"),
+        "0\n"
+    );
+    database::swap_back(&server(), &replaced, &tenant.account(), &quiet()).unwrap();
+    assert_same(&tenant.dump(), &wrecked);
+    tenant.assert_nothing_staged();
+}
+
+#[test]
+fn a_row_that_either_session_cannot_import_leaves_the_live_schema_as_it_was() {
+    let tenant = Tenant::new("bad_row_1");
+    fill_with_many_rows(&tenant);
+    let dump = String::from_utf8(tenant.dump()).unwrap();
+    let statements: Vec<usize> = dump
+        .match_indices("INSERT INTO `large` VALUES\n")
+        .map(|(at, _)| at)
+        .collect();
+    assert!(statements.len() > 4, "{}", statements.len());
+    for at in &statements[1..4] {
+        for (row, code) in [("(1,1,'a secret row')", "1062"), ("(1,1)", "1136")] {
+            let (before, after) = dump.split_at(*at);
+            let bad = format!("{before}INSERT INTO `large` VALUES\n{row};\n{after}");
+            let error = assert_fails_clean(&tenant, bad.as_bytes());
+            assert!(error.chain().contains(code), "{error:?}");
+            assert!(!error.chain().contains("secret row"), "{error:?}");
+        }
+    }
+}
+
 #[test]
 fn a_dump_that_is_cut_off_or_empty_is_refused() {
     let tenant = Tenant::new("cutoff_1");

@@ -112,6 +112,7 @@ where
     server.end_resting();
     let mut running = program.spawn(limit, &control.cancel)?;
     drop(running.take_stdin());
+    running.widen();
     let stdout = running
         .take_stdout()
         .ok_or_else(|| Error::new(ErrorKind::Failed, "the dump program has no output"))?;

@@ -29,6 +29,7 @@ mod names;
 mod proof;
 mod replaced;
 mod rewrite;
+mod sessions;
 mod shadow;
 mod surroundings;
 mod swap;

@@ -48,6 +48,23 @@ pub(super) struct Findings {
     pub(super) whole: bool,
 }
 
+/// Where a rewritten dump goes.
+pub(super) trait Script {
+    /// A line begins, and whether a statement does with it. `head` is as much of it as was looked at, as it was in the dump.
+    fn line(&mut self, head: &[u8], begins_statement: bool);
+
+    /// More of the line, or of what is in place of it.
+    fn text(&mut self, text: &[u8]);
+}
+
+impl Script for Vec<u8> {
+    fn line(&mut self, _head: &[u8], _begins_statement: bool) {}
+
+    fn text(&mut self, text: &[u8]) {
+        self.extend_from_slice(text);
+    }
+}
+
 /// Rewrites a dump in pieces of any size.
 pub(super) struct Rewriter {
     definer: Definer,
@@ -91,7 +108,7 @@ impl Rewriter {
     }
 
     /// The next piece of the dump; what is to be passed on is put after what `out` holds.
-    pub(super) fn feed(&mut self, mut piece: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    pub(super) fn feed(&mut self, mut piece: &[u8], out: &mut impl Script) -> Result<()> {
         while !piece.is_empty() {
             let end = piece
                 .iter()
@@ -105,14 +122,14 @@ impl Rewriter {
     }
 
     /// The dump's end.
-    pub(super) fn finish(mut self, out: &mut Vec<u8>) -> Result<Findings> {
+    pub(super) fn finish(mut self, out: &mut impl Script) -> Result<Findings> {
         if !self.head.is_empty() || self.decided {
             self.end_of_line(out)?;
         }
         Ok(self.findings)
     }
 
-    fn part_of_line(&mut self, part: &[u8], out: &mut Vec<u8>) -> Result<()> {
+    fn part_of_line(&mut self, part: &[u8], out: &mut impl Script) -> Result<()> {
         let last = part
             .get(part.len().saturating_sub(TAIL_BYTES)..)
             .unwrap_or(part);
@@ -160,13 +177,13 @@ impl Rewriter {
                 || self.at_statement && is_create_view(&self.head))
     }
 
-    fn pass(&self, part: &[u8], out: &mut Vec<u8>) {
+    fn pass(&self, part: &[u8], out: &mut impl Script) {
         if !self.dropping {
-            out.extend_from_slice(part);
+            out.text(part);
         }
     }
 
-    fn end_of_line(&mut self, out: &mut Vec<u8>) -> Result<()> {
+    fn end_of_line(&mut self, out: &mut impl Script) -> Result<()> {
         if !self.decided {
             self.decide(out)?;
         }
@@ -205,7 +222,7 @@ impl Rewriter {
     }
 
     /// Look at the head of a line and pass on what becomes of it.
-    fn decide(&mut self, out: &mut Vec<u8>) -> Result<()> {
+    fn decide(&mut self, out: &mut impl Script) -> Result<()> {
         self.decided = true;
         if self.is_view_body() && self.head.len() < VIEW_BYTES {
             // Of a view whose definer is gone, the server tells the columns with their schema.
@@ -215,6 +232,8 @@ impl Rewriter {
         }
         let head = &self.head;
         if self.first_line && is_sandbox_mark(head) {
+            // As if it had not been there: no statement goes on after it.
+            self.tail.clear();
             return Ok(());
         }
         // What a plain mysqldump of a replicating MySQL server says of replication: no customer may, and nobody wants to here.
@@ -222,6 +241,7 @@ impl Rewriter {
         if self.dropping {
             return Ok(());
         }
+        out.line(head, self.at_statement);
         if let Some(delimiter) = head.strip_prefix(DELIMITER) {
             // As the client does it: anywhere at the begin of a line.
             let delimiter = delimiter.trim_ascii();
@@ -236,9 +256,9 @@ impl Rewriter {
                 // Back at the quote.
                 let quoted = head.get(head.len() - rest.len() - 1..).unwrap_or_default();
                 if let Some((_, after)) = quoted_identifier(quoted) {
-                    out.extend_from_slice(b"ALTER DATABASE ");
-                    out.extend_from_slice(super::client::identifier(&self.shadow).as_bytes());
-                    out.extend_from_slice(after);
+                    out.text(b"ALTER DATABASE ");
+                    out.text(super::client::identifier(&self.shadow).as_bytes());
+                    out.text(after);
                     return Ok(());
                 }
             }
@@ -264,37 +284,37 @@ impl Rewriter {
                 return Ok(());
             }
         }
-        out.extend_from_slice(&self.head);
+        out.text(&self.head);
         Ok(())
     }
 
     /// `/*!50013 DEFINER=…`: the line that a view's definer has to itself.
-    fn rewrite_definer(&mut self, out: &mut Vec<u8>) {
+    fn rewrite_definer(&mut self, out: &mut impl Script) {
         let at = find(&self.head, DEFINER).map_or(0, |at| at + DEFINER.len());
         let from = self.replace_definer(at, out);
-        out.extend_from_slice(self.head.get(from..).unwrap_or_default());
+        out.text(self.head.get(from..).unwrap_or_default());
     }
 
-    fn rewrite_create(&mut self, at: usize, out: &mut Vec<u8>) {
+    fn rewrite_create(&mut self, at: usize, out: &mut impl Script) {
         let from = self.replace_definer(at, out);
         let rest = self.head.get(from..).unwrap_or_default();
         match unqualified_trigger(rest, &self.live).or_else(|| sleeping_event(rest)) {
-            Some(changed) => out.extend_from_slice(&changed),
-            None => out.extend_from_slice(rest),
+            Some(changed) => out.text(&changed),
+            None => out.text(rest),
         }
     }
 
     /// Pass on the head up to and with its definer, if that has to be made ours; where it goes on.
-    fn replace_definer(&mut self, at: usize, out: &mut Vec<u8>) -> usize {
+    fn replace_definer(&mut self, at: usize, out: &mut impl Script) -> usize {
         let (before, from) = self.head.split_at(at.min(self.head.len()));
-        out.extend_from_slice(before);
+        out.text(before);
         let Some((found, rest)) = parse_definer(from) else {
             return at;
         };
         if found == self.definer {
-            out.extend_from_slice(from.get(..from.len() - rest.len()).unwrap_or_default());
+            out.text(from.get(..from.len() - rest.len()).unwrap_or_default());
         } else {
-            out.extend_from_slice(self.definer.quoted().as_bytes());
+            out.text(self.definer.quoted().as_bytes());
         }
         if found != self.definer && found != self.tenant {
             let name = format!("{}@{}", found.user, found.host);
@@ -308,7 +328,7 @@ impl Rewriter {
     }
 }
 
-const DELIMITER: &[u8] = b"DELIMITER ";
+pub(super) const DELIMITER: &[u8] = b"DELIMITER ";
 const REPLICATION: [&[u8]; 2] = [b"SET @@SESSION.SQL_LOG_BIN", b"SET @@GLOBAL.GTID_PURGED"];
 const DEFINER: &[u8] = b"DEFINER=";
 
@@ -360,7 +380,7 @@ fn find(text: &[u8], what: &[u8]) -> Option<usize> {
 }
 
 /// What follows `/*!50003 ` or `/*M!100301 `.
-fn conditional_comment(line: &[u8]) -> Option<&[u8]> {
+pub(super) fn conditional_comment(line: &[u8]) -> Option<&[u8]> {
     let rest = line
         .strip_prefix(b"/*!")
         .or_else(|| line.strip_prefix(b"/*M!"))?;
@@ -406,7 +426,7 @@ pub(super) fn parse_definer(text: &[u8]) -> Option<(Definer, &[u8])> {
 }
 
 /// An identifier in backticks, or in the double quotes of the SQL mode `ANSI_QUOTES`, plain, and what follows.
-fn quoted_identifier(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+pub(super) fn quoted_identifier(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let (&quote, mut rest) = text.split_first()?;
     if quote != b'`' && quote != b'"' {
         return None;

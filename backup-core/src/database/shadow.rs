@@ -6,12 +6,10 @@
 
 use std::ffi::OsString;
 use std::fmt;
-use std::io::{ErrorKind as IoErrorKind, Read, Write};
+use std::io::{ErrorKind as IoErrorKind, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::process::ChildStdout;
-use std::thread;
 use std::time::Duration;
 
 use crate::database::Server;
@@ -23,10 +21,10 @@ use crate::database::client::{SqlError, explain, from_hex, identifier, literal, 
 use crate::database::dump::table_names;
 use crate::database::names::{SHADOW_MARK, beside, is_beside, schemas_beside};
 use crate::database::rewrite::{Definer, Findings, Rewriter};
+use crate::database::sessions::Sessions;
 use crate::database::surroundings::Surroundings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::fault;
-use crate::process::Running;
 use crate::progress::{Cancel, Control};
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -292,18 +290,22 @@ pub fn import(
     let program = server
         .program(&tools.client, &importer.account, Some(limit))?
         .args(&tools.script_options)
-        .args(["--default-character-set=utf8mb4", "--quick"])
+        // In place of the one among those. A session waits while the other has something to do, for longer than a server may let it.
+        .arg("--init-command=SET autocommit = 1, wait_timeout = 604800")
+        .args(["--default-character-set=utf8mb4", "--quick", "--unbuffered"])
         .arg(format!("--database={}", shadow.schema));
-    let mut running = program.spawn(limit, &control.cancel)?;
+    let open = || program.spawn(limit, &control.cancel);
+    // The customer's own account may not be let in twice, or his site not any more.
+    let sessions = Sessions::new(&open, importer.temporary)?;
     let rewriter = Rewriter::new(
         &importer.definer,
         &tenant.definer,
         &shadow.live,
         &shadow.schema,
     );
-    let (findings, arrived) = stream(&mut running, rewriter, dump, control).map_err(failed)?;
-    running
-        .wait()
+    let (findings, sessions) = stream(sessions, rewriter, dump, control).map_err(failed)?;
+    let arrived = sessions
+        .finish()
         .map_err(|error| failed(explain(server, &importer.account, error).error))?;
     if !arrived {
         return Err(failed(Error::new(
@@ -325,24 +327,15 @@ pub fn import(
     Ok(())
 }
 
-/// Pass the dump on to the client; whether its last word, a token of ours, came back as the answer to a statement.
-fn stream(
-    running: &mut Running,
+/// Pass the dump on, to its end or up to where a session takes no more.
+fn stream<'a>(
+    mut sessions: Sessions<'a>,
     mut rewriter: Rewriter,
     mut dump: Box<dyn Read + Send>,
     control: &Control,
-) -> Result<(Findings, bool)> {
-    let (Some(mut stdin), Some(stdout)) = (running.take_stdin(), running.take_stdout()) else {
-        return Err(Error::new(
-            ErrorKind::Failed,
-            "the client program has no input or output",
-        ));
-    };
-    let answer = thread::spawn(move || last_bytes(stdout));
+) -> Result<(Findings, Sessions<'a>)> {
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut out = Vec::with_capacity(BUFFER_BYTES + 4096);
-    let mut taken = true;
-    loop {
+    while !sessions.has_ended() {
         control.cancel.check()?;
         let n = match dump.read(&mut buffer) {
             Ok(n) => n,
@@ -352,43 +345,16 @@ fn stream(
         let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else {
             break;
         };
-        rewriter.feed(read, &mut out)?;
-        // A client that ended takes no more; why, its exit status and its last lines tell.
-        if stdin.write_all(&out).is_err() {
-            taken = false;
-            break;
-        }
-        out.clear();
+        rewriter.feed(read, &mut sessions)?;
     }
-    let findings = rewriter.finish(&mut out)?;
-    if taken && !findings.whole {
+    let findings = rewriter.finish(&mut sessions)?;
+    if !findings.whole && !sessions.has_ended() {
         return Err(Error::new(
             ErrorKind::Damaged,
             "the dump is cut off: its last line, `-- Dump completed`, is missing",
         ));
     }
-    let token = format!("{:032x}", rand::random::<u128>());
-    // A dump may have said that it commits by itself, and not have done so. Not before the token: as a name it would close what is not closed.
-    out.extend_from_slice(format!("\nSELECT '{token}';\nCOMMIT;\n").as_bytes());
-    let _ = stdin.write_all(&out);
-    drop(stdin);
-    let answer = answer.join().unwrap_or_default();
-    Ok((findings, answer.ends_with(format!("{token}\n").as_bytes())))
-}
-
-/// Read to the end and keep the last line, if it is a short one.
-fn last_bytes(mut stdout: ChildStdout) -> Vec<u8> {
-    let mut tail = Vec::new();
-    let mut buffer = [0; 4096];
-    while let Ok(n) = stdout.read(&mut buffer) {
-        let Some(read) = buffer.get(..n).filter(|read| !read.is_empty()) else {
-            break;
-        };
-        tail.extend_from_slice(read);
-        let surplus = tail.len().saturating_sub(64);
-        tail.drain(..surplus);
-    }
-    tail
+    Ok((findings, sessions))
 }
 
 /// Check that the import is whole, and count what it brought.
