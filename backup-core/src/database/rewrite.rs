@@ -50,7 +50,7 @@ pub(super) struct Findings {
 
 /// Where a rewritten dump goes.
 pub(super) trait Script {
-    /// A line begins, and whether a statement does with it. `head` is as much of it as was looked at, as it was in the dump.
+    /// A line begins, and whether a statement does with it. `head` is as much of it as was looked at, before definers are changed.
     fn line(&mut self, head: &[u8], begins_statement: bool);
 
     /// More of the line, or of what is in place of it.
@@ -332,8 +332,11 @@ pub(super) const DELIMITER: &[u8] = b"DELIMITER ";
 const REPLICATION: [&[u8]; 2] = [b"SET @@SESSION.SQL_LOG_BIN", b"SET @@GLOBAL.GTID_PURGED"];
 const DEFINER: &[u8] = b"DEFINER=";
 
+/// The mark alone: what follows in its line would be a statement.
 fn is_sandbox_mark(line: &[u8]) -> bool {
+    let line = line.trim_ascii_end();
     starts_with_any(line, &[b"/*M!999999\\-", b"/*!999999\\-"])
+        && find(line, b"*/").is_some_and(|end| end + 2 == line.len())
 }
 
 fn is_view_definer(line: &[u8]) -> bool {
@@ -793,6 +796,18 @@ mod tests {
         );
         let later = "-- x\n/*M!999999\\- enable the sandbox mode */ \n";
         check(later, later);
+    }
+
+    #[test]
+    fn a_statement_after_the_mark_of_the_sandbox_is_seen() {
+        for dump in [
+            "/*M!999999\\- enable the sandbox mode */ \nUSE `customer_8`;\n",
+            "USE `customer_8`;\n",
+        ] {
+            assert!(rewrite_in_pieces(dump.as_bytes(), &[3]).is_err());
+        }
+        let same_line = "/*M!999999\\- enable the sandbox mode */ DROP TABLE `t`;\n";
+        check(same_line, same_line);
     }
 
     #[test]

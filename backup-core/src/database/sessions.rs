@@ -1,8 +1,8 @@
 //! The sessions of one import. The rows of a table go to two in turn, for of one, client and server wait for each other: one reads while the other has
 //! nothing to do. All else goes to the first, in the order of the dump.
 //!
-//! Never: rows whose order only the dump tells (those of a table without a primary key) in any other; a statement of the dump in the second session that is
-//! neither rows nor a setting, or that begins before all before it is done; an import taken for whole of which one session did not take the end.
+//! Never: rows whose order only the dump tells (those of a table without a primary key) in any other; of what the dump programs write, a statement in the second
+//! session that is neither rows nor a setting, or that begins before all before it is done; an import taken for whole of which rows are not known to be in.
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
@@ -16,13 +16,13 @@ use crate::process::Running;
 const BUFFER_BYTES: usize = 256 << 10;
 /// Small statements of rows are not given to one session each, but as many as these.
 const TURN_BYTES: usize = 64 << 10;
-/// Where so much was set before there was any large table, it all goes to one session.
+/// Where so much was set before there was any large table, the second session is opened, to be told.
 const SETTINGS_BYTES: usize = 64 << 10;
 /// Of an answer, so much is kept: more than the longest that is waited for.
 const TAIL_BYTES: usize = 256;
-/// What is set in a session, as far as it says what becomes of a row.
-const SETTINGS: &str = "SHA2(CONCAT_WS(' ', @@time_zone, @@sql_mode, @@character_set_client, @@character_set_connection, @@collation_connection, \
-    @@character_set_database, @@foreign_key_checks, @@unique_checks, @@autocommit), 256)";
+/// What is set in a session, as far as it says what becomes of a row, and where it is. It is never the same in two that wait for each other's locks.
+const SETTINGS: &str = "SHA2(CONCAT_WS(' ', IF(@@autocommit AND NOT @@unique_checks AND NOT @@foreign_key_checks, '', RAND()), @@time_zone, @@sql_mode, \
+    @@character_set_client, @@character_set_connection, @@collation_connection, @@character_set_database, @@hostname, @@port), 256)";
 
 /// The sessions of an import, as a place for the text of its dump.
 pub(super) struct Sessions<'a> {
@@ -83,24 +83,23 @@ impl<'a> Sessions<'a> {
         self.ended.is_some()
     }
 
-    /// The end of the dump. Whether each session took it for that: it answered a statement of ours.
+    /// The end of the dump. Whether it was taken for that: a statement of ours was answered. The second session has answered one after its last rows.
     ///
     /// # Errors
     /// What a client program ended with.
     pub(super) fn finish(mut self) -> Result<bool> {
+        self.await_rows();
         self.write_out();
-        let second = match self.second {
-            Second::Open(second) => Some(second),
-            Second::NotOpened(_) | Second::None => None,
-        };
-        match (self.ended, second) {
-            (None, None) => self.first.close().wait(),
-            (None, Some(second)) => {
-                let (first, second) = (self.first.close(), second.close());
-                Ok(first.wait()? & second.wait()?)
-            }
-            (Some(Target::Second), Some(second)) => second.end().map(|()| false),
+        match (self.ended, self.second) {
+            (Some(Target::Second), Second::Open(second)) => second.end().map(|()| false),
             (Some(_), _) => self.first.end().map(|()| false),
+            (None, second) => {
+                if let Second::Open(second) = second {
+                    // Of a session that has nothing to do any more it does not matter how it ends.
+                    let _ = second.end();
+                }
+                self.first.close().wait()
+            }
         }
     }
 
@@ -142,43 +141,49 @@ impl<'a> Sessions<'a> {
         if self.are_both_at_rows || self.ended.is_some() {
             return;
         }
-        if let Second::NotOpened(settings) = &mut self.second {
-            let settings = std::mem::take(settings);
-            self.second = self.open_second(&settings);
-        }
+        self.aim(Target::First);
+        self.open_second();
         let Second::Open(second) = &mut self.second else {
             return;
         };
         let set_in_second = second.settings();
-        self.aim(Target::First);
         self.out.extend_from_slice(b"UNLOCK TABLES;\n");
         self.write_out();
         self.turn = TURN_BYTES;
-        match (self.first.settings(), set_in_second) {
-            (None, _) => self.ended = Some(Target::First),
-            (_, None) => self.ended = Some(Target::Second),
-            (first, second) if first == second => self.are_both_at_rows = true,
-            _ => {
-                tracing::debug!(
-                    "one session imports alone: the dump set something that was not seen"
-                );
-                self.second = Second::None;
+        match self.first.settings() {
+            None => self.ended = Some(Target::First),
+            Some(set) if is_told(&set) && set_in_second.as_ref() == Some(&set) => {
+                self.are_both_at_rows = true;
             }
+            _ => self
+                .go_on_alone("the other one is not let in, or what is set there is not the same"),
         }
     }
 
-    /// An account may have as few sessions as one: then that imports alone.
-    fn open_second(&self, settings: &[u8]) -> Second {
-        let mut session = match (self.open)().and_then(Session::new) {
-            Ok(session) => session,
-            Err(error) => return alone(&error),
+    fn open_second(&mut self) {
+        let Second::NotOpened(settings) = &mut self.second else {
+            return;
         };
-        if session.write(settings) && session.answers() {
-            return Second::Open(session);
+        let settings = std::mem::take(settings);
+        self.second = Second::None;
+        match (self.open)().and_then(Session::new) {
+            Ok(mut second) => {
+                // Whether it is let in shows when it is asked, which it cannot be at any time: it may have been told of another delimiter.
+                second.write(&settings);
+                self.second = Second::Open(second);
+            }
+            Err(error) => tracing::debug!("one session imports alone: {}", error.chain()),
         }
-        match session.end() {
-            Err(error) => alone(&error),
-            Ok(()) => Second::None,
+    }
+
+    /// The second session has no rows that are not known to be in: nothing is lost with it.
+    fn go_on_alone(&mut self, why: &str) {
+        if let Second::Open(second) = std::mem::replace(&mut self.second, Second::None) {
+            let end = second.end().err().map(|error| error.chain());
+            tracing::debug!(
+                "one session imports alone: {why} {}",
+                end.unwrap_or_default()
+            );
         }
     }
 
@@ -206,28 +211,27 @@ impl<'a> Sessions<'a> {
             self.ended = Some(Target::First);
         }
         if self.ended.is_none() && self.target != Target::First {
-            match &mut self.second {
-                Second::Open(second) => {
-                    if !second.write(&self.out) {
-                        self.ended = Some(Target::Second);
-                    }
-                }
-                Second::NotOpened(settings) => {
-                    settings.extend_from_slice(&self.out);
-                    if settings.len() > SETTINGS_BYTES {
-                        self.second = Second::None;
-                    }
-                }
-                Second::None => {}
-            }
+            self.write_out_to_second();
         }
         self.out.clear();
     }
-}
 
-fn alone(error: &Error) -> Second {
-    tracing::debug!("one session imports alone: {}", error.chain());
-    Second::None
+    fn write_out_to_second(&mut self) {
+        match &mut self.second {
+            Second::Open(second) => match second.write(&self.out) {
+                true => {}
+                false if self.are_both_at_rows => self.ended = Some(Target::Second),
+                false => self.go_on_alone("the other one has ended"),
+            },
+            Second::NotOpened(settings) => {
+                settings.extend_from_slice(&self.out);
+                if settings.len() > SETTINGS_BYTES {
+                    self.open_second();
+                }
+            }
+            Second::None => {}
+        }
+    }
 }
 
 impl Script for Sessions<'_> {
@@ -262,9 +266,10 @@ struct Closed {
 
 impl Session {
     fn new(mut running: Running) -> Result<Self> {
+        let stdout = running.take_stdout();
         // Statements have about a megabyte: one is there already when that before it is done.
         running.widen();
-        let (Some(stdin), Some(stdout)) = (running.take_stdin(), running.take_stdout()) else {
+        let (Some(stdin), Some(stdout)) = (running.take_stdin(), stdout) else {
             return Err(Error::new(
                 ErrorKind::Failed,
                 "the client program has no input or output",
@@ -293,8 +298,11 @@ impl Session {
     /// What is set in it, once it is done with all that it was given; none where it ended before.
     fn settings(&mut self) -> Option<Vec<u8>> {
         let token = token();
-        let asked = self.write(format!("\nSELECT {SETTINGS}, '{token}';\n").as_bytes());
-        self.printed.wait_for(&token).filter(|_| asked)
+        let ask = format!("\nSELECT {SETTINGS}, '{token}';\n");
+        match self.write(ask.as_bytes()) {
+            true => self.printed.wait_for(&token),
+            false => None,
+        }
     }
 
     /// What a program that takes no more ended with.
@@ -321,6 +329,12 @@ impl Closed {
         let answered = self.printed.wait_for(&self.token).is_some();
         self.running.wait().map(|()| answered)
     }
+}
+
+/// Whether that is an answer to [`SETTINGS`] and not, say, that there is none.
+fn is_told(set: &[u8]) -> bool {
+    let set = set.trim_ascii_end();
+    set.len() == 64 && set.iter().all(u8::is_ascii_hexdigit)
 }
 
 /// What nobody can guess.
@@ -473,11 +487,20 @@ impl Navigator {
     }
 }
 
-/// `SET …`, also where it is only for some versions of the server.
-fn is_setting(head: &[u8]) -> bool {
-    conditional_comment(head)
-        .unwrap_or(head)
+/// `SET …`, also where it is only for some versions of the server: a whole line that sets without calling anything, and nothing after it.
+fn is_setting(line: &[u8]) -> bool {
+    let statement = line.trim_ascii_end();
+    let inner = statement
+        .iter()
+        .rposition(|byte| !b"; ".contains(byte))
+        .and_then(|last| statement.get(..=last))
+        .unwrap_or_default();
+    conditional_comment(line)
+        .unwrap_or(line)
         .starts_with(b"SET ")
+        && inner.len() < statement.len()
+        && line.ends_with(b"\n")
+        && !inner.iter().any(|byte| b";(`".contains(byte))
 }
 
 fn contains(head: &[u8], what: &str) -> bool {
@@ -490,8 +513,20 @@ struct Table {
     /// In its quotes.
     name: Vec<u8>,
     has_primary_key: bool,
+    is_plain: bool,
     stage: Stage,
 }
+
+/// What may be in a table whose rows two sessions can insert without one ever waiting for a row of the other, or minding that it comes first. Some kinds of keys
+/// lock more than their row, full texts want their documents in order, and each partition has a first row.
+const PLAIN: [&[u8]; 5] = [
+    b"  `",
+    b"  PRIMARY KEY (",
+    b"  KEY `",
+    b"  UNIQUE KEY `",
+    b"  CONSTRAINT `",
+];
+const NOT_PLAIN: [&str; 3] = [" USING HASH", "WITHOUT OVERLAPS", "FTS_DOC_ID"];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -508,18 +543,23 @@ impl Table {
         Some(Self {
             name: rest.get(..rest.len() - after.len())?.to_vec(),
             has_primary_key: false,
+            is_plain: true,
             stage: Stage::Definition,
         })
     }
 
     /// A line of the definition, as the servers write it.
     fn is_defined_by(&mut self, line: &[u8]) {
-        if self.stage == Stage::Definition {
-            self.has_primary_key |= line.starts_with(b"  PRIMARY KEY (");
-            if line.starts_with(b") ENGINE=InnoDB ") {
-                self.stage = Stage::Defined;
-            }
+        if self.stage != Stage::Definition {
+            return;
         }
+        let starts_with = |what: &[&[u8]]| what.iter().any(|what| line.starts_with(what));
+        if starts_with(&[b") ENGINE=InnoDB "]) && line.trim_ascii_end().ends_with(b";") {
+            self.stage = Stage::Defined;
+        }
+        self.has_primary_key |= starts_with(&[b"  PRIMARY KEY ("]);
+        self.is_plain &= self.stage == Stage::Defined || starts_with(&PLAIN);
+        self.is_plain &= !NOT_PLAIN.iter().any(|what| contains(line, what));
     }
 
     /// The same with one statement more, if it is one of those that the dump programs write of a table and its rows.
@@ -544,7 +584,7 @@ impl Table {
     }
 
     fn is_filled(&self) -> bool {
-        self.has_primary_key && self.stage == Stage::Filled
+        self.has_primary_key && self.is_plain && self.stage == Stage::Filled
     }
 }
 
@@ -582,9 +622,13 @@ mod tests {
         fn text(&mut self, _text: &[u8]) {}
     }
 
-    fn recorded(dump: &str) -> Recorder {
+    fn rewriter() -> Rewriter {
         let definer = Definer::parse("customer_7@%").unwrap();
-        let mut rewriter = Rewriter::new(&definer, &definer, "customer_7", "customer_7__restore_0");
+        Rewriter::new(&definer, &definer, "customer_7", "customer_7__restore_0")
+    }
+
+    fn recorded(dump: &str) -> Recorder {
+        let mut rewriter = rewriter();
         let mut recorder = Recorder::default();
         rewriter.feed(dump.as_bytes(), &mut recorder).unwrap();
         rewriter.finish(&mut recorder).unwrap();
@@ -674,14 +718,58 @@ mod tests {
         }
     }
 
-    /// A customer who has one table with rows for some statements, and its dump.
+    #[test]
+    fn what_is_a_setting_is_a_line_that_sets_and_does_nothing_else() {
+        for line in [
+            "SET @saved_cs_client     = @@character_set_client;\n",
+            "/*!50003 SET sql_mode              = 'STRICT_TRANS_TABLES' */ ;\n",
+            "/*!50003 SET character_set_client  = utf8mb4 */ ;;\n",
+            "/*M!100616 SET @OLD_NOTE_VERBOSITY=@@NOTE_VERBOSITY, NOTE_VERBOSITY=0 */;\n",
+        ] {
+            assert!(is_setting(line.as_bytes()), "{line}");
+        }
+        for line in [
+            "SET @a = f();\n",
+            "SET @a = 1; DROP TABLE t;\n",
+            "SET @a =\n",
+            "SET @a = 1;",
+            "SET x`;\n",
+            "set @a = 1;\n",
+        ] {
+            assert!(!is_setting(line.as_bytes()), "{line}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn in_whatever_pieces_a_dump_comes_its_statements_go_the_same_way(sizes in proptest::collection::vec(1usize..90, 1..8)) {
+            let dump = format!("{HEAD}{TABLE}{ROWS}{TABLE}{ROWS}");
+            let (mut rewriter, mut recorder) = (rewriter(), Recorder::default());
+            let mut rest = dump.as_bytes();
+            for size in sizes.into_iter().cycle() {
+                let (piece, after) = rest.split_at(size.min(rest.len()));
+                rewriter.feed(piece, &mut recorder).unwrap();
+                rest = after;
+                if rest.is_empty() {
+                    break;
+                }
+            }
+            rewriter.finish(&mut recorder).unwrap();
+            let whole = recorded(&dump);
+            proptest::prop_assert_eq!(recorder.rows, whole.rows);
+            proptest::prop_assert_eq!(recorder.settings, whole.settings);
+        }
+    }
+
+    /// A customer who has two tables with rows for some statements each, and their dump.
     fn server_with_rows(options: &[&str]) -> (MariaDb, Server, Vec<u8>) {
         let mariadb = MariaDb::start_with(options).unwrap();
         mariadb
             .sql(
                 "CREATE DATABASE customer_7; USE customer_7; CREATE USER customer_7@'%' IDENTIFIED BY 'x'; GRANT ALL ON customer_7.* TO customer_7@'%';
                  CREATE TABLE customer_7.t (id INT PRIMARY KEY, body TEXT);
-                 INSERT INTO customer_7.t SELECT seq, REPEAT(SHA2(seq, 512), 8) FROM seq_1_to_5000;",
+                 INSERT INTO customer_7.t SELECT seq, REPEAT(SHA2(seq, 512), 8) FROM seq_1_to_5000;
+                 CREATE TABLE customer_7.u LIKE customer_7.t; INSERT INTO customer_7.u SELECT * FROM customer_7.t;",
             )
             .unwrap();
         let server = Server::new(
@@ -699,21 +787,35 @@ mod tests {
         (mariadb, server, bytes)
     }
 
-    /// A dump, and what is done when it was read to its end.
-    struct WatchedDump<F>(Cursor<Vec<u8>>, F);
+    /// A dump, and what is done when it was read up to some byte of it.
+    struct WatchedDump<F> {
+        dump: Cursor<Vec<u8>>,
+        at: usize,
+        look: Option<F>,
+    }
 
-    impl<F: FnMut()> Read for WatchedDump<F> {
+    impl<F: FnOnce()> Read for WatchedDump<F> {
         fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let n = self.0.read(buffer)?;
-            if n == 0 {
-                (self.1)();
+            let before = self.at - usize::try_from(self.dump.position()).unwrap().min(self.at);
+            match self.look.take_if(|_| before == 0) {
+                Some(look) => look(),
+                None if self.look.is_some() => {
+                    return (&mut self.dump).take(before as u64).read(buffer);
+                }
+                None => {}
             }
-            Ok(n)
+            self.dump.read(buffer)
         }
     }
 
-    /// Import the dump; how many sessions were at it when it came to its end.
-    fn import_and_count(mariadb: &MariaDb, server: &Server, dump: Vec<u8>) -> usize {
+    /// Import the dump, and do something with the ids of its sessions, the oldest first, when it was read up to `at`.
+    fn import_and(
+        mariadb: &MariaDb,
+        server: &Server,
+        dump: &[u8],
+        at: usize,
+        act: impl Fn(&Server, Vec<String>) + Send + 'static,
+    ) -> Result<()> {
         let control = Control::default();
         let account = ImportAccount::Customer {
             user: "customer_7".to_owned(),
@@ -721,37 +823,89 @@ mod tests {
         };
         let mut shadow = prepare_shadow(server, "customer_7", &account, &control).unwrap();
         let schema = shadow.schema().to_owned();
-        let sessions = Arc::new(Mutex::new(0));
-        let watched = WatchedDump(Cursor::new(dump), {
-            let (server, sessions) = (server.clone(), Arc::clone(&sessions));
-            let ask =
-                format!("SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{schema}';");
-            move || {
-                *sessions.lock().unwrap() = server
-                    .query(&ask, &Control::default().cancel)
-                    .unwrap()
-                    .len()
-            }
-        });
+        let ask = format!(
+            "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{schema}' ORDER BY ID;"
+        );
+        let asked = server.clone();
+        let watched = WatchedDump {
+            dump: Cursor::new(dump.to_vec()),
+            at,
+            look: Some(move || {
+                let ids = asked.query(&ask, &Control::default().cancel).unwrap();
+                let ids = ids.concat().into_iter().map(String::from_utf8);
+                act(&asked, ids.map(Result::unwrap).collect());
+            }),
+        };
         let limit = Duration::from_secs(120);
-        import(server, &mut shadow, Box::new(watched), limit, &control).unwrap();
-        let sums = mariadb
-            .sql(&format!(
-                "CHECKSUM TABLE customer_7.t; CHECKSUM TABLE `{schema}`.t;"
-            ))
-            .unwrap();
-        let sums: Vec<_> = sums
-            .lines()
-            .map(|line| line.rsplit('\t').next().unwrap())
-            .collect();
-        assert_eq!(sums[0], sums[1]);
+        let imported = import(server, &mut shadow, Box::new(watched), limit, &control);
+        if imported.is_ok() {
+            for table in ["t", "u"] {
+                let sums = mariadb
+                    .sql(&format!(
+                        "CHECKSUM TABLE customer_7.{table}; CHECKSUM TABLE `{schema}`.{table};"
+                    ))
+                    .unwrap();
+                let sums: Vec<_> = sums.lines().map(|line| line.rsplit('\t').next()).collect();
+                assert_eq!(sums[0], sums[1]);
+            }
+        }
+        imported
+    }
+
+    /// Import the dump; how many sessions were at it when it came to its end.
+    fn import_and_count(mariadb: &MariaDb, server: &Server, dump: &[u8]) -> usize {
+        let sessions = Arc::new(Mutex::new(0));
+        let seen = Arc::clone(&sessions);
+        let count = move |_: &Server, ids: Vec<String>| *seen.lock().unwrap() = ids.len();
+        import_and(mariadb, server, dump, dump.len(), count).unwrap();
         *sessions.lock().unwrap()
+    }
+
+    fn end_the_second(server: &Server, ids: Vec<String>) {
+        assert_eq!(ids.len(), 2);
+        let kill = format!("KILL {};", ids[1]);
+        server.query(&kill, &Control::default().cancel).unwrap();
+    }
+
+    /// Where the dump comes to this for the nth time.
+    fn find(dump: &[u8], what: &str, nth: usize) -> usize {
+        let mut found = dump
+            .windows(what.len())
+            .enumerate()
+            .filter(|(_, window)| *window == what.as_bytes());
+        found.nth(nth).unwrap().0
+    }
+
+    #[test]
+    fn a_session_that_ends_while_it_has_nothing_to_do_is_done_without() {
+        let (mariadb, server, dump) = server_with_rows(&[]);
+        let between = find(&dump, "-- Table structure for table `u`", 0);
+        import_and(&mariadb, &server, &dump, between, end_the_second).unwrap();
+    }
+
+    #[test]
+    fn a_session_that_ends_while_it_is_at_rows_ends_the_import() {
+        let (mariadb, server, dump) = server_with_rows(&[]);
+        let within = find(&dump, "INSERT INTO `u`", 3);
+        let error = import_and(&mariadb, &server, &dump, within, end_the_second).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
+    }
+
+    #[test]
+    fn many_settings_before_the_first_large_table_and_one_among_its_rows_are_in_both() {
+        let (mariadb, server, dump) = server_with_rows(&[]);
+        let many = "DELIMITER ;;\nSET @a = 1 ;;\nDELIMITER ;\n".repeat(SETTINGS_BYTES / 30);
+        let dump = with(&dump, "SQL_MODE='NO_AUTO_VALUE_ON_ZERO' */;\n", &many);
+        let among = find(&dump, "INSERT INTO `t`", 3);
+        let (before, after) = dump.split_at(among);
+        let dump = [before, b"SET time_zone = '+05:00';\n", after].concat();
+        assert_eq!(import_and_count(&mariadb, &server, &dump), 2);
     }
 
     #[test]
     fn rows_are_imported_by_two_sessions_and_all_are_there() {
         let (mariadb, server, dump) = server_with_rows(&[]);
-        assert_eq!(import_and_count(&mariadb, &server, dump), 2);
+        assert_eq!(import_and_count(&mariadb, &server, &dump), 2);
     }
 
     fn with(dump: &[u8], at: &str, more: &str) -> Vec<u8> {
@@ -763,8 +917,12 @@ mod tests {
     #[test]
     fn a_session_that_waits_for_the_other_is_kept_by_a_server_that_ends_idle_ones() {
         let (mariadb, server, dump) = server_with_rows(&["--wait-timeout=1"]);
-        let dump = with(&dump, "UNLOCK TABLES;\n", "DO SLEEP(3);\nSET @a = 1;\n");
-        assert_eq!(import_and_count(&mariadb, &server, dump), 2);
+        let dump = with(
+            &dump,
+            "DROP TABLE IF EXISTS `u`;\n",
+            "DO SLEEP(3);\nSET @a = 1;\n",
+        );
+        assert_eq!(import_and_count(&mariadb, &server, &dump), 2);
     }
 
     #[test]
@@ -772,14 +930,14 @@ mod tests {
         let (mariadb, server, dump) = server_with_rows(&[]);
         let head = "SQL_MODE='NO_AUTO_VALUE_ON_ZERO' */;\n";
         let seen = with(&dump, head, "SET time_zone = '+05:00';\n");
-        assert_eq!(import_and_count(&mariadb, &server, seen), 2);
+        assert_eq!(import_and_count(&mariadb, &server, &seen), 2);
         let unseen = with(&dump, head, "set time_zone = '+05:00';\n");
-        assert_eq!(import_and_count(&mariadb, &server, unseen), 1);
+        assert_eq!(import_and_count(&mariadb, &server, &unseen), 1);
     }
 
     #[test]
     fn an_account_that_may_have_one_session_imports_alone() {
         let (mariadb, server, dump) = server_with_rows(&["--max-user-connections=1"]);
-        assert_eq!(import_and_count(&mariadb, &server, dump), 1);
+        assert_eq!(import_and_count(&mariadb, &server, &dump), 1);
     }
 }

@@ -10,7 +10,7 @@ use std::io::{ErrorKind as IoErrorKind, Read};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::database::Server;
 use crate::database::accounts::{
@@ -28,6 +28,8 @@ use crate::fault;
 use crate::progress::{Cancel, Control};
 
 const BUFFER_BYTES: usize = 256 << 10;
+/// What a server accepts for the time that a session may do nothing: a year.
+const MOST_WAIT_SECONDS: u64 = 365 * 24 * 60 * 60;
 /// The table of a shadow schema that is empty once its server was restarted.
 pub(super) const WITNESS: &str = "~shophosting backup: run";
 
@@ -291,10 +293,14 @@ pub fn import(
         .program(&tools.client, &importer.account, Some(limit))?
         .args(&tools.script_options)
         // In place of the one among those. A session waits while the other has something to do, for longer than a server may let it.
-        .arg("--init-command=SET autocommit = 1, wait_timeout = 604800")
+        .arg(format!(
+            "--init-command=SET autocommit = 1, wait_timeout = {}",
+            limit.as_secs().clamp(60, MOST_WAIT_SECONDS)
+        ))
         .args(["--default-character-set=utf8mb4", "--quick", "--unbuffered"])
         .arg(format!("--database={}", shadow.schema));
-    let open = || program.spawn(limit, &control.cancel);
+    let began = Instant::now();
+    let open = || program.spawn(limit.saturating_sub(began.elapsed()), &control.cancel);
     // The customer's own account may not be let in twice, or his site not any more.
     let sessions = Sessions::new(&open, importer.temporary)?;
     let rewriter = Rewriter::new(

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{Engine, Noting, require_note};
 use crate::catalog::BackupEntry;
 use crate::customer::{Customer, CustomerId};
-use crate::database::{self, Dump};
+use crate::database::{self, Dump, Server};
 use crate::error::{Error, ErrorKind, Result};
 use crate::progress::{Control, Phase};
 use crate::repository::{
@@ -128,7 +128,7 @@ impl Engine {
             control.monitor.bytes_total(bytes);
         }
         let dump = match request.backup_type.has_database() {
-            true => Some(self.start_dump(customer, control)?),
+            true => Some(self.start_dump(&self.server(customer)?, customer, control)?),
             false => None,
         };
         let exclude = || self.config.customers.exclude.clone();
@@ -225,10 +225,14 @@ impl Engine {
         Ok(entry.filter(|_| is_his))
     }
 
-    pub(super) fn start_dump(&self, customer: &Customer, control: &Control) -> Result<Dump> {
-        let server = self.server(customer)?;
+    pub(super) fn start_dump(
+        &self,
+        server: &Server,
+        customer: &Customer,
+        control: &Control,
+    ) -> Result<Dump> {
         let limit = self.config.dump_timeout();
-        database::dump(&server, customer.db_name.as_str(), limit, control)
+        database::dump(server, customer.db_name.as_str(), limit, control)
     }
 
     fn archive_request(

@@ -586,8 +586,8 @@ struct Hands {
     engine: Engine,
     control: Control,
     wait: Duration,
-    /// Whose dump runs: one at a time, whatever the number of threads.
-    turn: Arc<tokio::sync::Mutex<()>>,
+    /// Whose dump runs: one at a time, whatever the number of threads. And where the one before was made.
+    turn: Arc<tokio::sync::Mutex<Option<Server>>>,
     tables: Tables,
 }
 
@@ -607,16 +607,28 @@ struct Seen {
 
 impl Hands {
     fn dump_of(&self, member: &Member) -> Result<Running> {
-        let turn = self.wait_for_turn()?;
+        let mut turn = self.wait_for_turn()?;
         let claim = match self.claim(member) {
             Ok((_, claim)) => Some(claim),
             // A database alone needs no directory.
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let dump = self.engine.start_dump(&member.customer, &self.control)?;
+        let server = self.server(&member.customer, &mut turn)?;
+        let dump = self
+            .engine
+            .start_dump(&server, &member.customer, &self.control)?;
         let whose = (member.customer.id, Arc::clone(&self.tables));
         Running::new(dump, claim, turn, Some(whose))
+    }
+
+    /// That of the dump before, if this customer's is the same: what the client programs for it are is known then.
+    fn server(&self, customer: &Customer, before: &mut Option<Server>) -> Result<Server> {
+        let server = self.engine.server(customer)?;
+        match before {
+            Some(known) if known.is_as(&server) => Ok(known.clone()),
+            _ => Ok(before.insert(server).clone()),
+        }
     }
 
     fn dump_of_platform(&self, server: &Server, schema: &str) -> Result<Running> {
@@ -664,7 +676,7 @@ impl Hands {
         }
     }
 
-    fn wait_for_turn(&self) -> Result<OwnedMutexGuard<()>> {
+    fn wait_for_turn(&self) -> Result<OwnedMutexGuard<Option<Server>>> {
         let turn = Arc::clone(&self.turn).blocking_lock_owned();
         self.control.cancel.check()?;
         Ok(turn)
@@ -687,14 +699,14 @@ struct Running {
     /// Whose it is, and where it is written down what there was.
     whose: Option<(CustomerId, Tables)>,
     _claim: Option<Claim>,
-    _turn: OwnedMutexGuard<()>,
+    _turn: OwnedMutexGuard<Option<Server>>,
 }
 
 impl Running {
     fn new(
         mut dump: Dump,
         claim: Option<Claim>,
-        turn: OwnedMutexGuard<()>,
+        turn: OwnedMutexGuard<Option<Server>>,
         whose: Option<(CustomerId, Tables)>,
     ) -> Result<Self> {
         let reader = dump

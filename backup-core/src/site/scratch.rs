@@ -116,6 +116,7 @@ impl Scratch {
                 e.into(),
             )
         };
+        dirs::spread(&self.dir);
         rustix::fs::mkdirat(&self.dir, &name, Mode::RWXU).map_err(failed)?;
         rustix::fs::fsync(&self.dir).map_err(failed)?;
         Ok(ScratchRoom { name, customer })

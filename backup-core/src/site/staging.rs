@@ -95,6 +95,7 @@ impl Staging {
                 return Err(busy(site.customer));
             }
         }
+        dirs::spread(base);
         rustix::fs::mkdirat(base, name, Mode::RWXU).map_err(io)?;
         let dir = dirs::open_dir(base, name).map_err(io)?;
         lock(&dir, site.customer)?;
@@ -787,6 +788,36 @@ pub(super) mod tests {
             .collect();
         names.sort();
         names
+    }
+
+    #[test]
+    fn what_is_staged_is_not_put_among_the_places_of_what_was_just_removed() {
+        let bed = Bed::new();
+        let image = tempfile::tempdir().unwrap();
+        let (file, ext4) = (image.path().join("ext4"), bed.path(""));
+        std::fs::File::create(&file)
+            .unwrap()
+            .set_len(64 << 20)
+            .unwrap();
+        let mkfs = std::process::Command::new("mkfs.ext4")
+            .args(["-q", "-F"])
+            .arg(&file)
+            .status()
+            .unwrap();
+        assert!(mkfs.success());
+        let mount = match xtask::mount::Mount::image(&file, &ext4) {
+            Ok(mount) => mount,
+            Err(error) => {
+                println!("SKIPPED: an image of ext4 cannot be mounted by a loop device: {error}");
+                return;
+            }
+        };
+        bed.write("customer-7/wordpress/index.php", "old");
+        let staging = bed.site().stage(&bed.site().new_staging_name()).unwrap();
+        let flags = rustix::fs::ioctl_getflags(&staging.base).unwrap();
+        assert!(flags.contains(rustix::fs::IFlags::TOPDIR), "{flags:?}");
+        staging.remove().unwrap();
+        drop(mount);
     }
 
     #[test]
