@@ -3,6 +3,7 @@
 //! Serves the three places where we read or write the format ourselves: the corrected trees of a streamed file, the lock
 //! files, and the restore. Pure: bytes in, bytes out. Never: a nonce used twice, or data handed on whose MAC did not fit.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::{BufRead, BufReader, Read};
 
@@ -14,6 +15,7 @@ use rustic_core::Id;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
+use zstd::bulk::Decompressor;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::storage::FileId;
@@ -253,9 +255,21 @@ impl Read for Hashing<'_> {
     }
 }
 
+thread_local! {
+    /// One is larger than most pieces, and to make it for each of them takes a good part of the time of a restore.
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
 fn decompress(content: &[u8], length_max: usize) -> Result<Vec<u8>> {
     if length_max < UNPACKED_BYTES_MAX {
-        return zstd::bulk::decompress(content, length_max).map_err(undecompressed);
+        return DECOMPRESSOR
+            .with_borrow_mut(|kept| match kept {
+                Some(kept) => kept.decompress(content, length_max),
+                None => kept
+                    .insert(Decompressor::new()?)
+                    .decompress(content, length_max),
+            })
+            .map_err(undecompressed);
     }
     let mut plain = Vec::new();
     decoder(content)?
