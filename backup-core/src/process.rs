@@ -402,7 +402,7 @@ impl Running {
     }
 
     /// Let its input and its output hold a megabyte on their way, for a program that streams: it and we wait less for each other. Where that is not to be
-    /// had they hold what they did. Not after either was taken.
+    /// had they hold what they did. What was taken already stays as it is.
     pub fn widen(&self) {
         let pipes = [
             self.stdin.as_ref().map(AsFd::as_fd),

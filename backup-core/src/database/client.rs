@@ -451,7 +451,7 @@ pub(super) fn explain(server: &Server, account: &Account, error: Error) -> SqlEr
             ErrorKind::NotFound,
             format!("the database does not exist on the server at {server}"),
         )),
-        Some(2002 | 2003 | 2005 | 2006 | 2013) => Some((
+        Some(1053 | 1317 | 1927 | 2002 | 2003 | 2005 | 2006 | 2013) => Some((
             ErrorKind::Unreachable,
             format!(
                 "the database server at {server} cannot be reached or went away; check that it runs and its address"

