@@ -50,15 +50,15 @@ pub(super) struct Findings {
 
 /// Where a rewritten dump goes.
 pub(super) trait Script {
-    /// A line begins, and whether a statement does with it. `head` is as much of it as was looked at, before definers are changed.
-    fn line(&mut self, head: &[u8], begins_statement: bool);
+    /// A line begins, and whether a statement does with it. `head` is as much of it as was looked at, before definers are changed; `delimiter` ends statements there.
+    fn line(&mut self, head: &[u8], begins_statement: bool, delimiter: &[u8]);
 
     /// More of the line, or of what is in place of it.
     fn text(&mut self, text: &[u8]);
 }
 
 impl Script for Vec<u8> {
-    fn line(&mut self, _head: &[u8], _begins_statement: bool) {}
+    fn line(&mut self, _head: &[u8], _begins_statement: bool, _delimiter: &[u8]) {}
 
     fn text(&mut self, text: &[u8]) {
         self.extend_from_slice(text);
@@ -241,7 +241,7 @@ impl Rewriter {
         if self.dropping {
             return Ok(());
         }
-        out.line(head, self.at_statement);
+        out.line(head, self.at_statement, &self.delimiter);
         if let Some(delimiter) = head.strip_prefix(DELIMITER) {
             // As the client does it: anywhere at the begin of a line.
             let delimiter = delimiter.trim_ascii();
@@ -374,11 +374,11 @@ fn is_create_view(line: &[u8]) -> bool {
     scanner.keyword("VIEW")
 }
 
-fn starts_with_any(line: &[u8], prefixes: &[&[u8]]) -> bool {
+pub(super) fn starts_with_any(line: &[u8], prefixes: &[&[u8]]) -> bool {
     prefixes.iter().any(|prefix| line.starts_with(prefix))
 }
 
-fn find(text: &[u8], what: &[u8]) -> Option<usize> {
+pub(super) fn find(text: &[u8], what: &[u8]) -> Option<usize> {
     text.windows(what.len()).position(|window| window == what)
 }
 

@@ -10,7 +10,9 @@ use std::process::{ChildStdin, ChildStdout};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use crate::database::rewrite::{DELIMITER, Script, conditional_comment, quoted_identifier};
+use crate::database::rewrite::{
+    DELIMITER, Script, conditional_comment, find, quoted_identifier, starts_with_any,
+};
 use crate::error::{Error, ErrorKind, Result};
 use crate::process::Running;
 
@@ -238,8 +240,8 @@ impl<'a> Sessions<'a> {
 }
 
 impl Script for Sessions<'_> {
-    fn line(&mut self, head: &[u8], begins_statement: bool) {
-        if let Some(course) = self.navigator.line(head, begins_statement) {
+    fn line(&mut self, head: &[u8], begins_statement: bool, delimiter: &[u8]) {
+        if let Some(course) = self.navigator.line(head, begins_statement, delimiter) {
             self.begin(course);
         }
     }
@@ -430,8 +432,6 @@ enum Course {
 struct Navigator {
     unique_checks_off: bool,
     foreign_key_checks_off: bool,
-    /// With what statements end; empty for `;`.
-    delimiter: Vec<u8>,
     /// The dump commits by itself, or is written as by no dump program.
     is_strange: bool,
     table: Option<Table>,
@@ -439,20 +439,16 @@ struct Navigator {
 
 impl Navigator {
     /// Where the statement goes that begins with this line; none where the line goes on with one.
-    fn line(&mut self, head: &[u8], begins_statement: bool) -> Option<Course> {
-        let delimiter = head.strip_prefix(DELIMITER).map(<[u8]>::trim_ascii);
+    fn line(&mut self, head: &[u8], begins_statement: bool, delimiter: &[u8]) -> Option<Course> {
+        let sets_delimiter = head.starts_with(DELIMITER);
         if !begins_statement {
-            self.is_strange |= delimiter.is_some();
+            self.is_strange |= sets_delimiter;
             if let Some(table) = &mut self.table {
                 table.look_at(head);
             }
             return None;
         }
-        if let Some(delimiter) = delimiter {
-            self.delimiter = match delimiter {
-                b";" => Vec::new(),
-                other => other.to_vec(),
-            };
+        if sets_delimiter {
             self.table = None;
             return Some(Course::Setting);
         }
@@ -460,7 +456,7 @@ impl Navigator {
             return Some(Course::Nothing);
         }
         if begins_to_set(head) {
-            if is_setting(head, &self.delimiter) {
+            if is_setting(head, delimiter) {
                 self.set(head);
                 return Some(Course::Setting);
             }
@@ -468,7 +464,7 @@ impl Navigator {
         }
         let may_be_divided = self.unique_checks_off
             && self.foreign_key_checks_off
-            && self.delimiter.is_empty()
+            && delimiter == b";"
             && !self.is_strange;
         let is_filled = self.table.as_ref().is_some_and(Table::is_filled);
         let table = self.table.take();
@@ -505,10 +501,6 @@ fn begins_to_set(line: &[u8]) -> bool {
 
 /// A whole line that sets without calling anything, and nothing after it.
 fn is_setting(line: &[u8], delimiter: &[u8]) -> bool {
-    let delimiter = match delimiter {
-        b"" => b";",
-        own => own,
-    };
     let Some(inner) = line.trim_ascii_end().strip_suffix(delimiter) else {
         return false;
     };
@@ -520,8 +512,7 @@ fn is_setting(line: &[u8], delimiter: &[u8]) -> bool {
 }
 
 fn contains(head: &[u8], what: &str) -> bool {
-    head.windows(what.len())
-        .any(|window| window == what.as_bytes())
+    find(head, what.as_bytes()).is_some()
 }
 
 /// The table that a dump is at: nothing has come since its definition but settings, its lock and its rows.
@@ -569,12 +560,11 @@ impl Table {
         if self.stage != Stage::Definition {
             return;
         }
-        let starts_with = |what: &[&[u8]]| what.iter().any(|what| line.starts_with(what));
-        if starts_with(&[b") ENGINE=InnoDB "]) && line.trim_ascii_end().ends_with(b";") {
+        if line.starts_with(b") ENGINE=InnoDB ") && line.trim_ascii_end().ends_with(b";") {
             self.stage = Stage::Defined;
         }
-        self.has_primary_key |= starts_with(&[b"  PRIMARY KEY ("]);
-        self.is_plain &= self.stage == Stage::Defined || starts_with(&PLAIN);
+        self.has_primary_key |= line.starts_with(b"  PRIMARY KEY (");
+        self.is_plain &= self.stage == Stage::Defined || starts_with_any(line, &PLAIN);
         self.is_plain &= !NOT_PLAIN.iter().any(|what| contains(line, what));
     }
 
@@ -626,9 +616,9 @@ mod tests {
     }
 
     impl Script for Recorder {
-        fn line(&mut self, head: &[u8], begins_statement: bool) {
+        fn line(&mut self, head: &[u8], begins_statement: bool, delimiter: &[u8]) {
             let text = || String::from_utf8_lossy(head).trim_end().to_owned();
-            match self.navigator.line(head, begins_statement) {
+            match self.navigator.line(head, begins_statement, delimiter) {
                 Some(Course::Rows) => self.rows.push(text()),
                 Some(Course::Setting) => self.settings.push(text()),
                 Some(Course::Alone | Course::Nothing) | None => {}
@@ -741,11 +731,11 @@ mod tests {
             "/*!50003 SET sql_mode              = 'STRICT_TRANS_TABLES' */ ;\n",
             "/*M!100616 SET @OLD_NOTE_VERBOSITY=@@NOTE_VERBOSITY, NOTE_VERBOSITY=0 */;\n",
         ] {
-            assert!(is_setting(line.as_bytes(), b""), "{line}");
+            assert!(is_setting(line.as_bytes(), b";"), "{line}");
         }
         let in_an_event = b"/*!50003 SET character_set_client  = utf8mb4 */ ;;\n";
         assert!(is_setting(in_an_event, b";;"));
-        assert!(!is_setting(in_an_event, b""));
+        assert!(!is_setting(in_an_event, b";"));
         assert!(!is_setting(b"SET @a = 1;\n", b";;"));
         for line in [
             "SET @a = f();\n",
@@ -756,7 +746,7 @@ mod tests {
             "SET STATEMENT max_statement_time=1 FOR DELETE FROM t;\n",
             "SET @a = NEXT VALUE FOR s;\n",
         ] {
-            assert!(!is_setting(line.as_bytes(), b""), "{line}");
+            assert!(!is_setting(line.as_bytes(), b";"), "{line}");
         }
     }
 
@@ -909,7 +899,7 @@ mod tests {
     }
 
     /// Where the dump comes to this for the nth time.
-    fn find(dump: &[u8], what: &str, nth: usize) -> usize {
+    fn place_of(dump: &[u8], what: &str, nth: usize) -> usize {
         let mut found = dump
             .windows(what.len())
             .enumerate()
@@ -920,7 +910,7 @@ mod tests {
     #[test]
     fn a_session_that_ends_while_it_has_nothing_to_do_is_done_without() {
         let (mariadb, server, dump) = server_with_rows(&[]);
-        let between = find(&dump, "-- Table structure for table `u`", 0);
+        let between = place_of(&dump, "-- Table structure for table `u`", 0);
         let end: Act = Box::new(end_the_second);
         import_and(&mariadb, &server, &dump, [(between, end)]).unwrap();
     }
@@ -928,7 +918,7 @@ mod tests {
     #[test]
     fn a_session_that_ends_while_it_is_at_rows_ends_the_import() {
         let (mariadb, server, dump) = server_with_rows(&[]);
-        let within = find(&dump, "INSERT INTO `u`", 3);
+        let within = place_of(&dump, "INSERT INTO `u`", 3);
         let end: Act = Box::new(end_the_second);
         let error = import_and(&mariadb, &server, &dump, [(within, end)]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unreachable, "{error:?}");
@@ -939,7 +929,7 @@ mod tests {
         let (mariadb, server, dump) = server_with_rows(&[]);
         let many = "DELIMITER ;;\nSET @a = 1 ;;\nDELIMITER ;\n".repeat(SETTINGS_BYTES / 30);
         let dump = with(&dump, "SQL_MODE='NO_AUTO_VALUE_ON_ZERO' */;\n", &many);
-        let among = find(&dump, "INSERT INTO `t`", 3);
+        let among = place_of(&dump, "INSERT INTO `t`", 3);
         let (before, after) = dump.split_at(among);
         let dump = [before, b"SET time_zone = '+05:00';\n", after].concat();
         import_with(&mariadb, &server, &dump, 2);
@@ -995,7 +985,7 @@ mod tests {
             scene.sql("SET GLOBAL max_user_connections = 100;");
         });
         let acts = [
-            (find(&dump, "INSERT INTO `t`", 0), limit),
+            (place_of(&dump, "INSERT INTO `t`", 0), limit),
             (dump.len(), look),
         ];
         import_and(&mariadb, &server, &dump, acts).unwrap();

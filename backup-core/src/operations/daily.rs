@@ -614,21 +614,12 @@ impl Hands {
             Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(error),
         };
-        let server = self.server(&member.customer, &mut turn)?;
+        let server = self.engine.known_server(&member.customer, &mut turn)?;
         let dump = self
             .engine
             .start_dump(&server, &member.customer, &self.control)?;
         let whose = (member.customer.id, Arc::clone(&self.tables));
         Running::new(dump, claim, turn, Some(whose))
-    }
-
-    /// That of the dump before, if this customer's is the same: what the client programs for it are is known then.
-    fn server(&self, customer: &Customer, before: &mut Option<Server>) -> Result<Server> {
-        let server = self.engine.server(customer)?;
-        match before {
-            Some(known) if known.is_as(&server) => Ok(known.clone()),
-            _ => Ok(before.insert(server).clone()),
-        }
     }
 
     fn dump_of_platform(&self, server: &Server, schema: &str) -> Result<Running> {

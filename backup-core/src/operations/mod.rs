@@ -82,6 +82,15 @@ impl Engine {
         self.server_as(customer, &config.user, password)
     }
 
+    /// That which is known, if this customer's is the same: what its client programs are is known then. It is not once somebody has changed its password.
+    fn known_server(&self, customer: &Customer, known: &mut Option<Server>) -> Result<Server> {
+        let server = self.server(customer)?;
+        match known {
+            Some(known) if known.is_as(&server) => Ok(known.clone()),
+            _ => Ok(known.insert(server).clone()),
+        }
+    }
+
     fn server_as(&self, customer: &Customer, user: &str, password: SecretString) -> Result<Server> {
         let config = &self.config.customer_database;
         let endpoint = match &config.socket {

@@ -246,13 +246,8 @@ impl<'a> Restore<'a> {
     }
 
     pub(super) fn server(&self) -> Result<Server> {
-        let server = self.engine.server(self.customer)?;
-        let mut known = self.server.borrow_mut();
-        match &*known {
-            // Unless somebody has changed its password meanwhile.
-            Some(known) if known.is_as(&server) => Ok(known.clone()),
-            _ => Ok(known.insert(server).clone()),
-        }
+        self.engine
+            .known_server(self.customer, &mut self.server.borrow_mut())
     }
 
     fn live(&self) -> &str {
