@@ -297,7 +297,9 @@ fn refuse_if_taken(
     mine: &FileId,
     exclusive: bool,
 ) -> Result<()> {
-    for (id, info) in list(storage, sealer)? {
+    let mut others = storage.list(FileKind::Lock)?;
+    others.retain(|(id, _)| id != mine);
+    for (id, info) in read_all(storage, sealer, &others)? {
         let info = match info {
             Ok(info) => info,
             // Unreadable: it may say anything, also that we must keep out.
@@ -307,7 +309,7 @@ fn refuse_if_taken(
                 );
             }
         };
-        if id != *mine && (exclusive || info.exclusive) {
+        if exclusive || info.exclusive {
             let advice = if info.is_stale() {
                 "its owner is gone: remove it with `unlock`"
             } else {
@@ -327,8 +329,15 @@ pub(super) fn list(
     storage: &dyn Storage,
     sealer: &Sealer,
 ) -> Result<Vec<(FileId, Result<LockInfo>)>> {
-    let listed = storage.list(FileKind::Lock)?;
-    let locks = in_parallel(&listed, |(id, _)| match storage.read(FileKind::Lock, id) {
+    read_all(storage, sealer, &storage.list(FileKind::Lock)?)
+}
+
+fn read_all(
+    storage: &dyn Storage,
+    sealer: &Sealer,
+    listed: &[(FileId, u64)],
+) -> Result<Vec<(FileId, Result<LockInfo>)>> {
+    let locks = in_parallel(listed, |(id, _)| match storage.read(FileKind::Lock, id) {
         Ok(sealed) => Ok(Some((*id, sealer.open_json(&sealed)))),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -467,17 +467,20 @@ impl BackupService {
         engine: &Arc<Engine>,
         missing: Missing,
     ) -> Result<Vec<(&'static str, SyncReport)>> {
-        self.upkeep(engine).sync(missing, None).await
+        self.upkeep(engine).sync(missing, None, None).await
     }
 
-    /// As [`Self::sync`], as far as a customer's backups may be there: where each has a repository of his own, the other customers' are not looked at.
+    /// As [`Self::sync`], as far as a customer's backups may be there, those of one source if it is given: where each has a repository of his own, the other
+    /// customers' are not looked at.
     pub async fn sync_of(
         &self,
         engine: &Arc<Engine>,
         customer: CustomerId,
+        source: Option<Source>,
         missing: Missing,
     ) -> Result<Vec<(&'static str, SyncReport)>> {
-        self.upkeep(engine).sync(missing, Some(customer)).await
+        let upkeep = self.upkeep(engine);
+        upkeep.sync(missing, Some(customer), source).await
     }
 
     /// The repositories of the hosting server that the engine's configuration names. Of customers' own also those that are not made yet.

@@ -86,7 +86,7 @@ impl Upkeep {
     }
 
     async fn sync_all(&self) {
-        match self.sync(Missing::Remember, None).await {
+        match self.sync(Missing::Remember, None, None).await {
             Ok(reports) => {
                 for failure in reports.iter().flat_map(|(_, report)| &report.failures) {
                     tracing::error!("{failure}");
@@ -121,25 +121,47 @@ impl Upkeep {
     }
 
     /// Bring the catalogue in step with all repositories, and forget what was deleted. The first failure is given, after all were tried; that of a
-    /// single customer's repository is in the report. Of those only the one of `customer` is looked at, if he is given.
+    /// single customer's repository is in the report. Of those only the one of `customer` is looked at, if he is given, and with a `source` no repository but
+    /// where its backups are.
     pub(crate) async fn sync(
         &self,
         missing: Missing,
         customer: Option<CustomerId>,
+        source: Option<Source>,
     ) -> Result<Vec<(&'static str, SyncReport)>> {
-        let manual = match (self.engine.each_has_own(), customer) {
+        let manual = async {
+            match source {
+                Some(Source::Daily) => Ok(None),
+                _ => self.sync_manuals(missing, customer).await.map(Some),
+            }
+        };
+        let daily = async {
+            match source {
+                Some(Source::Manual | Source::PreRestore) => Ok(None),
+                _ => self.sync_daily(missing).await,
+            }
+        };
+        // Beside each other: to open a repository takes a processor for a good part of a second.
+        let (manual, daily) = tokio::join!(manual, daily);
+        let manual = manual?.map(|report| ("manual", report));
+        let daily = daily?.map(|report| ("daily", report));
+        Ok(manual.into_iter().chain(daily).collect())
+    }
+
+    async fn sync_manuals(
+        &self,
+        missing: Missing,
+        customer: Option<CustomerId>,
+    ) -> Result<SyncReport> {
+        match (self.engine.each_has_own(), customer) {
             (false, _) => self.sync_manual(missing).await,
             (true, None) => self.sync_each(missing).await,
             (true, Some(customer)) => {
                 let mut report = SyncReport::default();
-                let synced = self.sync_own(customer, missing, &mut report).await;
-                synced.map(|()| report)
+                self.sync_own(customer, missing, &mut report).await?;
+                Ok(report)
             }
-        };
-        let daily = self.sync_daily(missing).await;
-        let mut reports = vec![("manual", manual?)];
-        reports.extend(daily?.map(|report| ("daily", report)));
-        Ok(reports)
+        }
     }
 
     async fn sync_manual(&self, missing: Missing) -> Result<SyncReport> {

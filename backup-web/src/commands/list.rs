@@ -27,7 +27,7 @@ pub fn run(
         Err(error) if error.kind() != ErrorKind::Configuration => return Err(error),
         _ => {}
     }
-    parts.refresh(Some(customer))?;
+    parts.refresh_of(customer, None)?;
     let list = runtime.block_on(parts.service.list(customer))?;
     output.result(&list, || {
         let mut text = String::new();

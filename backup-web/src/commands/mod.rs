@@ -24,7 +24,7 @@ pub mod worker;
 use std::sync::Arc;
 
 use backup_core::audit::Action;
-use backup_core::catalog::{Missing, RepositoryName};
+use backup_core::catalog::{Missing, RepositoryName, Source, SyncReport};
 use backup_core::config::{Config, RepositoryConfig};
 use backup_core::customer::CustomerId;
 use backup_core::error::{Error, ErrorKind, Result};
@@ -74,17 +74,22 @@ impl<'a> Parts<'a> {
     }
 
     /// The catalogue as the repositories are now, or, where they cannot be reached, as it was last.
-    ///
-    /// Where one customer alone is asked for, the other customers' own repositories are left as they are.
-    fn refresh(&self, customer: Option<CustomerId>) -> Result<()> {
+    fn refresh(&self) -> Result<()> {
+        self.refresh_by(self.service.sync(&self.engine, Missing::Remember))
+    }
+
+    /// The same for one customer, whose backups of one source may be all that is asked for: what those cannot be in is left as it is.
+    fn refresh_of(&self, customer: CustomerId, source: Option<Source>) -> Result<()> {
+        let (service, engine) = (&self.service, &self.engine);
+        self.refresh_by(service.sync_of(engine, customer, source, Missing::Remember))
+    }
+
+    fn refresh_by(
+        &self,
+        sync: impl Future<Output = Result<Vec<(&'static str, SyncReport)>>>,
+    ) -> Result<()> {
         init::require(self.service.config())?;
-        let synced = self.runtime.block_on(async {
-            let (service, engine) = (&self.service, &self.engine);
-            match customer {
-                Some(customer) => service.sync_of(engine, customer, Missing::Remember).await,
-                None => service.sync(engine, Missing::Remember).await,
-            }
-        });
+        let synced = self.runtime.block_on(sync);
         match synced {
             Ok(reports) => {
                 for (_, report) in &reports {

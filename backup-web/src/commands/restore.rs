@@ -30,8 +30,8 @@ pub fn run(
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
     runtime.block_on(parts.service.customers().get(args.customer))?;
-    parts.refresh(Some(args.customer))?;
     let source = args.source.into();
+    parts.refresh_of(args.customer, Some(source))?;
     let resolved = parts.service.resolve(args.customer, source, &args.snapshot);
     let request = RestoreRequest {
         snapshot: runtime.block_on(resolved)?,

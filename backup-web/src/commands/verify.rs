@@ -23,7 +23,7 @@ pub fn run(
 ) -> Result<ExitCode> {
     let parts = Parts::connect(config, runtime, cancel)?;
     parts.note_to(customers, Action::Verify);
-    parts.refresh(None)?;
+    parts.refresh()?;
     let report = {
         let control = super::control(cancel);
         runtime.block_on(parts.service.verify(&parts.engine, customers, &control))?
