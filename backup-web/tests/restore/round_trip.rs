@@ -321,3 +321,28 @@ fn watched(world: &World, line: &str) -> (serde_json::Value, u64) {
         (document, peak)
     })
 }
+
+#[test]
+fn a_restore_needs_no_repository_but_the_one_that_its_backup_is_in() {
+    let world = World::new(&[1]);
+    let [manual, daily] = [world.bed.manual_repository(), world.bed.daily_repository()];
+    let from_manual = world.back_up("1");
+    let from_daily = world.bed.back_up_daily("2026-01-31").unwrap();
+    world.run("sync").good();
+    let lost = |repository: &Path| repository.with_extension("lost");
+
+    fs::rename(&daily, lost(&daily)).unwrap();
+    world.run("list 1").failed(1);
+    world.run(&format!("restore 1 {from_manual} --yes")).good();
+    fs::rename(lost(&daily), &daily).unwrap();
+
+    fs::rename(&manual, lost(&manual)).unwrap();
+    let report = world
+        .run(&format!("restore 1 {from_daily} --source daily --yes"))
+        .good();
+    // What it replaced waits for a place.
+    assert_eq!(report["kept_snapshot"], serde_json::Value::Null);
+    fs::rename(lost(&manual), &manual).unwrap();
+    world.run("recover").good();
+    assert_eq!(world.listed(1, "pre_restore").len(), 2);
+}
