@@ -4,6 +4,7 @@
 //! the others are looked at afterwards: of two that start at once, at least one sees the other. Never: a commit, or the start of a
 //! removal, under a lock that is gone or that others may call stale.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,8 @@ const REFRESH_EVERY: Duration = Duration::from_secs(5 * 60);
 const STALE_AFTER: SignedDuration = SignedDuration::from_mins(30);
 /// How long a lock file may be half written.
 const UNREADABLE_PAUSE: Duration = Duration::from_secs(2);
+/// How often the locks are listed while one that just came is gone again each time.
+const LOOKS_MAX: usize = 8;
 /// A lock of ours that is older is not trusted at a commit: what it protected may be gone.
 const TRUSTED_FOR: Duration = Duration::from_secs(25 * 60);
 
@@ -297,9 +300,7 @@ fn refuse_if_taken(
     mine: &FileId,
     exclusive: bool,
 ) -> Result<()> {
-    let mut others = storage.list(FileKind::Lock)?;
-    others.retain(|(id, _)| id != mine);
-    for (id, info) in read_all(storage, sealer, &others)? {
+    for (id, info) in others(storage, sealer, mine)? {
         let info = match info {
             Ok(info) => info,
             // Unreadable: it may say anything, also that we must keep out.
@@ -322,6 +323,31 @@ fn refuse_if_taken(
         }
     }
     Ok(())
+}
+
+/// All locks but this one. One that vanishes while we look is of somebody who is done, or was refreshed: under a new name, which was there before the old one
+/// went, and which whoever lists once more finds.
+fn others(
+    storage: &dyn Storage,
+    sealer: &Sealer,
+    mine: &FileId,
+) -> Result<Vec<(FileId, Result<LockInfo>)>> {
+    let mut seen = BTreeSet::from([*mine]);
+    let mut others = Vec::new();
+    for _ in 0..LOOKS_MAX {
+        let mut unseen = storage.list(FileKind::Lock)?;
+        unseen.retain(|(id, _)| seen.insert(*id));
+        let read = read_all(storage, sealer, &unseen)?;
+        let has_one_vanished = read.len() < unseen.len();
+        others.extend(read);
+        if !has_one_vanished {
+            return Ok(others);
+        }
+    }
+    Err(Error::new(
+        ErrorKind::Busy,
+        "the locks of the repository come and go faster than they can be read: try again",
+    ))
 }
 
 /// All locks. One that vanishes while we look is left out.
@@ -376,7 +402,11 @@ pub(super) fn remove_stale(storage: &dyn Storage, sealer: &Sealer) -> Result<Vec
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
+    use crate::progress::Cancel;
+    use crate::storage;
 
     #[test]
     fn a_lock_of_a_running_process_is_not_stale() {
@@ -398,5 +428,71 @@ mod tests {
         // The same number on another machine says nothing.
         orphaned.hostname = "elsewhere".into();
         assert!(!orphaned.is_stale());
+    }
+
+    /// Somebody refreshes his exclusive lock between a look at the list and one at his file.
+    #[derive(Debug)]
+    struct Refreshing {
+        inner: Arc<dyn Storage>,
+        sealer: Sealer,
+        old: Mutex<Option<FileId>>,
+    }
+
+    impl Storage for Refreshing {
+        fn location(&self) -> &str {
+            self.inner.location()
+        }
+        fn create(&self) -> Result<()> {
+            self.inner.create()
+        }
+        fn list(&self, kind: FileKind) -> Result<Vec<(FileId, u64)>> {
+            let listed = self.inner.list(kind)?;
+            if let Some(old) = self.old.lock().unwrap().take() {
+                let refreshed = LockInfo::of_this_process(true);
+                write(&*self.inner, &self.sealer, &refreshed)?;
+                self.inner.remove(FileKind::Lock, &old)?;
+            }
+            Ok(listed)
+        }
+        fn read(&self, kind: FileKind, id: &FileId) -> Result<Bytes> {
+            self.inner.read(kind, id)
+        }
+        fn read_range(
+            &self,
+            kind: FileKind,
+            id: &FileId,
+            offset: u64,
+            length: u64,
+        ) -> Result<Bytes> {
+            self.inner.read_range(kind, id, offset, length)
+        }
+        fn write(&self, kind: FileKind, id: &FileId, content: &[Bytes]) -> Result<()> {
+            self.inner.write(kind, id, content)
+        }
+        fn remove(&self, kind: FileKind, id: &FileId) -> Result<()> {
+            self.inner.remove(kind, id)
+        }
+        fn with_stop(&self, stop: &Cancel) -> Arc<dyn Storage> {
+            self.inner.with_stop(stop)
+        }
+    }
+
+    #[test]
+    fn a_lock_that_is_refreshed_while_another_looks_is_seen() {
+        let scratch = tempfile::tempdir().unwrap();
+        let location = storage::Location::from(scratch.path());
+        let inner = storage::open(&location, &Default::default()).unwrap();
+        inner.create().unwrap();
+        let sealer = || Sealer::new(&[7; 32], &[8; 16], &[9; 16]).unwrap();
+        let old = write(&*inner, &sealer(), &LockInfo::of_this_process(true)).unwrap();
+        let mine = write(&*inner, &sealer(), &LockInfo::of_this_process(false)).unwrap();
+        let storage = Refreshing {
+            inner,
+            sealer: sealer(),
+            old: Mutex::new(Some(old)),
+        };
+        let refused = refuse_if_taken(&storage, &sealer(), &mine, false).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::Busy);
+        assert!(refused.to_string().contains("exclusive lock"), "{refused}");
     }
 }

@@ -470,8 +470,8 @@ impl BackupService {
         self.upkeep(engine).sync(missing, None, None).await
     }
 
-    /// As [`Self::sync`], as far as a customer's backups may be there, those of one source if it is given: where each has a repository of his own, the other
-    /// customers' are not looked at.
+    /// As [`Self::sync`], as far as a customer's backups may be there: where each has a repository of his own, the other customers' are not looked at. With a
+    /// source no repository is but the one of its backups, which [`Source::Manual`] and [`Source::PreRestore`] share, and only that is in the result.
     pub async fn sync_of(
         &self,
         engine: &Arc<Engine>,

@@ -138,11 +138,16 @@ impl Upkeep {
         let daily = async {
             match source {
                 Some(Source::Manual | Source::PreRestore) => Ok(None),
-                _ => self.sync_daily(missing).await,
+                _ => self.open_daily().await,
             }
         };
-        // Beside each other: to open a repository takes a processor for a good part of a second.
+        // Opened beside the other, for that takes a processor a good part of a second; but synced after it.
         let (manual, daily) = tokio::join!(manual, daily);
+        let daily = match daily {
+            Ok(Some(repository)) => self.sync_daily_in(&repository, missing).await.map(Some),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
         let manual = manual?.map(|report| ("manual", report));
         let daily = daily?.map(|report| ("daily", report));
         Ok(manual.into_iter().chain(daily).collect())
@@ -260,17 +265,26 @@ impl Upkeep {
     }
 
     async fn sync_daily(&self, missing: Missing) -> Result<Option<SyncReport>> {
+        match self.open_daily().await? {
+            Some(repository) => self.sync_daily_in(&repository, missing).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn open_daily(&self) -> Result<Option<Arc<Repository>>> {
         let engine = Arc::clone(&self.engine);
-        let Some(repository) = blocking(move || engine.daily()).await? else {
-            return Ok(None);
-        };
-        self.note_use(RepositoryName::Daily, &repository).await?;
+        blocking(move || engine.daily()).await
+    }
+
+    async fn sync_daily_in(
+        &self,
+        repository: &Arc<Repository>,
+        missing: Missing,
+    ) -> Result<SyncReport> {
+        self.note_use(RepositoryName::Daily, repository).await?;
         // Also where the platform's own script forgets there: another server's daily backups may be ours, and its prune goes by the catalogue.
         let config = self.engine.config();
-        self.catalog
-            .sync_daily(&repository, config, missing)
-            .await
-            .map(Some)
+        self.catalog.sync_daily(repository, config, missing).await
     }
 
     /// What follows a daily backup of these customers: they see it, and the oldest ones are forgotten. It was made, whatever fails here: that is a warning.
